@@ -1,0 +1,9 @@
+"""Attention plugins for OpenMMLab: importing this package registers them.
+
+The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengine's root registry,
+the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each installed codebase.
+"""
+from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
+from .version import __version__
+
+__all__ = ['__version__']
