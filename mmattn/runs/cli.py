@@ -1,0 +1,191 @@
+"""The parts that tools/train.py and tools/test.py share: arguments, configs, errors."""
+import argparse
+import difflib
+import inspect
+import os
+import re
+import sys
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import MODELS
+from mmengine.utils import import_modules_from_strings
+
+RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+
+
+class UserError(Exception):
+    """Something the user can mend, told in one line."""
+
+
+def add_common_arguments(parser):
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints '
+                        '(default: the config\'s, or work_dirs/<config name>)')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+        help='override the config: key=value, key=a,b or key="[a,b]", with dots for nested keys')
+    parser.add_argument(
+        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+    # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
+    parser.add_argument(
+        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument(
+        '--debug', action='store_true', default=os.environ.get('MMATTN_DEBUG', '0') != '0',
+        help='show the traceback of every error (so does MMATTN_DEBUG=1)')
+
+
+def check_file(path, what):
+    """Raises UserError if a local path names no file; addresses with a scheme are left alone."""
+    if '://' not in str(path) and not Path(path).is_file():
+        raise UserError(f'{what} not found: {path}')
+
+
+def load_config(args):
+    """Reads the config of a command line and applies what the tools have in common.
+
+    Args:
+        args (argparse.Namespace): With ``config`` and the arguments of
+            :func:`add_common_arguments`.
+
+    Returns:
+        Config: With ``launcher``, ``work_dir`` and ``default_scope`` set.
+
+    Raises:
+        UserError: If the file, or one it is based on, is missing or not Python.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = Path(args.config)
+    if not path.is_file():
+        near = difflib.get_close_matches(
+            path.name, [other.name for other in path.parent.glob('*.py')], n=1)
+        hint = f'; did you mean {path.parent / near[0]}?' if near else ''
+        raise UserError(f'config not found: {path}{hint}')
+    try:
+        # Imported below, where a missing module is not blamed on the config's syntax.
+        cfg = Config.fromfile(path, import_custom_modules=False)
+    except SyntaxError as error:
+        # mmengine does not always say which file, and keeps Python's own error as the context.
+        cause = error.__context__ if isinstance(error.__context__, SyntaxError) else error
+        raise UserError(f'{_file_read(error, path)}:{cause.lineno}: {cause.msg}') from error
+    except FileNotFoundError as error:
+        raise UserError(f'{path}: a base config is missing: {error.filename or error}') from error
+    except Exception as error:
+        raise UserError(f'{path}: {type(error).__name__}: {error}') from error
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / path.stem)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if cfg.get('default_scope') == 'mmdet':
+        from mmdet.utils import setup_cache_size_limit_of_dynamo
+        setup_cache_size_limit_of_dynamo()
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name] = _with_loader_defaults(cfg[name], cfg.get('default_scope'))
+    return cfg
+
+
+def _file_read(error, path):
+    """The config file that mmengine's reader was at when it raised the error."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        name = str(frame.f_locals.get('filename', ''))
+        if name.endswith('.py'):
+            path = os.path.normpath(name)
+    return path
+
+
+def _with_loader_defaults(loader, scope):
+    loader = ConfigDict(loader)
+    if scope == 'mmpretrain':
+        # What mmpretrain's own tools add to every loader.
+        loader.setdefault('collate_fn', dict(type='default_collate'))
+        loader.setdefault('persistent_workers', True)
+    if not loader.get('num_workers'):
+        # PyTorch refuses it without workers.
+        loader.persistent_workers = False
+    return loader
+
+
+def rank():
+    """This process's number among all, before they have met."""
+    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))
+
+
+def describe(error):
+    """What an exception says, in one line."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    if 'EADDRINUSE' in text:
+        return f'port {os.environ.get("MASTER_PORT")} is in use'
+    if isinstance(error, FileNotFoundError) and error.filename:
+        return f'not found: {error.filename}'
+    # Errors of data loader workers carry a traceback, at whose end they say what they are.
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
+    text = lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)
+    if not text:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        text = f'{type(error).__name__} in {frame.filename}:{frame.lineno}: {frame.line}'
+    elif not isinstance(error, (ValueError, UserError, OSError, RuntimeError)):
+        text = f'{type(error).__name__}: {text}'
+    unexpected = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    if unexpected:
+        text += _allowed_arguments(unexpected.group(1))
+    return text
+
+
+def _allowed_arguments(name):
+    cls = MODELS.get(name)
+    if cls is None:
+        return ''
+    parameters = list(inspect.signature(cls).parameters)
+    return f' (allowed: {", ".join(parameters)})'
+
+
+@contextmanager
+def one_line_errors(debug):
+    """Turns errors of the set-up into one line on stderr and exit code 2.
+
+    Yields an object whose ``runner`` the tool sets once it has one. Errors after the runner's first
+    iteration has begun are faults of the program and keep their traceback, but for missing files.
+    Of several processes only the first prints. Ctrl-C ends with code 130.
+
+    Args:
+        debug (bool): Whether to let every exception through.
+    """
+    class State:
+        runner = None
+
+    try:
+        yield State
+    except KeyboardInterrupt:
+        if rank() == 0:
+            print(f'\ninterrupted{_resume_hint(State.runner)}', file=sys.stderr)
+        code = 130
+    except Exception as error:
+        begun = State.runner is not None and State.runner.progress.begun
+        if debug or (begun and not isinstance(error, FileNotFoundError)):
+            raise
+        if rank() == 0:
+            hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
+            print(f'error: {describe(error)}{hint}', file=sys.stderr)
+        code = 2
+    else:
+        return
+    # The other processes may be waiting in a collective call: no goodbyes.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _resume_hint(runner):
+    if runner is None:
+        return ''
+    last = Path(runner.work_dir) / 'last_checkpoint'
+    if not last.exists():
+        return '; there is no checkpoint yet'
+    return f'; --resume goes on from {last.read_text().strip()}'

@@ -1,0 +1,41 @@
+from pathlib import Path
+
+import mmengine
+from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+
+
+class ProgressHook(Hook):
+    """Knows whether training or testing has begun: errors before are the user's to mend."""
+
+    begun = False
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.begun = True
+
+    def before_test_iter(self, runner, batch_idx, data_batch=None):
+        self.begun = True
+
+
+@HOOKS.register_module()
+class EvaluateBeforeTraining(Hook):
+    """Evaluates the untrained model, for comparison with the trained one.
+
+    The metrics on the validation set and the number of parameters are written to ``untrained.json``
+    in the work directory. A resumed run does not write it again.
+    """
+
+    priority = 'VERY_LOW'
+
+    def before_train(self, runner):
+        if runner.iter > 0:
+            return
+        metrics = runner.val_loop.run()
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        if is_main_process():
+            mmengine.dump(
+                dict(parameters=parameters, metrics={k: float(v) for k, v in metrics.items()}),
+                Path(runner.work_dir) / 'untrained.json')

@@ -1,0 +1,45 @@
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmattn.datasets import digits
+from mmattn.runs import cli
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='session')
+def digits_root(tmp_path_factory):
+    """A folder with data/digits in it, a dozen images a task, where the quickstart configs run."""
+    root = tmp_path_factory.mktemp('runs')
+    for task in digits.TASKS:
+        digits.make(root / 'data' / 'digits', task, num=12, num_val=4, size=96)
+    return root
+
+
+@pytest.fixture
+def workspace(digits_root, monkeypatch):
+    monkeypatch.chdir(digits_root)
+    return digits_root
+
+
+@pytest.fixture
+def run_tool(workspace, monkeypatch):
+    """Runs a tool in this process: `run_tool('train', CONFIG, ...)`; SystemExit has its code."""
+    def exit_with(code):
+        raise SystemExit(code)
+
+    def run(tool, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(cli.os, '_exit', exit_with)
+            patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
+            patch.delenv('LOCAL_RANK', raising=False)
+            runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the subprocesses that results are compared with
+    yield run
+    torch.set_num_threads(threads)

@@ -1,0 +1,193 @@
+"""Training that was cut off and resumed, or spread over two processes, ends as it would have."""
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / 'configs' / 'quickstart'
+
+# A process that ends itself: no signal from outside would come at the same iteration every time.
+HOOK = '''
+import os
+import signal
+import time
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+
+@HOOKS.register_module()
+class CutOff(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if os.environ.get('CUT_OFF') != str(runner.iter):
+            return
+        if os.environ['CUT_OFF_BY'] == 'SIGKILL':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if runner.rank == 0:
+            os.kill(os.getppid(), signal.SIGINT)  # as a terminal would, to the launcher
+        time.sleep(60)
+'''
+
+# Two epochs of 3 iterations. Workers that persist, because theirs are the generators that would go
+# wrong, and augmentation that shows it.
+EPOCHS = f'''
+_base_ = '{CONFIGS}/resnet18-cat_digits-cifar.py'
+custom_imports = dict(
+    _delete_=True, imports=['mmattn', 'mmattn.runs', 'cut_off'], allow_failed_imports=False)
+custom_hooks = [dict(type='CutOff')]
+randomness = dict(_delete_=True, seed=SEED)
+model = dict(head=dict(cal_acc=False))
+train_dataloader = dict(batch_size=4, num_workers=2, persistent_workers=True)
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='SGD', lr=0.05, momentum=0.9))
+param_scheduler = dict(_delete_=True, type='CosineAnnealingLR', T_max=6, by_epoch=False)
+train_cfg = dict(max_epochs=2)
+val_cfg = None
+val_dataloader = None
+val_evaluator = None
+'''
+
+# Six iterations, a checkpoint every two, dropout in the heads.
+ITERATIONS = f'''
+_base_ = '{CONFIGS}/fcn_r18-d8-drtam-pool_digits-voc.py'
+custom_imports = dict(
+    _delete_=True, imports=['mmattn', 'mmattn.runs', 'cut_off'], allow_failed_imports=False)
+custom_hooks = [dict(type='CutOff')]
+randomness = dict(_delete_=True, seed=SEED)
+crop_size = (64, 64)
+model = dict(data_preprocessor=dict(size=crop_size), decode_head=dict(dropout_ratio=0.5))
+pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations'),
+    dict(type='RandomResize', scale=(96, 96), ratio_range=(0.8, 1.5), keep_ratio=True),
+    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.99),
+    dict(type='PhotoMetricDistortion'),
+    dict(type='PackSegInputs'),
+]
+digits = dict(
+    type='PascalVOCDataset', data_root=_base_.data_root, pipeline=pipeline,
+    data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+    ann_file='ImageSets/Segmentation/train.txt')
+train_dataloader = dict(
+    batch_size=2, num_workers=2, persistent_workers=True,
+    dataset=dict(datasets=[digits, digits]))
+param_scheduler = dict(total_steps=6)
+train_cfg = dict(max_iters=6)
+default_hooks = dict(checkpoint=dict(interval=2))
+val_cfg = None
+val_dataloader = None
+val_evaluator = None
+'''
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    (tmp_path / 'cut_off.py').write_text(HOOK)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def write(text, seed=0):
+        path = tmp_path / 'run.py'
+        path.write_text(text.replace('SEED', str(seed)))
+        return path
+
+    return write
+
+
+def environment(tmp_path, **more):
+    paths = [str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS='1',
+                PYTHON=sys.executable, **more)
+
+
+def last_checkpoint(work_dir):
+    path = (work_dir / 'last_checkpoint').read_text().strip()
+    return torch.load(path, map_location='cpu', weights_only=False)
+
+
+def differences(one, other):
+    return {key: (one[key].double() - other[key].double()).abs().max().item() for key in one}
+
+
+@pytest.mark.parametrize('text, cut_off, left', [
+    # in the second of the second epoch's three iterations, and in the sixth of six
+    (EPOCHS, 4, 3),
+    (ITERATIONS, 5, 4),
+], ids=['epochs', 'iterations'])
+def test_kill_and_resume(text, cut_off, left, config, run_tool, tmp_path):
+    # No seed in the config: the resumed run must take over the one that the killed run had drawn.
+    killed = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'train.py', config(text, None), '--work-dir',
+         tmp_path / 'cut'],
+        env=environment(tmp_path, CUT_OFF=str(cut_off), CUT_OFF_BY='SIGKILL'),
+        capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = last_checkpoint(tmp_path / 'cut')
+    assert before['meta']['iter'] == left
+    run_tool('train', config(text, None), '--work-dir', tmp_path / 'cut', '--resume')
+    resumed = last_checkpoint(tmp_path / 'cut')
+
+    run_tool('train', config(text, before['meta']['seed']), '--work-dir', tmp_path / 'whole')
+    whole = last_checkpoint(tmp_path / 'whole')
+    assert resumed['meta']['iter'] == whole['meta']['iter'] == 6
+    for key, value in whole['state_dict'].items():
+        assert torch.equal(resumed['state_dict'][key], value), key
+    assert max(differences(whole['state_dict'], before['state_dict']).values()) > 1e-3
+
+
+def test_other_seed_other_weights(config, run_tool, tmp_path):
+    """The comparison above would notice other augmentation."""
+    ends = []
+    for seed in (1, 2):
+        run_tool('train', config(EPOCHS, seed), '--work-dir', tmp_path / str(seed))
+        ends.append(last_checkpoint(tmp_path / str(seed))['state_dict'])
+    assert max(differences(*ends).values()) > 1e-3
+
+
+def test_interrupt_and_resume(config, workspace, tmp_path):
+    """Ctrl-C in two processes: one line, code 130; --resume goes on from the last epoch."""
+    command = ['bash', ROOT / 'tools' / 'dist_train.sh', config(EPOCHS), '2', '--work-dir',
+               tmp_path / 'work']
+    halves = ['--cfg-options', 'train_dataloader.batch_size=2']
+    stopped = subprocess.run(
+        [*command, *halves], env=environment(tmp_path, CUT_OFF='4', CUT_OFF_BY='SIGINT'),
+        capture_output=True, text=True, timeout=300)
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.count('interrupted; --resume goes on from') == 1, stopped.stderr
+    assert 'epoch_1.pth' in stopped.stderr and 'Traceback' not in stopped.stderr
+    resumed = subprocess.run(
+        [*command, '--resume', *halves], env=environment(tmp_path), capture_output=True,
+        text=True, timeout=300)
+    assert resumed.returncode == 0, resumed.stderr
+    assert last_checkpoint(tmp_path / 'work')['meta']['iter'] == 6
+
+
+def test_two_processes_train_like_one(config, run_tool, tmp_path):
+    """Three steps with the same global batch of 4: 1 x 4 and 2 x 2, random crops included.
+
+    Batch norm uses its running statistics here (`norm_eval`), in the gates too: in training each
+    process would normalise by its own half of the batch, CPUs having no SyncBN, and the comparison
+    would be of two different networks. The gates' and all other gradients are compared as they are.
+    SGD, because Adam's first steps are the signs of gradients, where rounding decides about zeros.
+    """
+    text = EPOCHS.replace('model = dict(', 'model = dict(backbone=dict(norm_eval=True), ')
+    one, two = tmp_path / 'one', tmp_path / 'two'
+    options = ['--cfg-options', 'train_cfg.max_epochs=1']
+    run_tool('train', config(text), '--work-dir', one, *options)
+    ran = subprocess.run(
+        ['bash', ROOT / 'tools' / 'dist_train.sh', config(text), '2', '--work-dir', two, *options,
+         'train_dataloader.batch_size=2'],
+        env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr
+    first, second = last_checkpoint(one), last_checkpoint(two)
+    assert first['meta']['iter'] == second['meta']['iter'] == 3
+    assert max(differences(first['state_dict'], second['state_dict']).values()) < 1e-5
+    # three steps have moved the parameters, the gates' among them, by far more than that
+    run_tool('train', config(text), '--work-dir', tmp_path / 'still', *options,
+             'optim_wrapper.optimizer.lr=0.0')
+    moved = differences(first['state_dict'], last_checkpoint(tmp_path / 'still')['state_dict'])
+    gates = {key: value for key, value in moved.items() if 'cat' in key.lower()}
+    assert len(gates) > 8
+    assert max(gates.values()) > 1e-3

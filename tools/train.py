@@ -1,0 +1,57 @@
+"""Trains a model of mmpretrain, mmdetection or mmsegmentation."""
+import argparse
+
+from mmattn.runs import Runner
+from mmattn.runs.cli import (
+    UserError,
+    add_common_arguments,
+    check_file,
+    load_config,
+    one_line_errors,
+)
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config')
+    parser.add_argument(
+        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+        help='go on from a checkpoint, or from the last one in the work directory')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument(
+        '--auto-scale-lr', action='store_true',
+        help='scale the learning rate by the actual over the config\'s base batch size')
+    parser.add_argument('--no-validate', action='store_true', help='train only')
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+def merge_args(cfg, args):
+    """Applies the command line to the config."""
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
+        cfg.auto_scale_lr.enable = True
+    if args.resume == 'auto':
+        cfg.resume, cfg.load_from = True, None
+    elif args.resume is not None:
+        check_file(args.resume, 'checkpoint')
+        cfg.resume, cfg.load_from = True, args.resume
+
+
+def main():
+    args = parse_args()
+    with one_line_errors(args.debug) as state:
+        cfg = load_config(args)
+        merge_args(cfg, args)
+        state.runner = Runner.from_cfg(cfg)
+        state.runner.train()
+
+
+if __name__ == '__main__':
+    main()
