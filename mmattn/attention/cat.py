@@ -1,0 +1,185 @@
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmattn import ops
+
+from .checks import (
+    check_choice,
+    check_flags,
+    check_int,
+    check_number,
+    check_odd,
+    check_range,
+    check_subset,
+)
+from .gate import Gate, mlp
+
+ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
+FORMULAS = ('equation', 'algorithm')
+POOLS = ('avg', 'max', 'ent')
+
+
+def gaussian(size, sigma=None):
+    """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8."""
+    if sigma is None:
+        sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
+    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    taps = torch.exp(-(offsets / sigma)**2 / 2)
+    return (taps / taps.sum()).to(torch.get_default_dtype())
+
+
+def min_max(entropy, low, high):
+    """Stretch each sample's entropies to [low, high] (eq. 4); a constant map becomes `low`.
+
+    Differences that rounding alone can make count as none: eq. 4 would blow them up to the range.
+    """
+    flat = entropy.flatten(1)
+    least, most = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    spread = most - least
+    # Entropies are below 16 nats, where one rounding step is 8 eps.
+    spread = torch.where(spread > 64 * torch.finfo(entropy.dtype).eps, spread, 1)
+    unit = ((flat - least) / spread).view_as(entropy)
+    return unit if (low, high) == (0, 1) else low + (high - low) * unit
+
+
+@MODELS.register_module()
+class CAT(Gate):
+    """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
+
+    Channel and spatial attention side by side, each from average, maximum and global entropy
+    pooling, weighed by learned colla-factors: interior ones between the poolings (eq. 5 and 7),
+    exterior ones between the two attentions (eq. 1). (N, C, H, W) -> (N, C, H, W).
+
+    MLP and convolution have no biases and start from PyTorch's default initialisation. All
+    colla-factors start from 0 (the exterior ones through a softmax, from 1/2 each).
+
+    Args:
+        in_channels (int): C.
+        reduction (int): r; the MLP's hidden width is max(1, C // r).
+        arrangement (str): 'parallel' is CAT. 'channel' and 'spatial' are one attention alone,
+            'channel-spatial' and 'spatial-channel' one after the other (Table 6); each of these
+            multiplies by its sigmoid and has no exterior factors.
+        formula (str): How 'parallel' joins its two. 'equation' is eq. 1,
+            y = x * sigmoid(C'_A C_w) + x * sigmoid(S'_A S_w); S'_A is a sigmoid already (eq. 7).
+            'algorithm' is Algorithm 1, y = x * (C_w sigmoid(C'_A) + S_w S'_A).
+        pools (sequence of str): Which of 'avg', 'max', 'ent' to use; without 'ent' is "w/o GEP".
+        entropy_range (tuple): Range of the normalised entropies: (0, 1) as eq. 4 gives, or
+            (-1, 1) as the text says.
+        gaussian_size (int): Size k of the zero-padded low-pass before each maximum, odd: k x 1 for
+            the channel attention, k x k for the spatial one. 0 or 1 is no filter.
+        gaussian_sigma (float, optional): In pixels; None is OpenCV's rule (1.1 for k = 5).
+        spatial_kernel (int): Size of the spatial convolution, odd.
+        interior (bool): Whether to have interior factors; without, the poolings are summed.
+        interior_softmax (bool): Whether to take the softmax of the interior factors.
+        exterior (bool): Whether to have exterior factors; without, both are 1.
+        impl (str, optional): 'reference', 'fast', or None for the global default.
+
+    Raises:
+        ValueError: see `Gate`.
+    """
+    _abbr_ = 'cat'
+
+    def __init__(self, in_channels, reduction=16, arrangement='parallel', formula='equation',
+                 pools=POOLS, entropy_range=(0, 1), gaussian_size=5, gaussian_sigma=None,
+                 spatial_kernel=7, interior=True, interior_softmax=False, exterior=True, impl=None):
+        super().__init__(in_channels, impl)
+        check_int('reduction', reduction, 1)
+        check_choice('arrangement', arrangement, ARRANGEMENTS)
+        check_choice('formula', formula, FORMULAS)
+        check_subset('pools', pools, POOLS)
+        check_range('entropy_range', entropy_range)
+        if gaussian_size != 0:
+            check_odd('gaussian_size (or 0)', gaussian_size)
+        if gaussian_sigma is not None:
+            check_number('gaussian_sigma (or None)', gaussian_sigma, 0)
+        check_odd('spatial_kernel', spatial_kernel)
+        check_flags(interior=interior, interior_softmax=interior_softmax, exterior=exterior)
+
+        self.arrangement = arrangement
+        self.formula = formula
+        self.pools = tuple(pool for pool in POOLS if pool in pools)
+        self.entropy_range = tuple(entropy_range)
+        self.interior_softmax = interior_softmax
+        self.channel_factors = self.spatial_factors = self.exterior_logits = None
+        if arrangement != 'spatial':
+            self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias=False)
+            if interior:
+                self.channel_factors = nn.Parameter(torch.zeros(len(self.pools)))
+        if arrangement != 'channel':
+            self.conv = nn.Conv2d(1, 1, spatial_kernel, padding=spatial_kernel // 2, bias=False)
+            if interior:
+                self.spatial_factors = nn.Parameter(torch.zeros(len(self.pools)))
+        if exterior and arrangement == 'parallel':
+            self.exterior_logits = nn.Parameter(torch.zeros(2))
+        # Not learned, so not in the state dict.
+        self.register_buffer(
+            'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False)
+
+    def gate(self, x):
+        if self.arrangement == 'parallel':
+            x, channel, spatial = self._pool(x)
+            channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
+            c_w, s_w = self._exterior()
+            if self.formula == 'equation':
+                channel, spatial = (channel * c_w).sigmoid(), (spatial * s_w).sigmoid()
+            else:
+                channel, spatial = channel.sigmoid() * c_w, spatial * s_w
+            return ops.sum_gate(x, channel, spatial, impl=self.impl)
+        for step in self.arrangement.split('-'):
+            if step == 'channel':
+                x, channel, _ = self._pool(x, spatial=False)
+                c = self.channel_attention(channel).sigmoid()
+                x = ops.channel_gate(x, c, impl=self.impl)
+            else:
+                x, _, spatial = self._pool(x, channel=False)
+                x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
+        return x
+
+    def channel_attention(self, stats):
+        """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
+        stats = self._stack(*stats).to(self.mlp[0].weight.dtype)
+        return self._weigh(self.mlp(stats), self.channel_factors)
+
+    def spatial_attention(self, stats):
+        """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
+        avg, peak, ent = stats
+        stats = self._stack(None if avg is None else -avg, peak, ent).to(self.conv.weight.dtype)
+        stats = self._weigh(stats, self.spatial_factors)
+        return self.conv(stats.unsqueeze(1)).squeeze(1).sigmoid()
+
+    def colla_factors(self):
+        """The learned factors as they act, by the paper's names: {'C_w': 0.5, 'C_alpha': 0.0, ...}.
+
+        Alpha, beta, gamma are those of average, maximum, entropy. Factors that the arguments
+        switched off are absent.
+        """
+        names = [dict(avg='alpha', max='beta', ent='gamma')[pool] for pool in self.pools]
+        factors = {}
+        if self.exterior_logits is not None:
+            factors['C_w'], factors['S_w'] = self.exterior_logits.softmax(0).tolist()
+        for axis, interior in (('C', self.channel_factors), ('S', self.spatial_factors)):
+            if interior is not None:
+                interior = interior.softmax(0) if self.interior_softmax else interior
+                factors.update(zip([f'{axis}_{n}' for n in names], interior.tolist(), strict=True))
+        return factors
+
+    def _pool(self, x, channel=True, spatial=True):
+        wanted = {pool: pool in self.pools for pool in POOLS}
+        return ops.entropy_pool(x, self.taps, channel, spatial, **wanted, impl=self.impl)
+
+    def _stack(self, avg, peak, ent):
+        if ent is not None:
+            ent = min_max(ent, *self.entropy_range)
+        return torch.stack([stat for stat in (avg, peak, ent) if stat is not None], 1)
+
+    def _weigh(self, stats, factors):
+        """Sum over the poolings, axis 1, each times its interior factor."""
+        if factors is None:
+            return stats.sum(1)
+        if self.interior_softmax:
+            factors = factors.softmax(0)
+        return torch.einsum('np...,p->n...', stats, factors)
+
+    def _exterior(self):
+        return (1, 1) if self.exterior_logits is None else self.exterior_logits.softmax(0).unbind()

@@ -1,0 +1,49 @@
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmattn import ops
+
+from .checks import check_flags, check_int, check_odd
+from .gate import Gate, batch_norm, mlp
+
+
+@MODELS.register_module()
+class CBAM(Gate):
+    """CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
+
+    Channel attention, then spatial attention computed on its result. (N, C, H, W) -> (N, C, H, W).
+    Layers start from PyTorch's default initialisation.
+
+    Args:
+        in_channels (int): C.
+        reduction (int): r; the MLP's hidden width is max(1, C // r).
+        kernel_size (int): Of the spatial convolution, odd.
+        bias (bool): Whether the MLP's layers have biases. By their parameter counts they have them
+            in the DRTAM paper's tables, and have none in the CAT paper's.
+        norm (bool): Whether a batch norm (of momentum 0.01) follows the spatial convolution, as in
+            the authors' release.
+        impl (str, optional): 'reference', 'fast', or None for the global default.
+
+    Raises:
+        ValueError: see `Gate`.
+    """
+    _abbr_ = 'cbam'
+
+    def __init__(self, in_channels, reduction=16, kernel_size=7, bias=True, norm=True, impl=None):
+        super().__init__(in_channels, impl)
+        check_int('reduction', reduction, 1)
+        check_odd('kernel_size', kernel_size)
+        check_flags(bias=bias, norm=norm)
+        self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
+
+    def gate(self, x):
+        dtype = self.conv.weight.dtype
+        x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
+        c = self.mlp(torch.stack((avg, peak), 1).to(dtype)).sum(1).sigmoid()
+        x, avg, peak = ops.spatial_pool(x, c, impl=self.impl)
+        s = self.conv(torch.stack((peak, avg), 1).to(dtype))
+        s = batch_norm(self.norm, s).squeeze(1).sigmoid()
+        return ops.product_gate(x, c, s, impl=self.impl)

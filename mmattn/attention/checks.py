@@ -1,0 +1,48 @@
+"""Checks of arguments: each raises a ValueError that names the argument and what is allowed."""
+import math
+import numbers
+
+
+def _is(kind, value):
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_int(name, value, low):
+    if not _is(numbers.Integral, value) or value < low:
+        raise ValueError(f'{name} must be an integer >= {low}, got {value!r}')
+
+
+def check_odd(name, value):
+    """An odd integer: a window needs a centre to keep a map's size."""
+    if not _is(numbers.Integral, value) or value < 1 or value % 2 == 0:
+        raise ValueError(f'{name} must be an odd integer >= 1, got {value!r}')
+
+
+def check_number(name, value, low=-math.inf):
+    if not _is(numbers.Real, value) or not low < value < math.inf:
+        bound = '' if low == -math.inf else f' > {low}'
+        raise ValueError(f'{name} must be a finite number{bound}, got {value!r}')
+
+
+def check_range(name, value):
+    if (not isinstance(value, (tuple, list)) or len(value) != 2
+            or not all(_is(numbers.Real, v) for v in value)
+            or not -math.inf < value[0] < value[1] < math.inf):
+        raise ValueError(f'{name} must be two finite numbers, low < high, got {value!r}')
+
+
+def check_flags(**flags):
+    """True or False: the string 'False' is neither."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f'{name} must be True or False, got {value!r}')
+
+
+def check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {choices}, got {value!r}')
+
+
+def check_subset(name, value, choices):
+    if not isinstance(value, (tuple, list)) or not value or any(v not in choices for v in value):
+        raise ValueError(f'{name} must be a tuple of one or more of {choices}, got {value!r}')

@@ -1,0 +1,43 @@
+import torch
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmattn import ops
+
+from .checks import check_int
+from .gate import Gate, batch_norm
+
+
+@MODELS.register_module()
+class CoordAttention(Gate):
+    """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
+
+    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation.
+
+    Args:
+        in_channels (int): C.
+        reduction (int): r; the hidden width is max(8, C // r).
+        impl (str, optional): 'reference', 'fast', or None for the global default.
+
+    Raises:
+        ValueError: see `Gate`.
+    """
+    _abbr_ = 'coord'
+
+    def __init__(self, in_channels, reduction=32, impl=None):
+        super().__init__(in_channels, impl)
+        check_int('reduction', reduction, 1)
+        hidden = max(8, in_channels // reduction)
+        self.conv = nn.Conv1d(in_channels, hidden, 1)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.act = nn.Hardswish()
+        self.height_conv = nn.Conv1d(hidden, in_channels, 1)
+        self.width_conv = nn.Conv1d(hidden, in_channels, 1)
+
+    def gate(self, x):
+        x, ch, cw = ops.strip_pool(x, impl=self.impl)
+        strips = torch.cat((ch, cw), 2).to(self.conv.weight.dtype)
+        strips = self.act(batch_norm(self.norm, self.conv(strips)))
+        h, w = strips.split((ch.shape[2], cw.shape[2]), 2)
+        h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()
+        return ops.coord_gate(x, h, w, impl=self.impl)

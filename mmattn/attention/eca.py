@@ -1,0 +1,44 @@
+import math
+
+from mmengine.registry import MODELS
+from torch import nn
+
+from mmattn import ops
+
+from .checks import check_number, check_odd
+from .gate import Gate
+
+
+@MODELS.register_module()
+class ECA(Gate):
+    """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
+
+    (N, C, H, W) -> (N, C, H, W). The convolution starts from PyTorch's default initialisation.
+
+    Args:
+        in_channels (int): C.
+        kernel_size (int, optional): How many neighbouring channels see each other, odd. None takes
+            int(|(log2(C) + b) / gamma|), or the next integer where that is even.
+        gamma (float): See `kernel_size`; > 0.
+        b (float): See `kernel_size`.
+        impl (str, optional): 'reference', 'fast', or None for the global default.
+
+    Raises:
+        ValueError: see `Gate`.
+    """
+    _abbr_ = 'eca'
+
+    def __init__(self, in_channels, kernel_size=None, gamma=2, b=1, impl=None):
+        super().__init__(in_channels, impl)
+        check_number('gamma', gamma, 0)
+        check_number('b', b)
+        if kernel_size is None:
+            kernel_size = int(abs((math.log2(in_channels) + b) / gamma)) // 2 * 2 + 1
+        check_odd('kernel_size', kernel_size)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def gate(self, x):
+        x, avg = ops.channel_pool(x, impl=self.impl)
+        avg = avg.to(self.conv.weight.dtype)
+        c = self.conv(avg.unsqueeze(1)).squeeze(1).sigmoid()
+        return ops.channel_gate(x, c, impl=self.impl)

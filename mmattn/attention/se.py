@@ -1,0 +1,35 @@
+from mmengine.registry import MODELS
+
+from mmattn import ops
+
+from .checks import check_flags, check_int
+from .gate import Gate, mlp
+
+
+@MODELS.register_module()
+class SE(Gate):
+    """Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
+
+    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation.
+
+    Args:
+        in_channels (int): C.
+        reduction (int): r; the MLP's hidden width is max(1, C // r).
+        bias (bool): Whether the MLP's two layers have biases.
+        impl (str, optional): 'reference', 'fast', or None for the global default.
+
+    Raises:
+        ValueError: see `Gate`.
+    """
+    _abbr_ = 'se'
+
+    def __init__(self, in_channels, reduction=16, bias=False, impl=None):
+        super().__init__(in_channels, impl)
+        check_int('reduction', reduction, 1)
+        check_flags(bias=bias)
+        self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
+
+    def gate(self, x):
+        x, avg = ops.channel_pool(x, impl=self.impl)
+        c = self.mlp(avg.to(self.mlp[0].weight.dtype)).sigmoid()
+        return ops.channel_gate(x, c, impl=self.impl)

@@ -1,0 +1,99 @@
+"""The arithmetic of the gates: pooling a feature map into descriptors, applying factors to it.
+
+A gate is pool -> middle (plain PyTorch modules on descriptors) -> apply. Every pooling op returns
+the feature map first, and the gate hands that one on to the applying op: the gradient of the
+feature map then flows back through the pooling op, which adds its own terms in the same pass.
+
+Feature maps `x` and outputs `y` are (N, C, H, W) of one dtype and one memory format. Descriptors
+are float32 (float64 for a float64 `x`); factors are brought to that. `c` is (N, C), `s` (N, H, W);
+a factor of another shape is a ValueError.
+Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'reference'.
+"""
+import torch
+
+from . import functions, reference
+from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, use_impl
+
+__all__ = [
+    'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
+    'product_gate', 'rank1_gate', 'set_impl', 'spatial_gate', 'spatial_pool', 'stats_dtype',
+    'strip_pool', 'sum_gate', 'use_impl'
+]
+
+
+def _run(op, x, impl, *args, **kwargs):
+    kernels = kernels_for(x, impl)
+    if kernels is None:
+        return getattr(reference, op)(x, *args, **kwargs)
+    return getattr(functions, op)(kernels, x, *args, **kwargs)
+
+
+def _factors(x, axes, *factors):
+    """The factors in `stats_dtype`, each checked to have its axes of x's shape: 'nc' is (N, C)."""
+    for names, factor in zip(axes.split(), factors, strict=True):
+        shape = tuple(x.shape['nchw'.index(axis)] for axis in names)
+        if not torch.jit.is_tracing() and tuple(factor.shape) != shape:
+            raise ValueError(f'a factor of an input {tuple(x.shape)} must be ({names.upper()}) = '
+                             f'{shape}, got {tuple(factor.shape)}')
+    return [factor.to(stats_dtype(x)) for factor in factors]
+
+
+def channel_pool(x, maximum=False, impl=None):
+    """Average, and maximum if asked, of each channel: `x, avg (N, C)[, max (N, C)]`."""
+    return _run('channel_pool', x, impl, maximum)
+
+
+def channel_gate(x, c, impl=None):
+    """`x * c`, one factor a channel."""
+    return _run('channel_gate', x, impl, *_factors(x, 'nc', c))
+
+
+def strip_pool(x, channel=False, impl=None):
+    """Averages along one axis: `x, ch (N, C, H), cw (N, C, W)[, hw (N, H, W)]` over W, H and C."""
+    return _run('strip_pool', x, impl, channel)
+
+
+def coord_gate(x, h, w, impl=None):
+    """`x * h * w` with `h` (N, C, H) and `w` (N, C, W)."""
+    return _run('coord_gate', x, impl, *_factors(x, 'nch ncw', h, w))
+
+
+def rank1_gate(x, first, second=None, impl=None):
+    """`x * A`, A = c o h o w from `first` = (c (N, C), h (N, H), w (N, W)).
+
+    With a `second` triple, `x * (A + (1 - A) * A2)` (DRTAM, eq. 1 and 2).
+    """
+    first = _factors(x, 'nc nh nw', *first)
+    second = None if second is None else _factors(x, 'nc nh nw', *second)
+    return _run('rank1_gate', x, impl, first, second)
+
+
+def spatial_pool(x, c, impl=None):
+    """Average and maximum over the channels of `x * c`: `x, avg (N, H, W), max (N, H, W)`."""
+    return _run('spatial_pool', x, impl, *_factors(x, 'nc', c))
+
+
+def spatial_gate(x, s, impl=None):
+    """`x * s`, one factor a position."""
+    return _run('spatial_gate', x, impl, *_factors(x, 'nhw', s))
+
+
+def product_gate(x, c, s, impl=None):
+    """`x * c * s`."""
+    return _run('product_gate', x, impl, *_factors(x, 'nc nhw', c, s))
+
+
+def sum_gate(x, c, s, impl=None):
+    """`x * (c + s)`."""
+    return _run('sum_gate', x, impl, *_factors(x, 'nc nhw', c, s))
+
+
+def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=True, impl=None):
+    """CAT's pooling of both axes in one op: `x, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)`.
+
+    The channel statistics are (N, C), the spatial ones (N, H, W); what is not asked for is None.
+    Entropies are raw: of a softmax over positions (CAT, eq. 3) and over channels (eq. 6), in nats.
+    `taps` holds the k weights of the Gaussian low-pass, zero-padded, that precedes each maximum:
+    k x 1 (along H) for the channel maximum, k x k for the spatial one. One tap is no filter.
+    """
+    return _run('entropy_pool', x, impl, taps.to(stats_dtype(x)), channel, spatial, avg, max, ent)

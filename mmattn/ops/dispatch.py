@@ -1,0 +1,86 @@
+"""Which implementation of an op runs: the equations, or the fast kernels.
+
+`MMATTN_IMPL=reference` in the environment, `set_impl('reference')`, `with use_impl('reference'):`
+or a gate's own `impl='reference'` choose the plain PyTorch equations. The default, `'fast'`, takes
+the kernels of the device where they can be taken and the equations where they cannot.
+"""
+import contextlib
+import functools
+import importlib
+import os
+
+import torch
+from torch.autograd import forward_ad
+
+IMPLS = ('fast', 'reference')
+_BACKENDS = dict(cpu='mmattn.ops.native', cuda='mmattn.ops.triton')
+
+
+def check_impl(impl, name='impl'):
+    """Return `impl`; raise ValueError unless it is one of `IMPLS`."""
+    if impl not in IMPLS:
+        raise ValueError(f'{name} must be one of {IMPLS}, got {impl!r}')
+    return impl
+
+
+_default = check_impl(os.environ.get('MMATTN_IMPL') or 'fast', 'environment variable MMATTN_IMPL')
+
+
+def get_impl():
+    """The implementation used by ops and gates that name none: 'fast' or 'reference'."""
+    return _default
+
+
+def set_impl(impl):
+    """Set the implementation used by ops and gates that name none.
+
+    Raises:
+        ValueError: if `impl` is neither 'fast' nor 'reference'.
+    """
+    global _default
+    _default = check_impl(impl)
+
+
+@contextlib.contextmanager
+def use_impl(impl):
+    """`set_impl` for the length of a `with` block."""
+    before = get_impl()
+    set_impl(impl)
+    try:
+        yield
+    finally:
+        set_impl(before)
+
+
+def stats_dtype(x):
+    """The dtype of descriptors and factors of `x`: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+@functools.cache
+def backend(device_type):
+    """The kernel backend module of a device type, or None where there is none."""
+    try:
+        return importlib.import_module(_BACKENDS[device_type])
+    except (KeyError, ImportError):
+        return None
+
+
+def kernels_for(x, impl=None):
+    """The kernel backend that an op on `x` runs on, or None for the equations.
+
+    Kernels need a real tensor in front of them. What is being compiled, traced, exported, vmapped,
+    differentiated forward or watched by a dispatch mode gets the equations, which PyTorch can see
+    into.
+    """
+    if (impl or _default) == 'reference':
+        return None
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+        return None
+    if (type(x) not in (torch.Tensor, torch.nn.Parameter)
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch._C._len_torch_dispatch_stack()
+            or forward_ad._current_level >= 0):
+        return None
+    kernels = backend(x.device.type)
+    return kernels if kernels is not None and kernels.supports(x) else None
