@@ -1,0 +1,127 @@
+"""Plugin slots for ResNets, the same in each codebase: mixins that stand before its own classes."""
+import torch.utils.checkpoint as cp
+from torch import nn
+
+from .slots import PluginSequence, Slots, StemSlot
+
+
+def _channels(block, position):
+    """Channels at a position such as 'after_conv3': the outputs of that convolution."""
+    return getattr(block, position.removeprefix('after_')).out_channels
+
+
+class PluginBlock:
+    """Slots in a residual block: after a convolution, its norm and, where one follows, activation.
+
+    Plugins are children of the block under the names that MMDetection gives them.
+
+    Args:
+        plugins (Sequence[Plugin]): The plugins of this block.
+        args, kwargs: As the upstream block's.
+    """
+    positions = ()
+
+    def __init__(self, *args, plugins=(), **kwargs):
+        super().__init__(*args, **kwargs)
+        # Stochastic depth, where the codebase has it.
+        if not hasattr(self, 'drop_path'):
+            self.drop_path = nn.Identity()
+        self.plugin_names = {position: [] for position in self.positions}
+        for plugin in plugins:
+            name = plugin.add_to(self, _channels(self, plugin.position))
+            self.plugin_names[plugin.position].append(name)
+
+    def _plug(self, position, x):
+        for name in self.plugin_names[position]:
+            x = getattr(self, name)(x)
+        return x
+
+    def _residual(self, x):
+        """The branch beside the identity."""
+        raise NotImplementedError
+
+    def _sum(self, x):
+        out = self.drop_path(self._residual(x))
+        # Not in place, as upstream: a plugin may need its output to compute its gradient.
+        return out + (x if self.downsample is None else self.downsample(x))
+
+    def forward(self, x):
+        if self.with_cp and x.requires_grad:
+            out = cp.checkpoint(self._sum, x, use_reentrant=False)
+        else:
+            out = self._sum(x)
+        return self.relu(out)
+
+
+class BasicBlockSlots(PluginBlock):
+    """Slots in a block of two convolutions; 'after_conv2' is before the residual sum."""
+    positions = ('after_conv1', 'after_conv2')
+
+    def _residual(self, x):
+        out = self._plug('after_conv1', self.relu(self.norm1(self.conv1(x))))
+        return self._plug('after_conv2', self.norm2(self.conv2(out)))
+
+
+class BottleneckSlots(PluginBlock):
+    """Slots in a block of three convolutions; 'after_conv3' is before the residual sum."""
+    positions = ('after_conv1', 'after_conv2', 'after_conv3')
+
+    def _residual(self, x):
+        out = self._plug('after_conv1', self.relu(self.norm1(self.conv1(x))))
+        out = self._plug('after_conv2', self.relu(self.norm2(self.conv2(out))))
+        return self._plug('after_conv3', self.norm3(self.conv3(out)))
+
+
+class ResNetSlots(StemSlot):
+    """Slots in a ResNet: those of its blocks, 'after_stage', 'after_stem' (before the max pool).
+
+    Args:
+        plugins (Sequence[dict], optional): See `mmattn.hosts.slots`.
+        args, kwargs: As the upstream host's.
+
+    Raises:
+        ValueError: see `mmattn.hosts.slots.Plugin`.
+    """
+    # Upstream's block class -> the same with slots.
+    plugin_blocks = {}
+
+    def __init__(self, *args, plugins=None, **kwargs):
+        # For `_make_stem_layer`, which upstream's constructor calls when it has checked the depth.
+        self._plugins = plugins
+        super().__init__(*args, **kwargs)
+        self._slots.check_placed()
+
+    def _make_stem_layer(self, in_channels, stem_channels):
+        super()._make_stem_layer(in_channels, stem_channels)
+        positions = (*self.plugin_blocks[self.block].positions, 'after_stage', 'after_stem')
+        host = f'{type(self).__name__}-{self.depth}'
+        self._slots = Slots(self._plugins, host, positions, self.num_stages)
+        self.after_stem = PluginSequence(self._slots.at('after_stem'), stem_channels, self.with_cp)
+
+    def make_res_layer(self, block, **kwargs):
+        stage = len(self.res_layers)
+        plugged = self.plugin_blocks[block]
+        plugins = [p for position in plugged.positions for p in self._slots.at(position, stage)]
+        # Upstream's constructor compares its own block classes to decide on the zero initialisation
+        # of residuals, so the class is exchanged no earlier than here.
+        if plugins:
+            layer = super().make_res_layer(block=plugged, **{**kwargs, 'plugins': plugins})
+        else:
+            layer = super().make_res_layer(block=block, **kwargs)
+        plugins = self._slots.at('after_stage', stage)
+        if plugins:
+            # A child of the stage, so that upstream's forward and freezing include it.
+            channels = _channels(layer[-1], plugged.positions[-1])
+            layer.add_module('after_stage', PluginSequence(plugins, channels, self.with_cp))
+        return layer
+
+    def forward(self, x):
+        """Upstream's forward with one slot more: (N, 3, H, W) -> tuple of (N, C, H', W')."""
+        x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
+        x = self.maxpool(self.after_stem(x))
+        outs = []
+        for i, name in enumerate(self.res_layers):
+            x = getattr(self, name)(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
