@@ -1,0 +1,3 @@
+_base_ = './resnet50_cifar100.py'
+
+model = dict(backbone=dict(depth=101))

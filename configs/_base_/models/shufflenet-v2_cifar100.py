@@ -1,0 +1,11 @@
+# 3x3 stride-1 stem and no max pool, as in the public pytorch-cifar100 collection.
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='PluginShuffleNetV2_CIFAR', widen_factor=1.0),
+    neck=dict(type='GlobalAveragePooling'),
+    head=dict(
+        type='LinearClsHead',
+        num_classes=100,
+        in_channels=1024,
+        loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
+        topk=(1, 5)))

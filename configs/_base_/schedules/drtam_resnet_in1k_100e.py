@@ -1,0 +1,10 @@
+# DRTAM, section 4.1: 100 epochs, SGD 0.2, weight decay 1e-4, four GPUs of 128 images. The steps are
+# the toolbox's for ResNet.
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.2, momentum=0.9, weight_decay=0.0001))
+param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[30, 60, 90], gamma=0.1)
+
+train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+
+auto_scale_lr = dict(base_batch_size=512)

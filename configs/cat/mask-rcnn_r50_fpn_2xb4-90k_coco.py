@@ -1,0 +1,10 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_r50_fpn.py',
+    '../_base_/datasets/coco_instance_ms.py',
+    '../_base_/schedules/cat_det_90k.py',
+    '../_base_/mmdet_iter_runtime.py',
+]
+
+# FrozenBN, as in the detection rows.
+model = dict(backbone=dict(norm_cfg=dict(type='BN', requires_grad=False)))
+train_dataloader = dict(batch_size=4)

@@ -1,0 +1,4 @@
+_base_ = './resnet101_1xb128_cifar100.py'
+
+plugins = [dict(cfg=dict(type='CBAM', reduction=16, bias=False), position='after_conv3')]
+model = dict(backbone=dict(plugins=plugins))

@@ -1,0 +1,4 @@
+_base_ = './resnet101_1xb128_cifar100.py'
+
+plugins = [dict(cfg=dict(type='ECA'), position='after_conv3')]
+model = dict(backbone=dict(plugins=plugins))

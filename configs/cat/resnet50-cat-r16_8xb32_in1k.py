@@ -1,0 +1,4 @@
+_base_ = './resnet50_8xb32_in1k.py'
+
+plugins = [dict(cfg=dict(type='CAT', reduction=16), position='after_conv3')]
+model = dict(backbone=dict(plugins=plugins))

@@ -1,0 +1,4 @@
+_base_ = './fcn_r101-d8_4xb4-20k_voc12aug-512x512.py'
+
+plugins = [dict(cfg=dict(type='CBAM', reduction=16), position='after_stage')]
+model = dict(backbone=dict(plugins=plugins))

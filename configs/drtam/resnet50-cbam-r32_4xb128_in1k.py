@@ -1,0 +1,4 @@
+_base_ = './resnet50_4xb128_in1k.py'
+
+plugins = [dict(cfg=dict(type='CBAM', reduction=32), position='after_conv3')]
+model = dict(backbone=dict(plugins=plugins))

@@ -1,0 +1,108 @@
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+
+PAPERS = ('cat', 'drtam')
+TASKS = ('image-classification', 'object-detection', 'instance-segmentation',
+         'semantic-segmentation')
+TABLE_KEYS = {'id', 'caption', 'task', 'dataset', 'metrics', 'rows'}
+ROW_KEYS = {'group', 'method', 'config', 'paper'}
+OPTIONAL_ROW_KEYS = {'settings', 'contradicts'}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One printed model: a row of a table, or one of the two placements of a row of DRTAM's Table 7.
+
+    `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which the
+    paper contradicts itself to the reason. `config` is relative to `config_root()`.
+    """
+    paper: str
+    table: int
+    group: str
+    method: str
+    config: str
+    values: dict
+    settings: dict = field(default_factory=dict)
+    contradicts: dict = field(default_factory=dict)
+    placement: str | None = None
+
+    @property
+    def name(self):
+        return f'{self.method} ({self.placement})' if self.placement else self.method
+
+
+def config_root():
+    """The folder `configs/`: the checkout's, or the copy that a wheel carries in `mmattn/.mim`.
+
+    Raises:
+        FileNotFoundError: if neither is there.
+    """
+    package = Path(__file__).resolve().parents[1]
+    for root in (package.parent / 'configs', package / '.mim' / 'configs'):
+        if (root / 'cat' / 'paper_tables.yml').exists():
+            return root
+    raise FileNotFoundError(f'no configs beside or in {package}')
+
+
+@lru_cache
+def load(paper):
+    """The tables of `configs/<paper>/paper_tables.yml`, by their number.
+
+    Raises:
+        ValueError: for an unknown paper, or a file that does not have the documented keys.
+    """
+    if paper not in PAPERS:
+        raise ValueError(f'paper must be one of {PAPERS}, got {paper!r}')
+    path = config_root() / paper / 'paper_tables.yml'
+    tables = {}
+    for table in yaml.safe_load(path.read_text(encoding='utf-8'))['tables']:
+        _check_keys(path, table, TABLE_KEYS)
+        if table['task'] not in TASKS:
+            raise ValueError(f'{path}: task must be one of {TASKS}, got {table["task"]!r}')
+        for row in table['rows']:
+            _check_keys(path, row, ROW_KEYS, OPTIONAL_ROW_KEYS)
+            for _, values in _placements(row, row['paper']):
+                if set(values) != set(table['metrics']):
+                    raise ValueError(f'{path}: table {table["id"]} has the metrics '
+                                     f'{table["metrics"]}, a row has {list(values)}')
+        tables[table['id']] = table
+    return tables
+
+
+def entries(paper=None, table=None):
+    """The printed models of a paper (all papers if None), of one of its tables if given.
+
+    Returns:
+        list[Entry]: in the paper's order.
+
+    Raises:
+        ValueError: for an unknown paper, or a table that the paper does not have.
+    """
+    if paper is None:
+        return [entry for paper in PAPERS for entry in entries(paper, table)]
+    tables = load(paper)
+    if table is not None and table not in tables:
+        raise ValueError(f'{paper} has the tables {sorted(tables)}, got {table!r}')
+    found = []
+    for number in tables if table is None else [table]:
+        for row in tables[number]['rows']:
+            values = dict(_placements(row, row['paper']))
+            for placement, config in _placements(row, row['config']):
+                found.append(
+                    Entry(paper, number, row['group'], row['method'], config, values[placement],
+                          row.get('settings', {}), row.get('contradicts', {}), placement))
+    return found
+
+
+def _placements(row, item):
+    """`item` of a row as (placement, item) pairs; a row with one model has the placement None."""
+    return item.items() if isinstance(row['config'], dict) else [(None, item)]
+
+
+def _check_keys(path, item, required, optional=frozenset()):
+    if not required <= set(item) <= required | optional:
+        raise ValueError(f'{path}: expected the keys {sorted(required)} (and perhaps '
+                         f'{sorted(optional)}), got {sorted(item)}')

@@ -1,0 +1,62 @@
+"""Parameters and FLOPs of a paper's table beside the printed ones, or of a single config.
+
+    python tools/analysis_tools/complexity.py --paper drtam --table 4
+    python tools/analysis_tools/complexity.py configs/cat/resnet50-cat-r16_8xb32_in1k.py
+"""
+import argparse
+import sys
+from pathlib import Path
+
+from mmattn.analysis.complexity import (STYLES, Convention, convention_of, measure, render,
+                                        render_config, table_rows)
+from mmattn.papers import PAPERS, load
+
+
+def parse_args(argv):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('config', nargs='?', help='a config file; without it, a table or all tables')
+    parser.add_argument('--paper', choices=PAPERS, help='one paper (default: both)')
+    parser.add_argument('--table', type=int, help='one of its tables (default: all)')
+    parser.add_argument(
+        '--size', type=int, nargs=2, metavar=('H', 'W'),
+        help="input of a single config (default: 224x224, detectors 800x1344, segmentors 512x512)")
+    parser.add_argument('--format', choices=STYLES, default='markdown')
+    parser.add_argument('--out', type=Path, help='file to write (default: standard output)')
+    args = parser.parse_args(argv)
+    if args.config and (args.paper or args.table):
+        parser.error('give a config or a table, not both')
+    if args.size and not args.config:
+        parser.error('--size is for a single config; a table has its own input size')
+    if args.table and not args.paper:
+        parser.error('--table needs --paper')
+    if args.table and args.table not in load(args.paper):
+        parser.error(f'{args.paper} has the tables {", ".join(map(str, load(args.paper)))}')
+    if args.config and not Path(args.config).is_file():
+        parser.error(f'no such file: {args.config}')
+    return args
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    if args.config:
+        convention = Convention(size=tuple(args.size)) if args.size else None
+        text = render_config(args.config, *measure(args.config, convention), args.format)
+    else:
+        tables = [(paper, table) for paper in ([args.paper] if args.paper else PAPERS)
+                  for table in ([args.table] if args.table else load(paper))]
+        if args.format == 'markdown':
+            text = '\n'.join(
+                f'### {paper.upper()}, Table {table}: {load(paper)[table]["caption"]}\n\n'
+                f'{convention_of(paper, table)}\n\n{render(table_rows(paper, table))}'
+                for paper, table in tables)
+        else:
+            text = render([row for pair in tables for row in table_rows(*pair)], args.format)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text, encoding='utf-8')
+    else:
+        sys.stdout.write(text)
+
+
+if __name__ == '__main__':
+    main()
