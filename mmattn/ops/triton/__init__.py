@@ -1,0 +1,70 @@
+"""Triton kernels for CUDA tensors: the kernel backend that `mmattn.ops.functions` describes.
+
+Importing this package imports nothing: Triton is loaded by the first tensor that could use it.
+With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to be tested.
+
+Passes over memory in units of the input (read + write), vectors and maps left out:
+
+    op                       forward  backward
+    channel_pool             1        2 (gx, dx)
+    strip_pool               1        2
+    spatial_pool             1        3 (x, gx, dx)
+    entropy_pool             2        3; 1 in place of 2 with means and entropies, or maxima, alone
+    any gate                 2        3 (x, dy, dx)
+
+So with both pool and gate SE, ECA, CoordAttention and DRTAM move 8, CBAM 14 (two pools), CAT 10
+times the input in a training step's forward and backward, where y = 1.5 x moves 4.
+"""
+import functools
+import importlib
+import os
+
+import torch
+
+_MODULES = {
+    'gate': ('channel_gate', 'channel_gate_grad', 'spatial_gate', 'spatial_gate_grad',
+             'product_gate', 'product_gate_grad', 'sum_gate', 'sum_gate_grad',
+             'rank1_gate', 'rank1_gate_grad'),
+    'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
+    'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
+    'entropy': ('entropy_pool', 'entropy_pool_grad'),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = ['supports', *_HOME]
+
+
+def __getattr__(name):
+    if name not in _HOME:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    found = getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
+    globals()[name] = found
+    return found
+
+
+@functools.cache
+def _works(device):
+    """Whether the kernels can run on a device: a CUDA GPU with bfloat16, or the interpreter."""
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    if device.type == 'cuda':
+        if interpreted or torch.version.cuda is None:
+            return False
+        if torch.cuda.get_device_capability(device) < (8, 0):
+            return False
+    elif device.type != 'cpu' or not interpreted:
+        return False
+    try:
+        for module in _MODULES:
+            importlib.import_module(f'{__name__}.{module}')
+    except Exception:  # no Triton, or one that does not load: the caller has another way
+        return False
+    return True
+
+
+def supports(x):
+    """Whether the kernels take x: float32, bfloat16 or float16, 4-D, not empty, contiguous or
+    channels_last, a sample of less than 2**31 elements, on a device of `_works`."""
+    return (x.dim() == 4 and x.numel() > 0
+            and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+            and x[0].numel() < 2 ** 31 and _works(x.device))

@@ -1,0 +1,89 @@
+"""What the kernels share: one view of both memory formats, block shapes, and the launch.
+
+A sample of a 4-D tensor is read in one of two ways, in which the last axis is always the one
+that is contiguous in memory, so that one kernel serves both memory formats:
+
+- as a matrix, rows x columns: channels x positions (contiguous) or positions x channels
+  (channels_last);
+- as a box, A x B x K: channels x height x width, or height x width x channels.
+
+Whole numbers are passed to kernels unspecialised, so that a new input size compiles nothing;
+what the compiler must know for wide loads, the power of two that divides the contiguous axis,
+is passed as the constant VEC.
+"""
+import contextlib
+
+import torch
+import triton
+import triton.language as tl
+
+# Enough programs to fill a large GPU a few times over; an axis is split to get there.
+PROGRAMS = 2048
+
+BIG = tl.constexpr(2147483647)
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def nan_max(a, b):
+    # tl.max drops NaNs on the device.
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
+    """Run `kernel` on the device of its first argument, which need not be the current one."""
+    device = args[0].device
+    with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
+        kernel[(programs,)](*args, num_warps=num_warps, maxnreg=maxnreg, **constants)
+
+
+def cdiv(a, b):
+    return -(-a // b)
+
+
+def pow2(n, most):
+    """The smallest power of two not below `n`, but no more than `most` (a power of two)."""
+    return min(most, 1 << max(0, n - 1).bit_length())
+
+
+def channels_last(x):
+    return not x.is_contiguous()
+
+
+def vector(length, x):
+    """The widest aligned access, in elements, that rows of `length` elements allow."""
+    return min(length & -length, 16 // x.element_size())
+
+
+def matrix(x):
+    """Samples, rows and columns of x read as matrices."""
+    n, c, h, w = x.shape
+    return (n, h * w, c) if channels_last(x) else (n, c, h * w)
+
+
+def box(x):
+    """Samples and the three axes of x read as boxes."""
+    n, c, h, w = x.shape
+    return (n, h, w, c) if channels_last(x) else (n, c, h, w)
+
+
+def split(programs, length, block, least=4):
+    """Into how many parts to cut a loop over `length` in steps of `block`: enough parts for a
+    full device, but at least `least` steps in each, and none of them empty."""
+    steps = cdiv(length, block)
+    parts = max(1, min(cdiv(PROGRAMS, programs), steps // least))
+    return cdiv(steps, cdiv(steps, parts))
+
+
+def floats(x, *shape):
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
+def ints(x, *shape):
+    return torch.empty(shape, dtype=torch.int32, device=x.device)
+
+
+def total(parts, dim):
+    """The sum of partial results, which is a view where there is but one."""
+    return parts.squeeze(dim) if parts.shape[dim] == 1 else parts.sum(dim)

@@ -1,0 +1,307 @@
+"""Gates whose factor has a part for each row and one for each column of a sample's matrix.
+
+A channel vector is one number a row in the contiguous format and one a column in channels_last,
+a spatial map the other way round; a factor that treats both alike needs one kernel for the two
+formats. Rank-1 factors belong here too: h o w is a spatial map.
+
+The factor f by MODE, of row part r and column part q:
+'row' r; 'col' q; 'product' r q; 'sum' r + q; 'dual' a + (1 - a) b of a = r q and b = r2 q2.
+"""
+import torch
+import triton
+import triton.language as tl
+
+from .common import cdiv, channels_last, floats, launch, matrix, pow2, split, total, vector
+
+
+@triton.jit
+def _row_part(ptr, at, mask, MODE: tl.constexpr):
+    # A part that MODE does not have is a constant that nobody reads.
+    part = 0.0
+    if MODE != 'col':
+        part = tl.load(ptr + at, mask=mask, other=0.0)[:, None]
+    return part
+
+
+@triton.jit
+def _col_part(ptr, at, mask, MODE: tl.constexpr):
+    part = 0.0
+    if MODE != 'row':
+        part = tl.load(ptr + at, mask=mask, other=0.0)[None, :]
+    return part
+
+
+@triton.jit(do_not_specialize=['rows', 'groups'])
+def gate_kernel(x_ptr, y_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, rows, groups,
+                VEC: tl.constexpr, MODE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+    cols = groups * VEC
+    row_blocks = tl.cdiv(rows, BR)
+    col_blocks = tl.cdiv(cols, BK)
+    pid = tl.program_id(0)
+    k = (pid % col_blocks) * BK + tl.arange(0, BK)
+    pid = pid // col_blocks
+    i = (pid % row_blocks) * BR + tl.arange(0, BR)
+    n = (pid // row_blocks).to(tl.int64)
+    in_rows = i < rows
+    in_cols = k < cols
+    mask = in_rows[:, None] & in_cols[None, :]
+    at = n * rows * cols + (i[:, None] * cols + k[None, :])
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    r = _row_part(r_ptr, n * rows + i, in_rows, MODE)
+    q = _col_part(q_ptr, n * cols + k, in_cols, MODE)
+    if MODE == 'row':
+        y = x * r
+    elif MODE == 'col':
+        y = x * q
+    elif MODE == 'product':
+        y = x * (r * q)
+    elif MODE == 'sum':
+        y = x * (r + q)
+    else:
+        r2 = _row_part(r2_ptr, n * rows + i, in_rows, MODE)
+        q2 = _col_part(q2_ptr, n * cols + k, in_cols, MODE)
+        a = r * q
+        y = x * (a + (1 - a) * (r2 * q2))
+    tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits'])
+def gate_grad_kernel(x_ptr, dy_ptr, dx_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, dr_ptr, dq_ptr,
+                     samples, rows, groups, splits, VEC: tl.constexpr, MODE: tl.constexpr,
+                     NEED_X: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+    """dx, and sums of p = x dy: over each block of columns into dr (parts, samples, column
+    blocks, rows), over each split of the rows into dq (parts, samples, splits, cols). With
+    'dual' the three parts are the sums of p q, p q2, p q q2 and of p r, p r2, p r r2."""
+    cols = groups * VEC
+    col_blocks = tl.cdiv(cols, BK)
+    pid = tl.program_id(0)
+    block = pid % col_blocks
+    pid = pid // col_blocks
+    part = pid % splits
+    n = (pid // splits).to(tl.int64)
+    k = block * BK + tl.arange(0, BK)
+    in_cols = k < cols
+    span = tl.cdiv(tl.cdiv(rows, BR), splits) * BR
+    first = part * span
+    last = tl.minimum(first + span, rows)
+
+    sample = n * rows * cols
+    to_rows = dr_ptr + (n * col_blocks + block) * rows
+    row_part = samples.to(tl.int64) * col_blocks * rows
+    to_cols = dq_ptr + (n * splits + part) * cols + k
+    col_part = samples.to(tl.int64) * splits * cols
+
+    q = _col_part(q_ptr, n * cols + k, in_cols, MODE)
+    if MODE == 'dual':
+        q2 = _col_part(q2_ptr, n * cols + k, in_cols, MODE)
+    sum0 = tl.zeros([BR, BK], tl.float32)
+    sum1 = tl.zeros([BR, BK], tl.float32)
+    sum2 = tl.zeros([BR, BK], tl.float32)
+    for start in range(first, last, BR):
+        i = start + tl.arange(0, BR)
+        in_rows = i < last
+        mask = in_rows[:, None] & in_cols[None, :]
+        at = sample + (i[:, None] * cols + k[None, :])
+        dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        p = dy * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        r = _row_part(r_ptr, n * rows + i, in_rows, MODE)
+        if MODE == 'row':
+            f = r
+            tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
+        elif MODE == 'col':
+            f = q
+            sum0 += p
+        elif MODE == 'product':
+            f = r * q
+            tl.store(to_rows + i, tl.sum(p * q, 1), mask=in_rows)
+            sum0 += p * r
+        elif MODE == 'sum':
+            f = r + q
+            tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
+            sum0 += p
+        else:
+            r2 = _row_part(r2_ptr, n * rows + i, in_rows, MODE)
+            a = r * q
+            f = a + (1 - a) * (r2 * q2)
+            tl.store(to_rows + i, tl.sum(p * q, 1), mask=in_rows)
+            tl.store(to_rows + row_part + i, tl.sum(p * q2, 1), mask=in_rows)
+            tl.store(to_rows + 2 * row_part + i, tl.sum(p * (q * q2), 1), mask=in_rows)
+            sum0 += p * r
+            sum1 += p * r2
+            sum2 += p * (r * r2)
+        if NEED_X:
+            tl.store(dx_ptr + at, (dy * f).to(dx_ptr.dtype.element_ty), mask=mask)
+    if MODE != 'row':
+        tl.store(to_cols, tl.sum(sum0, 0), mask=in_cols)
+    if MODE == 'dual':
+        tl.store(to_cols + col_part, tl.sum(sum1, 0), mask=in_cols)
+        tl.store(to_cols + 2 * col_part, tl.sum(sum2, 0), mask=in_cols)
+
+
+@triton.jit(do_not_specialize=['samples', 'height', 'width', 'splits'])
+def outer_grad_kernel(s_ptr, h_ptr, w_ptr, h2_ptr, w2_ptr, dh_ptr, dw_ptr, dh2_ptr, dw2_ptr,
+                      samples, height, width, splits, DUAL: tl.constexpr, BH: tl.constexpr,
+                      BW: tl.constexpr):
+    """From the spatial sums (parts, samples, splits, H, W) of gate_grad_kernel, the gradients of
+    h and w, whose outer products were the spatial maps. One program a sample."""
+    n = tl.program_id(0).to(tl.int64)
+    size = height * width
+    part = samples.to(tl.int64) * splits * size
+    k = tl.arange(0, BW)
+    in_width = k < width
+    w = tl.load(w_ptr + n * width + k, mask=in_width, other=0.0)[None, :]
+    dw = tl.zeros([BW], tl.float32)
+    if DUAL:
+        w2 = tl.load(w2_ptr + n * width + k, mask=in_width, other=0.0)[None, :]
+        dw2 = tl.zeros([BW], tl.float32)
+    for start in range(0, height, BH):
+        i = start + tl.arange(0, BH)
+        in_height = i < height
+        mask = in_height[:, None] & in_width[None, :]
+        h = tl.load(h_ptr + n * height + i, mask=in_height, other=0.0)[:, None]
+        d = tl.zeros([BH, BW], tl.float32)
+        d2 = tl.zeros([BH, BW], tl.float32)
+        both = tl.zeros([BH, BW], tl.float32)
+        for j in range(0, splits):
+            at = (n * splits + j) * size + (i[:, None] * width + k[None, :])
+            d += tl.load(s_ptr + at, mask=mask, other=0.0)
+            if DUAL:
+                d2 += tl.load(s_ptr + part + at, mask=mask, other=0.0)
+                both += tl.load(s_ptr + 2 * part + at, mask=mask, other=0.0)
+        if DUAL:
+            h2 = tl.load(h2_ptr + n * height + i, mask=in_height, other=0.0)[:, None]
+            d -= (h2 * w2) * both
+            d2 -= (h * w) * both
+            tl.store(dh2_ptr + n * height + i, tl.sum(d2 * w2, 1), mask=in_height)
+            dw2 += tl.sum(d2 * h2, 0)
+        tl.store(dh_ptr + n * height + i, tl.sum(d * w, 1), mask=in_height)
+        dw += tl.sum(d * h, 0)
+    tl.store(dw_ptr + n * width + k, dw, mask=in_width)
+    if DUAL:
+        tl.store(dw2_ptr + n * width + k, dw2, mask=in_width)
+
+
+def _apply(x, mode, r, q=None, r2=None, q2=None):
+    """The gate of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None."""
+    y = torch.empty_like(x)
+    n, rows, cols = matrix(x)
+    vec = vector(cols, x)
+    block_cols = pow2(cols, 512)
+    block_rows = pow2(rows, 2048 // block_cols)
+    r, q, r2, q2 = (x if part is None else part for part in (r, q, r2, q2))
+    launch(gate_kernel, n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
+           x, y, r, q, r2, q2, rows, cols // vec,
+           VEC=vec, MODE=mode, BR=block_rows, BK=block_cols)
+    return y
+
+
+def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
+    """dx and the sums of gate_grad_kernel: over columns (parts, N, rows), and over rows, still
+    in splits (parts, N, splits, cols)."""
+    n, rows, cols = matrix(x)
+    vec = vector(cols, x)
+    # 32 lanes side by side in a row of the block: sums over columns stay within a warp.
+    block_cols = pow2(cols, max(64, 32 * vec))
+    block_rows = pow2(rows, 2048 // block_cols)
+    blocks = cdiv(cols, block_cols)
+    splits = split(n * blocks, rows, block_rows)
+    parts = 3 if mode == 'dual' else 1
+    dx = torch.empty_like(x) if need_x else None
+    by_rows = None if mode == 'col' else floats(x, parts, n, blocks, rows)
+    by_cols = None if mode == 'row' else floats(x, parts, n, splits, cols)
+    tensors = (x if t is None else t for t in (dx, r, q, r2, q2, by_rows, by_cols))
+    launch(gate_grad_kernel, n * splits * blocks, x, dy, *tensors, n, rows, cols // vec, splits,
+           VEC=vec, MODE=mode, NEED_X=need_x, BR=block_rows, BK=block_cols)
+    return dx, None if mode == 'col' else total(by_rows, 2), by_cols
+
+
+def channel_gate(x, c):
+    return _apply(x, 'col', None, c) if channels_last(x) else _apply(x, 'row', c)
+
+
+def channel_gate_grad(x, c, dy, *, need_x):
+    if channels_last(x):
+        dx, _, dc = _apply_grad(x, dy, need_x, 'col', None, c)
+        return dx, total(dc, 2)[0]
+    dx, dc, _ = _apply_grad(x, dy, need_x, 'row', c)
+    return dx, dc[0]
+
+
+def spatial_gate(x, s):
+    return _apply(x, 'row', s) if channels_last(x) else _apply(x, 'col', None, s)
+
+
+def spatial_gate_grad(x, s, dy, *, need_x):
+    if channels_last(x):
+        dx, ds, _ = _apply_grad(x, dy, need_x, 'row', s)
+        return dx, ds[0].view_as(s)
+    dx, _, ds = _apply_grad(x, dy, need_x, 'col', None, s)
+    return dx, total(ds, 2)[0].view_as(s)
+
+
+def _two_sided(x, mode, c, s):
+    return _apply(x, mode, s, c) if channels_last(x) else _apply(x, mode, c, s)
+
+
+def _two_sided_grad(x, mode, c, s, dy, need_x):
+    first, second = (s, c) if channels_last(x) else (c, s)
+    dx, by_rows, by_cols = _apply_grad(x, dy, need_x, mode, first, second)
+    by_rows, by_cols = by_rows[0], total(by_cols, 2)[0]
+    dc, ds = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
+    return dx, dc, ds.view_as(s)
+
+
+def product_gate(x, c, s):
+    return _two_sided(x, 'product', c, s)
+
+
+def product_gate_grad(x, c, s, dy, *, need_x):
+    return _two_sided_grad(x, 'product', c, s, dy, need_x)
+
+
+def sum_gate(x, c, s):
+    return _two_sided(x, 'sum', c, s)
+
+
+def sum_gate_grad(x, c, s, dy, *, need_x):
+    return _two_sided_grad(x, 'sum', c, s, dy, need_x)
+
+
+def _outer(h, w):
+    return h.unsqueeze(2) * w.unsqueeze(1)
+
+
+def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None):
+    if c2 is None:
+        return product_gate(x, c, _outer(h, w))
+    s, s2 = _outer(h, w), _outer(h2, w2)
+    if channels_last(x):
+        return _apply(x, 'dual', s, c, s2, c2)
+    return _apply(x, 'dual', c, s, c2, s2)
+
+
+def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
+    """With p = x dy, A = c q, A2 = c2 q2 (q = h o w), the gradients of the factors are
+    dc = sum p q - c2 sum p q q2, dq = sum p c - q2 sum p c c2, and the same with the two
+    triples exchanged: six sums, three over positions and three over channels."""
+    dual = c2 is not None
+    mode = 'dual' if dual else 'product'
+    s = _outer(h, w)
+    s2 = _outer(h2, w2) if dual else None
+    if channels_last(x):
+        dx, spatial, channel = _apply_grad(x, dy, need_x, mode, s, c, s2, c2)
+        spatial, channel = spatial.unsqueeze(2), total(channel, 2)
+    else:
+        dx, channel, spatial = _apply_grad(x, dy, need_x, mode, c, s, c2, s2)
+    n, height, width = s.shape
+    dh, dw = torch.empty_like(h), torch.empty_like(w)
+    dh2, dw2 = (torch.empty_like(h), torch.empty_like(w)) if dual else (dh, dw)
+    block_width = pow2(width, 1 << 16)
+    launch(outer_grad_kernel, n, spatial, h, w, h2 if dual else h, w2 if dual else w,
+           dh, dw, dh2, dw2, n, height, width, spatial.shape[2], num_warps=8,
+           DUAL=dual, BH=pow2(height, max(1, 2048 // block_width)), BW=block_width)
+    if not dual:
+        return dx, channel[0], dh, dw
+    dc = torch.addcmul(channel[0], c2, channel[2], value=-1)
+    dc2 = torch.addcmul(channel[1], c, channel[2], value=-1)
+    return dx, dc, dh, dw, dc2, dh2, dw2

@@ -1,0 +1,130 @@
+"""The Triton kernels in Triton's interpreter, on tiny CPU tensors, against float64 equations.
+
+The interpreter must be chosen before Triton is imported, so the cases run in a process of their
+own; see test_triton_compile.py for what the interpreter does not show, and test_triton_gpu.py for
+the same comparisons on a GPU.
+"""
+import os
+import subprocess
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+import pytest
+import torch
+import triton_cases as cases
+
+SHAPE = (2, 5, 6, 7)
+SMALL = (1, 3, 4, 5)
+CHEAP = [name for name in cases.OPS if not name.startswith('entropy')]
+LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
+
+
+def _worker(start):
+    """One process that interprets the kernels."""
+    os.environ['TRITON_INTERPRET'] = '1'
+    try:
+        pool = ProcessPoolExecutor(1, get_context('spawn'), start)
+        pool.submit(os.getpid).result()
+    finally:
+        del os.environ['TRITON_INTERPRET']
+    return pool
+
+
+@pytest.fixture(scope='module')
+def run():
+    with _worker(cases.on_cpu) as pool:
+        yield lambda case, *args, **kwargs: pool.submit(case, *args, **kwargs).result()
+
+
+@pytest.fixture(scope='module')
+def run_in_small_blocks():
+    with _worker(cases.small_blocks) as pool:
+        yield lambda case, *args, **kwargs: pool.submit(case, *args, **kwargs).result()
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', cases.OPS)
+def test_op(run, name, last):
+    run(cases.compare, name, SHAPE, torch.float32, last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
+def test_half_precision(run, name, dtype, last):
+    run(cases.compare, name, SMALL, dtype, last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
+def test_many_blocks(run_in_small_blocks, name, last):
+    """Loops, splits and partial results, which tiny tensors do not need by themselves."""
+    run_in_small_blocks(cases.compare, name, (2, 3, 5, 5) if name == 'entropy_pool' else SHAPE,
+                        torch.float32, last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('fill', ('spread', 'large', 'constant', 'rows'))
+@pytest.mark.parametrize('name', ('channel_pool', 'spatial_pool', 'entropy_pool'))
+def test_unusual_values(run, name, fill, last):
+    run(cases.compare, name, SMALL, torch.float32, last, fill)
+
+
+@pytest.mark.parametrize('fill', ('spread', 'rows'))
+def test_entropy_in_many_blocks(run_in_small_blocks, fill):
+    """Parts with references of their own, in both the quick way and the one for wide ranges."""
+    run_in_small_blocks(cases.compare, 'entropy_pool_ent', (1, 5, 4, 5), torch.float32, True, fill)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
+def test_nan(run, name, last):
+    run(cases.compare, name, SMALL, torch.float32, last, nan=True)
+
+
+@pytest.mark.parametrize('shape', ((1, 1, 1, 1), (2, 3, 1, 4), (1, 9, 3, 1)), ids=str)
+@pytest.mark.parametrize('name', ('dual_gate', 'coord_gate', 'channel_pool', 'strip_pool',
+                                  'spatial_pool', 'entropy_pool'))
+def test_thin_shapes(run, name, shape):
+    run(cases.compare, name, shape, torch.float32, shape[0] == 1)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('taps', ((1., ), (.25, .5, .25), (.05, .1, .2, .3, .2, .1, .05)), ids=len)
+def test_filter_sizes(run, taps, last):
+    run(cases.compare, 'entropy_pool_max', SMALL, torch.float32, last, taps=taps)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+def test_gate(run, name, last):
+    run(cases.compare_gate, name, (2, 8, 5, 4), last)
+
+
+def test_two_runs_give_the_same_bits(run):
+    assert run(cases.digest, SHAPE) == run(cases.digest, SHAPE)
+
+
+def test_supports(run):
+    assert run(cases.supported, SHAPE, torch.float16)
+    assert not run(cases.supported, (2, 0, 3, 3), torch.float32)
+    assert not run(cases.supported, SHAPE[1:], torch.float32)
+    assert not run(cases.supported, SHAPE, torch.float64)
+    assert not run(cases.supported, SHAPE, torch.float32, step=2)
+
+
+def test_import_is_lazy_and_cpu_tensors_are_refused():
+    code = ('import sys, torch; before = "triton" in sys.modules; from mmattn.ops import triton; '
+            'assert ("triton" in sys.modules) == before; '
+            'assert not triton.supports(torch.zeros(1, 2, 3, 4))')
+    env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
+    subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=300)
+
+
+def test_without_triton():
+    """A Triton that does not load means that the kernels are not supported, not an error."""
+    code = ('import sys, torch; sys.modules["triton"] = None; from mmattn.ops import triton; '
+            'assert not triton.supports(torch.zeros(1, 2, 3, 4))')
+    env = dict(os.environ, TRITON_INTERPRET='1')
+    subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=300)

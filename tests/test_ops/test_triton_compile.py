@@ -1,0 +1,113 @@
+"""Every Triton kernel, as it is launched for real shapes, compiled for a GPU that need not exist.
+
+The interpreter accepts what the compiler refuses; the compiler needs no GPU. Triton is told of an
+H100 by a driver that knows nothing else, and the launches stop once the machine code is there.
+"""
+import importlib
+
+import pytest
+import torch
+import triton_cases as cases
+
+triton = pytest.importorskip('triton', reason='Triton does not come with this build of PyTorch')
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+KERNELS = {
+    'gate_kernel', 'gate_grad_kernel', 'outer_grad_kernel', 'pool_kernel', 'best_kernel',
+    'channel_pool_grad_kernel', 'spatial_pool_grad_kernel', 'strip_pool_kernel',
+    'strip_pool_grad_kernel', 'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
+    'merge_kernel', 'maxima_kernel', 'entropy_grad_kernel'}
+
+
+class Driver:
+    """As much of a Triton driver as compiling takes."""
+
+    def get_current_target(self):
+        return GPUTarget('cuda', 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch, tmp_path):
+    """Compile in place of launching; the names of what was compiled."""
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    names = []
+
+    def compile_only(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
+        done = kernel.warmup(*args, grid=(programs, ), num_warps=num_warps, maxnreg=maxnreg,
+                             **constants)
+        assert len(done.asm['cubin']) > 0
+        assert done.metadata.shared <= 48 * 1024
+        assert 0 < programs < 2 ** 31
+        names.append(kernel.__name__)
+
+    for module in cases.MODULES:
+        module = importlib.import_module(f'mmattn.ops.triton.{module}')
+        monkeypatch.setattr(module, 'launch', compile_only)
+    triton.runtime.driver.set_active(Driver())
+    yield names
+    triton.runtime.driver.reset_active()
+
+
+def launch_all(x, only=None):
+    """Every function of the backend, on tensors without data."""
+    from mmattn.ops import triton as kernels
+    n, c, h, w = x.shape
+    axes = dict(n=n, c=c, h=h, w=w)
+
+    def floats(names):
+        return torch.empty([axes[a] for a in names], device='meta')
+
+    for name, factors in cases.GATES.items():
+        factors = [floats(names) for names in factors]
+        name = name.replace('dual', 'rank1')
+        if only in (None, name):
+            getattr(kernels, name)(x, *factors)
+            getattr(kernels, name + '_grad')(x, *factors, dy=x, need_x=True)
+    nc, nhw, nch, ncw = (floats(names) for names in ('nc', 'nhw', 'nch', 'ncw'))
+    if only in (None, 'channel_pool'):
+        for maximum in (False, True):
+            _, top, arg = kernels.channel_pool(x, maximum=maximum)
+            kernels.channel_pool_grad(x, nc, top, arg, inplace=True)
+    if only in (None, 'strip_pool'):
+        for channel in (False, True):
+            kernels.strip_pool(x, channel=channel)
+            kernels.strip_pool_grad(x, nch, ncw, nhw if channel else None, inplace=False)
+    if only in (None, 'spatial_pool'):
+        avg, top, arg = kernels.spatial_pool(x, nc)
+        kernels.spatial_pool_grad(x, nc, x, avg, top, arg, inplace=True)
+    if only in (None, 'entropy_pool'):
+        taps = torch.empty(5, device='meta')
+        stats, saved = kernels.entropy_pool(
+            x, taps, channel=True, spatial=True, avg=True, max=True, ent=True)
+        kernels.entropy_pool_grad(x, taps, x, stats, saved, inplace=True)
+
+
+def empty(shape, dtype, last):
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device='meta', memory_format=layout)
+
+
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
+def test_every_kernel_compiles(compiled, dtype, last):
+    launch_all(empty((16, 64, 28, 28), dtype, last))
+    assert set(compiled) == KERNELS
+
+
+@pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'spatial_pool',
+                                  'coord_gate', 'entropy_pool'))
+def test_shapes_of_the_benchmark_compile(compiled, name):
+    launch_all(empty((256, 256, 56, 56), torch.bfloat16, True), name)
+    assert compiled
+
+
+@pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
+def test_odd_shapes_compile(compiled, last):
+    launch_all(empty((1, 3, 1, 5), torch.bfloat16, last))
+    assert compiled

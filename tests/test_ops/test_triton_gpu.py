@@ -1,0 +1,76 @@
+"""The Triton kernels on a GPU, at the sizes of real networks. Run them wherever there is one."""
+import pytest
+import torch
+import triton_cases as cases
+
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
+    reason='needs a CUDA GPU of compute capability 8.0 or more')
+
+DTYPES = pytest.mark.parametrize(
+    'dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
+LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
+# A stage of ResNet-50 each, MobileNetV2's widths, a detector's map, a map of odd size, a vector.
+SHAPES = ((4, 256, 56, 56), (8, 1024, 14, 14), (8, 2048, 7, 7), (3, 24, 75, 41), (2, 96, 100, 168),
+          (5, 33, 17, 1), (300, 64, 1, 1))
+
+
+@DTYPES
+@LAYOUTS
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+@pytest.mark.parametrize('name', cases.OPS)
+def test_op(name, shape, dtype, last):
+    cases.compare(name, shape, dtype, last, device='cuda')
+
+
+@LAYOUTS
+@pytest.mark.parametrize('fill', cases.FILLS)
+@pytest.mark.parametrize('name', cases.POOLS)
+def test_unusual_values(name, fill, last):
+    cases.compare(name, (2, 40, 30, 21), torch.float32, last, fill, device='cuda')
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', cases.OPS)
+def test_nan(name, last):
+    cases.compare(name, (2, 40, 30, 21), torch.float32, last, device='cuda', nan=True)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('size', (1, 3, 5, 7))
+def test_filter_sizes(size, last):
+    taps = torch.hann_window(size + 2, periodic=False)[1:-1]
+    cases.compare('entropy_pool_max', (2, 40, 30, 21), torch.float32, last, device='cuda',
+                  taps=tuple((taps / taps.sum()).tolist()))
+
+
+@LAYOUTS
+@pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+def test_gate(name, last):
+    cases.compare_gate(name, (4, 64, 28, 28), last, device='cuda')
+
+
+def test_two_runs_give_the_same_bits():
+    assert cases.digest((8, 96, 56, 56), 'cuda') == cases.digest((8, 96, 56, 56), 'cuda')
+
+
+@LAYOUTS
+def test_more_than_two_to_the_31_elements(last):
+    """The last sample lies beyond what 32-bit offsets reach."""
+    shape = (700, 1024, 56, 56)
+    if torch.cuda.mem_get_info()[0] < 16 * 2 ** 30:
+        pytest.skip('needs 16 GiB of free GPU memory')
+    x = torch.empty(shape, dtype=torch.bfloat16, device='cuda', memory_format=(
+        torch.channels_last if last else torch.contiguous_format)).normal_()
+    c = torch.rand(shape[:2], device='cuda')
+    y = cases.kernels.channel_gate(x, c)
+    expected = (x[-1].double() * c[-1].double()[:, None, None]).cpu()
+    cases.close(y[-1], expected, 4 * torch.finfo(x.dtype).eps, 'y')
+    ch, cw, hw = cases.kernels.strip_pool(x, channel=True)
+    for got, dim in ((ch, 2), (cw, 1), (hw, 0)):
+        cases.close(got[-1], x[-1].double().mean(dim).cpu(), 1e-5, 'mean')
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason='needs two GPUs')
+def test_a_device_that_is_not_the_current_one():
+    cases.compare('entropy_pool', (2, 40, 30, 21), torch.bfloat16, True, device='cuda:1')

@@ -1,0 +1,172 @@
+"""One op of the Triton backend against the float64 equations: values and all gradients.
+
+Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a GPU.
+"""
+import importlib
+
+import torch
+
+from mmattn.ops import dispatch, functions, reference
+from mmattn.ops import triton as kernels
+
+TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
+MODULES = ('gate', 'pool', 'strip', 'entropy')
+# Axes of the factors of each gate.
+GATES = {
+    'channel_gate': ('nc', ),
+    'spatial_gate': ('nhw', ),
+    'product_gate': ('nc', 'nhw'),
+    'sum_gate': ('nc', 'nhw'),
+    'coord_gate': ('nch', 'ncw'),
+    'rank1_gate': ('nc', 'nh', 'nw'),
+    'dual_gate': ('nc', 'nh', 'nw', 'nc', 'nh', 'nw'),
+}
+POOLS = {
+    'mean_pool': ('channel_pool', {}),
+    'channel_pool': ('channel_pool', dict(maximum=True)),
+    'coord_pool': ('strip_pool', {}),
+    'strip_pool': ('strip_pool', dict(channel=True)),
+    'spatial_pool': ('spatial_pool', {}),
+    'entropy_pool': ('entropy_pool', {}),
+    'entropy_pool_channel': ('entropy_pool', dict(spatial=False)),
+    'entropy_pool_spatial': ('entropy_pool', dict(channel=False)),
+    'entropy_pool_max': ('entropy_pool', dict(avg=False, ent=False)),
+    'entropy_pool_ent': ('entropy_pool', dict(avg=False, max=False)),
+    'entropy_pool_avg': ('entropy_pool', dict(max=False, ent=False)),
+}
+OPS = (*GATES, *POOLS)
+# What to make of normal values.
+FILLS = {
+    'normal': lambda x: x,
+    'spread': lambda x: 30 * x,  # exponentials over- and underflow
+    'large': lambda x: 1000 + x,
+    'constant': lambda x: torch.full_like(x, -1.5),
+    # Some channels far above the others.
+    'rows': lambda x: x + 200 * (torch.arange(x.shape[1]) % 3)[:, None, None],
+}
+
+
+def flat(values):
+    """The tensors in nested tuples, None left out."""
+    for value in values:
+        if isinstance(value, tuple):
+            yield from flat(value)
+        elif value is not None:
+            yield value
+
+
+def call(module, name, x, factors, taps):
+    """An op of `mmattn.ops.reference`, or of `functions` on the Triton kernels."""
+    head = () if module is reference else (kernels, )
+    if name in POOLS:
+        op, kwargs = POOLS[name]
+        more = (taps, ) if op == 'entropy_pool' else factors
+        return list(flat(getattr(module, op)(*head, x, *more, **kwargs)))
+    if name == 'dual_gate':
+        return [module.rank1_gate(*head, x, factors[:3], factors[3:])]
+    if name == 'rank1_gate':
+        return [module.rank1_gate(*head, x, factors)]
+    return [getattr(module, name)(*head, x, *factors)]
+
+
+def close(got, expected, eps, what):
+    """Equal within eps of the expected tensor's size; NaN where NaN is expected."""
+    got = got.detach().cpu().double()
+    finite = expected[expected.isfinite()]
+    atol = eps * max(1e-3, finite.abs().max().item() if finite.numel() else 0)
+    torch.testing.assert_close(got, expected, rtol=eps, atol=atol, equal_nan=True,
+                               msg=lambda text: f'{what}: {text}')
+
+
+def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, nan=False):
+    """Raise AssertionError unless the op's values and gradients are those of the equations."""
+    generator = torch.Generator().manual_seed(len(name) + sum(shape))
+    x = FILLS[fill](torch.randn(shape, generator=generator))
+    if nan:
+        x[0, -1, -1, -1] = float('nan')
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = x.to(device, dtype).contiguous(memory_format=layout)
+    assert kernels.supports(x)
+    sizes = dict(zip('nchw', shape, strict=True))
+    axes = GATES.get(name) or (('nc', ) if name == 'spatial_pool' else ())
+    factors = [torch.rand([sizes[a] for a in ax], generator=generator).to(device) for ax in axes]
+    taps = torch.tensor(taps, device=device)
+
+    ours = [x.detach().requires_grad_(), *(f.clone().requires_grad_() for f in factors)]
+    got = call(functions, name, ours[0], tuple(ours[1:]), taps)
+    exact = [t.detach().cpu().double().requires_grad_() for t in ours]
+    expected = call(reference, name, exact[0], tuple(exact[1:]), taps.cpu().double())
+    eps = 4 * torch.finfo(dtype).eps
+    assert len(got) == len(expected)
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert a.dtype == (dtype if a.dim() == 4 else torch.float32) and a.shape == b.shape
+        if a.dim() == 4:
+            assert a.is_contiguous(memory_format=layout)
+        close(a, b.detach(), eps if a.dim() == 4 else 1e-5, f'output {i}')
+
+    weights = [torch.randn(a.shape, generator=generator).to(device, a.dtype) for a in got]
+    grads = torch.autograd.grad(got, ours, weights)
+    expected = torch.autograd.grad(expected, exact, [t.cpu().double() for t in weights])
+    assert grads[0].dtype == dtype and grads[0].is_contiguous(memory_format=layout)
+    if fill == 'constant':
+        # Which of many equal maxima gets the gradient is open; what it gets is not.
+        close(grads[0].double().sum((1, 2, 3)), expected[0].sum((1, 2, 3)), 16 * eps, 'sum of dx')
+    elif not nan:
+        close(grads[0], expected[0], max(eps, 2e-5), 'dx')
+        for i, (a, b) in enumerate(zip(grads[1:], expected[1:], strict=True)):
+            close(a, b, 1e-4, f'gradient of factor {i}')
+
+
+def compare_gate(name, shape, last, device='cpu'):
+    """A whole attention gate on these kernels against its reference form in float64."""
+    from mmattn import attention
+    torch.manual_seed(0)
+    gate = getattr(attention, name)(shape[1]).train()
+    with torch.no_grad():
+        for p in gate.parameters():
+            p.add_(torch.randn_like(p), alpha=0.3)
+    exact = getattr(attention, name)(shape[1], impl='reference').double().train()
+    exact.load_state_dict(gate.state_dict())
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    weight = torch.randn(shape)
+    results = []
+    for module, dtype, place in ((gate.to(device), torch.float32, device),
+                                 (exact, torch.float64, 'cpu')):
+        z = x.detach().to(place, dtype).requires_grad_()
+        y = module(z)
+        y.backward(weight.to(place, dtype))
+        results.append((y.detach(), z.grad, *(p.grad for p in module.parameters())))
+    for i, (a, b) in enumerate(zip(*results, strict=True)):
+        close(a, b, 2e-4, f'{name}, tensor {i}')
+
+
+def digest(shape, device='cpu'):
+    """All bits of the values and gradients of an entropy pool and a gate, as one number."""
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(device).requires_grad_()
+    x_, *stats = flat(functions.entropy_pool(kernels, x, torch.tensor(TAPS, device=device)))
+    y = functions.sum_gate(kernels, x_, stats[0], stats[3])
+    grad, = torch.autograd.grad([y, *stats], x, [torch.ones_like(t) for t in (y, *stats)])
+    return hash(tuple(t.detach().cpu().numpy().tobytes() for t in (y, grad, *stats)))
+
+
+def supported(shape, dtype, step=1):
+    return kernels.supports(torch.zeros(shape, dtype=dtype)[..., ::step])
+
+
+def on_cpu():
+    """Take the Triton kernels for CPU tensors, where they are interpreted."""
+    dispatch._BACKENDS['cpu'] = 'mmattn.ops.triton'
+    torch.set_num_threads(1)
+
+
+def small_blocks():
+    """Besides, cut the kernels' blocks to 4, so that small tensors take many of them."""
+    on_cpu()
+    common = importlib.import_module('mmattn.ops.triton.common')
+    for module in MODULES:
+        module = importlib.import_module(f'mmattn.ops.triton.{module}')
+        module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))
+        module.split = lambda programs, length, block, least=2: common.split(
+            programs, length, block, 2)
