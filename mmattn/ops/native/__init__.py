@@ -1,0 +1,204 @@
+"""The CPU kernels (`kernels.cpp`) as a backend of `mmattn.ops.functions`, which documents it."""
+import ctypes
+
+import torch
+
+from .build import library
+
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+_CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
+
+
+def supports(x):
+    """Whether the kernels take x: a float CPU map in one of the two layouts, and a C++ compiler."""
+    return (x.device.type == 'cpu' and x.dtype in _DTYPES and x.layout == torch.strided and x.dim() == 4
+            and 0 < x.numel() < 2**31
+            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+            and library() is not None)
+
+
+def _meta(x):
+    """The sizes of x and its layout, as the kernels take them."""
+    n, c, h, w = x.shape
+    # A map of one position is both; as rows of channels it has rows worth the name.
+    return n, c, h, w, h * w == 1 or not x.is_contiguous()
+
+
+def _ptr(t):
+    return None if t is None else t.data_ptr()
+
+
+def _acc(x, *shape):
+    return torch.empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _out(gx, inplace):
+    return gx if inplace else torch.empty_like(gx)
+
+
+def _run(name, x, *args):
+    """Call a kernel: dtype, args (tensors as pointers), number of threads."""
+    args = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
+    return getattr(library(), 'mmattn_' + name)(_DTYPES[x.dtype], *args, torch.get_num_threads())
+
+
+def _gate(kind, x, *factors):
+    y = torch.empty_like(x)
+    _run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (4 - len(factors)))
+    return y
+
+
+def _gate_grad(kind, x, factors, dy, need_x):
+    dx = torch.empty_like(x) if need_x else None
+    grads = [None if f is None else torch.empty_like(f) for f in factors]
+    spare = [None] * (4 - len(factors))
+    _run('gate_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
+    return dx, *[g for g in grads if g is not None]
+
+
+def channel_gate(x, c):
+    return _gate(_CHANNEL, x, c)
+
+
+def channel_gate_grad(x, c, *, dy, need_x):
+    return _gate_grad(_CHANNEL, x, (c, None), dy, need_x)
+
+
+def spatial_gate(x, s):
+    return _gate(_SPATIAL, x, None, s)
+
+
+def spatial_gate_grad(x, s, *, dy, need_x):
+    return _gate_grad(_SPATIAL, x, (None, s), dy, need_x)
+
+
+def product_gate(x, c, s):
+    return _gate(_PRODUCT, x, c, s)
+
+
+def product_gate_grad(x, c, s, *, dy, need_x):
+    return _gate_grad(_PRODUCT, x, (c, s), dy, need_x)
+
+
+def sum_gate(x, c, s):
+    return _gate(_SUM, x, c, s)
+
+
+def sum_gate_grad(x, c, s, *, dy, need_x):
+    return _gate_grad(_SUM, x, (c, s), dy, need_x)
+
+
+def _outer(x, h, w):
+    n, _, rows, cols = x.shape
+    q = _acc(x, n, rows, cols)
+    library().mmattn_outer(_DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(q))
+    return q
+
+
+def _outer_grad(x, h, w, dq):
+    n, _, rows, cols = x.shape
+    dh, dw = torch.empty_like(h), torch.empty_like(w)
+    library().mmattn_outer_grad(
+        _DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(dq), _ptr(dh), _ptr(dw))
+    return dh, dw
+
+
+def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None):
+    q = _outer(x, h, w)
+    if c2 is None:
+        return _gate(_PRODUCT, x, c, q)
+    return _gate(_DUAL, x, c, q, c2, _outer(x, h2, w2))
+
+
+def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
+    q = _outer(x, h, w)
+    if c2 is None:
+        dx, dc, dq = _gate_grad(_PRODUCT, x, (c, q), dy, need_x)
+        return dx, dc, *_outer_grad(x, h, w, dq)
+    factors = (c, q, c2, _outer(x, h2, w2))
+    dx, dc, dq, dc2, dq2 = _gate_grad(_DUAL, x, factors, dy, need_x)
+    return dx, dc, *_outer_grad(x, h, w, dq), dc2, *_outer_grad(x, h2, w2, dq2)
+
+
+def coord_gate(x, h, w):
+    y = torch.empty_like(x)
+    _run('coord', x, x, None, y, *_meta(x), h, w, None, None)
+    return y
+
+
+def coord_gate_grad(x, h, w, *, dy, need_x):
+    dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
+    _run('coord', x, x, dy, dx, *_meta(x), h, w, dh, dw)
+    return dx, dh, dw
+
+
+def _pool(x, factor, shape, maximum):
+    avg = _acc(x, *shape)
+    peak = torch.empty_like(avg) if maximum else None
+    argmax = torch.empty(shape, dtype=torch.int32) if maximum else None
+    _run('pool', x, len(shape) == 2, x, *_meta(x), factor, avg, peak, argmax)
+    return avg, peak, argmax
+
+
+def channel_pool(x, *, maximum):
+    return _pool(x, None, x.shape[:2], maximum)
+
+
+def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
+    dx = _out(gx, inplace)
+    _run('pool_grad', gx, gx, dx, *_meta(gx), gavg, gmax, argmax)
+    return dx
+
+
+def spatial_pool(x, c):
+    n, _, h, w = x.shape
+    return _pool(x, c, (n, h, w), True)
+
+
+def spatial_pool_grad(x, c, gx, gavg, gmax, argmax, *, inplace):
+    dx, dc = _out(gx, inplace), torch.empty_like(c)
+    _run('spatial_pool_grad', x, x, gx, dx, *_meta(x), c, gavg, gmax, argmax, dc)
+    return dx, dc
+
+
+def strip_pool(x, *, channel):
+    n, c, h, w = x.shape
+    ch, cw, hw = _acc(x, n, c, h), _acc(x, n, c, w), _acc(x, n, h, w) if channel else None
+    _run('strips', x, x, *_meta(x), ch, cw, hw)
+    return ch, cw, hw
+
+
+def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
+    dx = _out(gx, inplace)
+    _run('strips_grad', gx, gx, dx, *_meta(gx), gch, gcw, ghw)
+    return dx
+
+
+def _pointers(*tensors):
+    return (ctypes.c_void_p * len(tensors))(*map(_ptr, tensors))
+
+
+def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
+    n, c, h, w = x.shape
+    sides = []
+    for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
+        # avg, max, ent, log s, reference of wide samples
+        sides.append([_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)])
+        sides[-1].append(torch.empty(shape, dtype=torch.int32) if wanted and max else None)
+    refs = _acc(x, n)
+    wide = _run('entropy', x, x, *_meta(x), taps, taps.numel(), *(_pointers(*s) for s in sides), refs)
+    saved = [refs]
+    for _, _, entropy, log, ref, argmax in sides:
+        saved += [entropy, log, ref if wide else None, argmax]
+    return (*sides[0][:3], *sides[1][:3]), tuple(saved)
+
+
+def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
+    dx = _out(gx, inplace)
+    refs, *vectors = saved
+    sides = []
+    for (g_avg, g_max, g_ent), (entropy, log, ref, argmax) in zip(
+            (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True):
+        sides.append(_pointers(g_avg, g_ent, g_max, entropy, log, ref, argmax))
+    _run('entropy_grad', x, x, gx, dx, *_meta(x), taps, taps.numel(), *sides, refs)
+    return dx

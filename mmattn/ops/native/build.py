@@ -1,0 +1,122 @@
+"""Compiles `kernels.cpp` at first use and loads it.
+
+The library is kept under `$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by what it was made of
+and for: another source, compiler, processor or OpenMP runtime gives another file. `CXX` names the
+compiler (`c++`, then `g++` where it is not set); `MMATTN_NATIVE=0` asks for no kernels at all.
+"""
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+_SOURCE = Path(__file__).with_name('kernels.cpp')
+# No -ffast-math: a NaN or an infinity must come out as one.
+_FLAGS = ('-std=c++17', '-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi',
+          '-fvisibility=hidden')
+
+
+@functools.cache
+def library():
+    """The loaded kernels, or None (with one warning) where they cannot be built."""
+    if os.environ.get('MMATTN_NATIVE', '1') == '0':
+        return None
+    try:
+        return _load(_build())
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        warnings.warn(
+            f'mmattn runs its reference ops on the CPU, several times slower: no kernels ({error}). '
+            'They need a C++17 compiler; MMATTN_NATIVE=0 or MMATTN_IMPL=reference ends this warning.',
+            stacklevel=2)
+        return None
+
+
+def _load(path):
+    lib = ctypes.CDLL(str(path))
+    integer, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    kinds = dict(i=integer, n=size, p=pointer)
+    # dtype, then as in kernels.cpp; 'nnnni' is N, C, H, W, channels_last.
+    for name, args in dict(
+            gate='iippnnnni' 'ppppi',
+            gate_grad='iipppnnnni' 'pppp' 'ppppi',
+            pool='iipnnnni' 'ppppi',
+            pool_grad='ippnnnni' 'pppi',
+            spatial_pool_grad='ipppnnnni' 'pppppi',
+            strips='ipnnnni' 'pppi',
+            strips_grad='ippnnnni' 'pppi',
+            coord='ipppnnnni' 'ppppi',
+            outer='innnppp',
+            outer_grad='innnppppp',
+            entropy='ipnnnni' 'pnpppi',
+            entropy_grad='ipppnnnni' 'pnpppi').items():
+        function = getattr(lib, 'mmattn_' + name)
+        function.argtypes = [kinds[a] for a in args]
+        function.restype = size if name == 'entropy' else None
+    return lib
+
+
+def _openmp():
+    """The OpenMP runtime that torch runs on: a second one would fight it for the cores.
+
+    Other packages may have loaded theirs, so ask the linker where torch's calls go.
+    """
+    try:
+        torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name('lib') / 'libtorch_cpu.so'))
+        address = ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
+        for line in Path('/proc/self/maps').read_text().splitlines():
+            area, *_, path = line.split(maxsplit=5)
+            first, last = (int(end, 16) for end in area.split('-'))
+            if first <= address < last:
+                return path
+    except (OSError, AttributeError):
+        pass
+    return None
+
+
+def _cpu():
+    """What -march=native depends on: a home folder may be shared by different machines."""
+    try:
+        info = Path('/proc/cpuinfo').read_text()
+    except OSError:
+        return platform.processor()
+    return '\n'.join(sorted({line for line in info.splitlines()
+                             if line.startswith(('flags', 'Features', 'model name'))}))
+
+
+def _build():
+    names = [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++']
+    compiler = next((found for name in names if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise RuntimeError(f'no compiler called {" or ".join(names)}')
+    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60).stdout
+    openmp = _openmp()
+    made_of = '\0'.join([_SOURCE.read_text(), *_FLAGS, compiler, version, str(openmp), _cpu()])
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
+    path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
+    if path.exists():
+        return path
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache) as folder:
+        obj, lib = Path(folder, 'kernels.o'), Path(folder, 'kernels.so')
+        link = [openmp] if openmp else ['-fopenmp']
+        for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
+            done = subprocess.run([compiler, *_FLAGS, *extra, '-c', str(_SOURCE), '-o', str(obj)],
+                                  capture_output=True, text=True, timeout=600)
+            if done.returncode == 0:
+                link = link if extra else []
+                break
+        else:
+            raise RuntimeError(f'{compiler} failed: {done.stderr.strip()[-400:]}')
+        done = subprocess.run([compiler, '-shared', str(obj), *link, '-o', str(lib)],
+                              capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            raise RuntimeError(f'{compiler} failed to link: {done.stderr.strip()[-400:]}')
+        os.replace(lib, path)  # several processes may get here at once: the last one wins, whole
+    return path

@@ -1,0 +1,1533 @@
+// The CPU kernels of mmattn's fast ops: plain C++17 behind a C ABI, no torch headers.
+//
+// Two memory layouts, one code: a sample is a matrix of R rows by L contiguous lanes, (C, H*W) for
+// a contiguous tensor and (H*W, C) for a channels_last one. A gate whose factor is a function of
+// channel and position is then a function of row and lane, and swapping the layout swaps the two.
+//
+// Deterministic: work is cut by shape alone (never by the number of threads), every cut writes its
+// own partial result, and these are added in order. Sums run in float inside a cut and in double
+// across cuts, so that no running sum gets long.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+#include <immintrin.h>
+#define MASKED 1
+#endif
+
+#define FLAT __attribute__((always_inline))
+#define INLINE inline FLAT
+
+namespace {
+
+using i64 = int64_t;
+
+// ---------------------------------------------------------------------------------- vectors
+
+#if defined(__AVX512F__)
+constexpr int kBytes = 64;
+#elif defined(__AVX__)
+constexpr int kBytes = 32;
+#else
+constexpr int kBytes = 16;
+#endif
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class A> struct Simd;
+template <> struct Simd<float> {
+  static constexpr int N = kBytes / 4;
+  typedef float V __attribute__((vector_size(kBytes)));
+  typedef int32_t I __attribute__((vector_size(kBytes)));
+  typedef uint32_t U __attribute__((vector_size(kBytes)));
+  typedef uint16_t Half __attribute__((vector_size(kBytes / 2)));
+};
+template <> struct Simd<double> {
+  static constexpr int N = kBytes / 8;
+  typedef double V __attribute__((vector_size(kBytes)));
+  typedef int64_t I __attribute__((vector_size(kBytes)));
+};
+template <class A> using Vec = typename Simd<A>::V;
+template <class A> using Int = typename Simd<A>::I;
+template <class A> using Full = std::integral_constant<int, Simd<A>::N>;
+template <class A> using Index = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
+using VF = Vec<float>;
+using UF = Simd<float>::U;
+
+// The accumulator type of a storage type.
+template <class T> struct AccOf { using type = float; };
+template <> struct AccOf<double> { using type = double; };
+template <class T> using Acc = typename AccOf<T>::type;
+
+INLINE VF widen(Simd<float>::Half h, bf16) {
+  return (VF)(__builtin_convertvector(h, UF) << 16);
+}
+INLINE Simd<float>::Half narrow(VF v, bf16) {  // to nearest even; a NaN stays one
+  UF u = (UF)v;
+  UF r = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  r = v != v ? (r & 0u) + 0x7fc0u : r;
+  return __builtin_convertvector(r, Simd<float>::Half);
+}
+INLINE VF widen(Simd<float>::Half h, f16) {
+  UF u = __builtin_convertvector(h, UF);
+  UF o = (u & 0x7fffu) << 13, e = o & 0x0f800000u;
+  o += 112u << 23;                                      // rebias the exponent
+  o = e == 0x0f800000u ? o + (112u << 23) : o;          // infinity, NaN
+  VF sub = (VF)(o + (1u << 23)) - (VF)(o * 0u + (113u << 23));  // denormal
+  o = e == 0u ? (UF)sub : o;
+  return (VF)(o | ((u & 0x8000u) << 16));
+}
+INLINE Simd<float>::Half narrow(VF v, f16) {  // to nearest even
+  UF u = (UF)v, sign = u & 0x80000000u;
+  u ^= sign;
+  UF magic = u * 0u + (126u << 23);
+  UF small = (UF)((VF)u + (VF)magic) - magic;           // denormal: the adder rounds
+  UF normal = (u + 0xc8000fffu + ((u >> 13) & 1u)) >> 13;
+  UF large = u > (255u << 23) ? u * 0u + 0x7e00u : u * 0u + 0x7c00u;
+  UF o = u >= (143u << 23) ? large : (u < (113u << 23) ? small : normal);
+  return __builtin_convertvector(o | (sign >> 16), Simd<float>::Half);
+}
+
+template <class T, class A = Acc<T>> INLINE Vec<A> ld(const T* p, Full<A>) {
+  if constexpr (std::is_same_v<T, A>) {
+    Vec<A> v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+  } else {
+    Simd<float>::Half h;
+    std::memcpy(&h, p, sizeof h);
+    return widen(h, T{});
+  }
+}
+template <class T, class A = Acc<T>> INLINE void st(T* p, Vec<A> v, Full<A>) {
+  if constexpr (std::is_same_v<T, A>) {
+    std::memcpy(p, &v, sizeof v);
+  } else {
+    auto h = narrow(v, T{});
+    std::memcpy(p, &h, sizeof h);
+  }
+}
+// The last n lanes of a row; the vector's others are zero.
+template <class T, class A = Acc<T>> INLINE Vec<A> ld(const T* p, int n) {
+#ifdef MASKED
+  if constexpr (std::is_same_v<T, float>) return (VF)_mm512_maskz_loadu_ps((1u << n) - 1u, p);
+  if constexpr (sizeof(T) == 2)
+    return widen((Simd<float>::Half)_mm256_maskz_loadu_epi16((1u << n) - 1u, p), T{});
+#endif
+  T buf[Simd<A>::N] = {};
+  for (int i = 0; i < n; ++i) buf[i] = p[i];
+  return ld(buf, Full<A>{});
+}
+template <class T, class A = Acc<T>> INLINE void st(T* p, Vec<A> v, int n) {
+#ifdef MASKED
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, (1u << n) - 1u, (__m512)v);
+  if constexpr (sizeof(T) == 2)
+    return _mm256_mask_storeu_epi16(p, (1u << n) - 1u, (__m256i)narrow(v, T{}));
+#endif
+  T buf[Simd<A>::N];
+  st(buf, v, Full<A>{});
+  for (int i = 0; i < n; ++i) p[i] = buf[i];
+}
+
+template <class T> INLINE Acc<T> get(const T* p) { return ld(p, 1)[0]; }
+template <class T> INLINE void put(T* p, Acc<T> v) { st(p, Vec<Acc<T>>{} + v, 1); }
+
+// f(first lane, number of lanes): full vectors, then the rest.
+template <class A, class F> INLINE void lanes(i64 begin, i64 end, F&& f) {
+  i64 l = begin;
+  for (; l + Simd<A>::N <= end; l += Simd<A>::N) f(l, Full<A>{});
+  if (l < end) f(l, int(end - l));
+}
+
+template <class A> INLINE Vec<A> all(A v) { return Vec<A>{} + v; }
+template <class A> INLINE Int<A> iota() {
+  Int<A> i;
+  for (int k = 0; k < Simd<A>::N; ++k) i[k] = k;
+  return i;
+}
+template <class V> INLINE auto hsum(V v) {
+  using A = std::remove_reference_t<decltype(v[0])>;
+  constexpr int n = sizeof(V) / sizeof(A);
+  A s[n];
+  std::memcpy(s, &v, sizeof v);
+  for (int k = n / 2; k; k /= 2)
+    for (int i = 0; i < k; ++i) s[i] += s[i + k];
+  return s[0];
+}
+
+// e^x, relative error below 2e-7 (float); below -87 the smallest normal number stands for zero.
+INLINE VF vexp(VF x) {
+  const VF lo = all<float>(-87.3f), hi = all<float>(88.7f);
+  x = x < lo ? lo : x;
+  x = x > hi ? hi : x;
+  const VF shift = all<float>(12582912.f);              // 1.5 * 2^23: rounds to an integer
+  VF k = x * 1.44269504088896f + shift;
+  UF bits = (UF)k;
+  k -= shift;
+  VF r = x - k * 0.693359375f;
+  r = r + k * 2.12194440e-4f;
+  VF p = all<float>(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  return p * (VF)((bits + 127u) << 23);
+}
+INLINE Vec<double> vexp(Vec<double> x) {
+  Vec<double> y;
+  for (int i = 0; i < Simd<double>::N; ++i) y[i] = std::exp(x[i]);
+  return y;
+}
+
+// Running maximum with its index; a NaN, once seen, stays.
+template <class A> struct Peak {
+  Vec<A> value = all<A>(-std::numeric_limits<A>::infinity());
+  Int<A> index = {};
+  INLINE void add(Vec<A> v, Int<A> at) {
+    Int<A> take = (v > value) | (v != v);
+    value = take ? v : value;
+    index = take ? at : index;
+  }
+};
+template <class A> INLINE Vec<A> outside(Vec<A> v, int n) {  // lanes from n on: -infinity
+  return iota<A>() < Int<A>{} + n ? v : all<A>(-std::numeric_limits<A>::infinity());
+}
+template <class A> INLINE bool beats(A v, A than) { return v > than || (v != v && than == than); }
+
+// ------------------------------------------------------------------------------------- work
+
+struct Shape { i64 n, rows, lanes; };
+
+template <class F> void parallel(i64 units, i64 elements, int threads, F&& f) {
+  if (threads > units) threads = int(units);
+  if (elements < 16384) threads = 1;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+  for (i64 u = 0; u < units; ++u) f(u);
+}
+
+// Rows are cut so that no running sum gets long and that a small batch still fills the cores.
+struct Cut {
+  i64 parts, size;
+  explicit Cut(i64 n, i64 rows, i64 step = 4) {
+    i64 want = std::max((rows + 255) / 256, std::min((64 + n - 1) / n, rows / 32));
+    parts = std::max<i64>(want, 1);
+    size = ((rows + parts - 1) / parts + step - 1) / step * step;
+    parts = (rows + size - 1) / size;
+  }
+};
+
+// Several rows at once only where each lies in pages of its own: the prefetchers follow one stream in
+// a page, and short rows are a single stream anyway.
+template <class T> bool long_rows(i64 lanes_) { return lanes_ * i64(sizeof(T)) >= 4096; }
+
+constexpr i64 kTile = 4096;  // lanes worked on at once: their accumulators stay in cache
+
+template <class A> i64 padded(i64 n) { return (n + Simd<A>::N - 1) / Simd<A>::N * Simd<A>::N; }
+
+// Uninitialised scratch: a std::vector would write every page first.
+template <class A> struct Scratch {
+  std::unique_ptr<A[]> p;
+  explicit Scratch(i64 n) : p(new A[std::max<i64>(n, 1)]) {}
+  A* operator+(i64 i) const { return p.get() + i; }
+  A& operator[](i64 i) const { return p[i]; }
+};
+
+// out[n][l] = scale * sum over parts of partial[n][part][l]
+template <class A>
+void add_parts(const A* partial, A* out, i64 n, i64 parts, i64 pitch, i64 lanes_, double scale,
+               int threads) {
+  parallel(n, n * parts * lanes_, threads, [&](i64 b) {
+    for (i64 l = 0; l < lanes_; ++l) {
+      double s = 0;
+      for (i64 q = 0; q < parts; ++q) s += double(partial[(b * parts + q) * pitch + l]);
+      out[b * lanes_ + l] = A(s * scale);
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------------- gates
+
+// y = x * f(a, b): a belongs to the row, b to the lane. `back` adds P * df/da to ra and
+// P * df/db to lb, with P = dy * x.
+struct RowGate {
+  static constexpr int rows = 1, lanes = 0;
+  template <class V> static INLINE V f(const V* a, const V*) { return a[0]; }
+  template <class V> static INLINE void back(V p, const V*, const V*, V* ra, V*) { ra[0] += p; }
+};
+struct LaneGate {
+  static constexpr int rows = 0, lanes = 1;
+  template <class V> static INLINE V f(const V*, const V* b) { return b[0]; }
+  template <class V> static INLINE void back(V p, const V*, const V*, V*, V* lb) { lb[0] += p; }
+};
+struct ProductGate {
+  static constexpr int rows = 1, lanes = 1;
+  template <class V> static INLINE V f(const V* a, const V* b) { return a[0] * b[0]; }
+  template <class V> static INLINE void back(V p, const V* a, const V* b, V* ra, V* lb) {
+    ra[0] += p * b[0];
+    lb[0] += p * a[0];
+  }
+};
+struct SumGate {
+  static constexpr int rows = 1, lanes = 1;
+  template <class V> static INLINE V f(const V* a, const V* b) { return a[0] + b[0]; }
+  template <class V> static INLINE void back(V p, const V*, const V*, V* ra, V* lb) {
+    ra[0] += p;
+    lb[0] += p;
+  }
+};
+struct DualGate {  // A + (1 - A) * A2 with A = a0 b0, A2 = a1 b1: DRTAM, eq. (1)
+  static constexpr int rows = 2, lanes = 2;
+  template <class V> static INLINE V f(const V* a, const V* b) {
+    V u = a[0] * b[0], v = a[1] * b[1];
+    return u + (1 - u) * v;
+  }
+  template <class V> static INLINE void back(V p, const V* a, const V* b, V* ra, V* lb) {
+    V pu = p * (1 - a[1] * b[1]), pv = p * (1 - a[0] * b[0]);
+    ra[0] += pu * b[0];
+    lb[0] += pu * a[0];
+    ra[1] += pv * b[1];
+    lb[1] += pv * a[1];
+  }
+};
+
+// K rows at once, so that a lane's factors are fetched once for all of them.
+template <class G, int K, class T>
+INLINE void gate_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
+                      const Acc<T>* const* b) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  V av[K][2], bv[2];
+  for (int k = 0; k < K; ++k)
+    for (int i = 0; i < G::rows; ++i) av[k][i] = all<A>(a[i][k]);
+  lanes<A>(0, n_lanes, [&](i64 l, auto n) FLAT {
+    for (int i = 0; i < G::lanes; ++i) bv[i] = ld(b[i] + l, n);
+    for (int k = 0; k < K; ++k)
+      st(y + k * n_lanes + l, ld(x + k * n_lanes + l, n) * G::f(av[k], bv), n);
+  });
+}
+
+template <class G, class T>
+void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const* b, int threads) {
+  constexpr i64 K = 4;
+  bool together = G::lanes && long_rows<T>(s.lanes);
+  i64 groups = (s.rows + K - 1) / K;
+  parallel(s.n * groups, s.n * s.rows * s.lanes, threads, [&](i64 u) {
+    i64 n = u / groups, r = n * s.rows + u % groups * K, end = std::min(r + K, (n + 1) * s.rows);
+    const Acc<T>*ar[2], *br[2];
+    auto step = [&](auto k) FLAT {
+      for (int i = 0; i < G::rows; ++i) ar[i] = a[i] + r;
+      for (int i = 0; i < G::lanes; ++i) br[i] = b[i] + n * s.lanes;
+      gate_rows<G, decltype(k)::value>(x + r * s.lanes, y + r * s.lanes, s.lanes, ar, br);
+      r += decltype(k)::value;
+    };
+    if (together && r + K == end) return step(std::integral_constant<int, K>{});
+    while (r < end) step(std::integral_constant<int, 1>{});
+  });
+}
+
+// The same for the gradients.
+template <class G, int K, class T>
+INLINE void gate_grad_rows(const T* x, const T* dy, T* dx, i64 pitch, i64 begin, i64 end,
+                           const Acc<T>* const* a, const Acc<T>* const* b, double (*row_sum)[2],
+                           Acc<T>* const* lane_sum) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  V av[K][2], ra[K][2];
+  for (int k = 0; k < K; ++k)
+    for (int i = 0; i < G::rows; ++i) av[k][i] = all<A>(a[i][k]), ra[k][i] = V{};
+  lanes<A>(begin, end, [&](i64 l, auto n) FLAT {
+    V bv[2], lb[2];
+    for (int i = 0; i < G::lanes; ++i) {
+      bv[i] = ld(b[i] + l, n);
+      lb[i] = ld(lane_sum[i] + l, Full<A>{});
+    }
+    for (int k = 0; k < K; ++k) {
+      V g = ld(dy + k * pitch + l, n);
+      V p = ld(x + k * pitch + l, n) * g;
+      if (dx) st(dx + k * pitch + l, g * G::f(av[k], bv), n);
+      G::back(p, av[k], bv, ra[k], lb);
+    }
+    for (int i = 0; i < G::lanes; ++i) st(lane_sum[i] + l, lb[i], Full<A>{});
+  });
+  for (int k = 0; k < K; ++k)
+    for (int i = 0; i < G::rows; ++i) row_sum[k][i] += hsum(ra[k][i]);
+}
+
+template <class G, class T>
+void gate_grad(const T* x, const T* dy, T* dx, Shape s, const Acc<T>* const* a,
+               const Acc<T>* const* b, Acc<T>* const* da, Acc<T>* const* db, int threads) {
+  using A = Acc<T>;
+  Cut cut(s.n, s.rows);
+  i64 pitch = padded<A>(s.lanes), units = s.n * cut.parts;
+  Scratch<A> partial(G::lanes * units * pitch);
+  parallel(units, s.n * s.rows * s.lanes, threads, [&](i64 u) {
+    i64 n = u / cut.parts, r0 = u % cut.parts * cut.size, r1 = std::min(r0 + cut.size, s.rows);
+    A* lane_sum[2];
+    const A* br[2];
+    for (int i = 0; i < G::lanes; ++i) {
+      lane_sum[i] = partial + (i * units + u) * pitch;
+      std::fill_n(lane_sum[i], pitch, A(0));
+      br[i] = b[i] + n * s.lanes;
+    }
+    std::vector<double> sums(2 * (r1 - r0), 0.);
+    auto row_sum = (double (*)[2])sums.data();
+    for (i64 l0 = 0; l0 < s.lanes; l0 += kTile) {
+      i64 l1 = std::min(l0 + kTile, s.lanes);
+      i64 r = r0;
+      auto step = [&](auto k) FLAT {
+        i64 at = n * s.rows + r;
+        const A* ar[2];
+        for (int i = 0; i < G::rows; ++i) ar[i] = a[i] + at;
+        i64 off = at * s.lanes;
+        gate_grad_rows<G, decltype(k)::value>(x + off, dy + off, dx ? dx + off : dx, s.lanes, l0,
+                                              l1, ar, br, row_sum + (r - r0), lane_sum);
+        r += decltype(k)::value;
+      };
+      while (long_rows<T>(s.lanes) && r + 4 <= r1) step(std::integral_constant<int, 4>{});
+      while (r < r1) step(std::integral_constant<int, 1>{});
+    }
+    for (int i = 0; i < G::rows; ++i)
+      for (i64 r = r0; r < r1; ++r) da[i][n * s.rows + r] = A(row_sum[r - r0][i]);
+  });
+  for (int i = 0; i < G::lanes; ++i)
+    add_parts<A>(partial + i * units * pitch, db[i], s.n, cut.parts, pitch, s.lanes, 1., threads);
+}
+
+// ------------------------------------------------------------------------------- row, lane pools
+
+// Mean and maximum over the lanes of each row of x * b (b: lane factor or null).
+template <class T>
+void row_pool(const T* x, Shape s, const Acc<T>* b, Acc<T>* mean, Acc<T>* peak, int32_t* at,
+              int threads) {
+  using A = Acc<T>;
+  using I = Index<A>;
+  parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
+    const T* xr = x + r * s.lanes;
+    const A* br = b ? b + r / s.rows * s.lanes : nullptr;
+    double total = 0;
+    Peak<A> top;
+    const Int<A> ramp = iota<A>();
+    for (i64 l0 = 0; l0 < s.lanes; l0 += kTile) {
+      Vec<A> sum = {};
+      lanes<A>(l0, std::min(l0 + kTile, s.lanes), [&](i64 l, auto n) FLAT {
+        Vec<A> v = ld(xr + l, n);
+        if (br) v *= ld(br + l, n);
+        sum += v;
+        if (peak) {
+          if (n < Simd<A>::N) v = outside<A>(v, n);
+          top.add(v, ramp + I(l));
+        }
+      });
+      total += hsum(sum);
+    }
+    mean[r] = A(total / s.lanes);
+    if (!peak) return;
+    A best = top.value[0];
+    i64 where = top.index[0];
+    for (int k = 1; k < Simd<A>::N; ++k)
+      if (beats(A(top.value[k]), best) || (top.value[k] == best && top.index[k] < where))
+        best = top.value[k], where = top.index[k];
+    peak[r] = best;
+    at[r] = int32_t(where);
+  });
+}
+
+// Mean and maximum over the rows of each lane of x * a (a: row factor or null).
+template <class T>
+void lane_pool(const T* x, Shape s, const Acc<T>* a, Acc<T>* mean, Acc<T>* peak, int32_t* at,
+               int threads) {
+  using A = Acc<T>;
+  using I = Index<A>;
+  Cut cut(s.n, s.rows);
+  i64 pitch = padded<A>(s.lanes), units = s.n * cut.parts;
+  Scratch<A> sums(units * pitch), tops(peak ? units * pitch : 0);
+  Scratch<I> where(peak ? units * pitch : 0);
+  parallel(units, s.n * s.rows * s.lanes, threads, [&](i64 u) {
+    i64 n = u / cut.parts, r0 = u % cut.parts * cut.size, r1 = std::min(r0 + cut.size, s.rows);
+    for (i64 l0 = 0; l0 < s.lanes; l0 += kTile) {
+      i64 l1 = std::min(l0 + kTile, s.lanes);
+      for (i64 r = r0; r < r1;) {
+        int k1 = long_rows<T>(s.lanes) ? int(std::min<i64>(4, r1 - r)) : 1;
+        const T* xr = x + (n * s.rows + r) * s.lanes;
+        A ar[4];
+        for (int k = 0; k < k1; ++k) ar[k] = a ? a[n * s.rows + r + k] : A(1);
+        lanes<A>(l0, l1, [&](i64 l, auto m) FLAT {
+          Vec<A> sum = r == r0 ? Vec<A>{} : ld(sums + u * pitch + l, Full<A>{});
+          Peak<A> top;
+          if (peak && r != r0) {
+            top.value = ld(tops + u * pitch + l, Full<A>{});
+            std::memcpy(&top.index, where + u * pitch + l, kBytes);
+          }
+          for (int k = 0; k < k1; ++k) {
+            Vec<A> v = ld(xr + k * s.lanes + l, m) * ar[k];
+            sum += v;
+            if (peak) top.add(v, Int<A>{} + I(r + k));
+          }
+          st(sums + u * pitch + l, sum, Full<A>{});
+          if (peak) {
+            st(tops + u * pitch + l, top.value, Full<A>{});
+            std::memcpy(where + u * pitch + l, &top.index, kBytes);
+          }
+        });
+        r += k1;
+      }
+    }
+  });
+  add_parts<A>(sums + 0, mean, s.n, cut.parts, pitch, s.lanes, 1. / s.rows, threads);
+  if (!peak) return;
+  for (i64 n = 0; n < s.n; ++n)
+    for (i64 l = 0; l < s.lanes; ++l) {
+      i64 i = n * cut.parts * pitch + l;
+      A best = tops[i];
+      I arg = where[i];
+      for (i64 q = 1; q < cut.parts; ++q)
+        if (beats(tops[i + q * pitch], best)) best = tops[i + q * pitch], arg = where[i + q * pitch];
+      peak[n * s.lanes + l] = best;
+      at[n * s.lanes + l] = int32_t(arg);
+    }
+}
+
+// A maximum's gradient lands on single elements. They are worked out before the dense pass (which
+// may overwrite gx) and written after it, so that each is rounded once.
+struct Spot { i64 offset; double value; };
+
+template <class T> void write_spots(T* dx, const std::vector<Spot>& spots) {
+  for (const Spot& s : spots) put(dx + s.offset, Acc<T>(s.value));
+}
+
+// dx = gx + a (row) + b (lane), either may be null, + the gradient of a maximum over the lanes of
+// each row (at, g: one for each row) or over the rows of each lane (one for each lane).
+template <class T>
+void pool_grad(const T* gx, T* dx, Shape s, const Acc<T>* a, const Acc<T>* b, double scale,
+               const Acc<T>* g, const int32_t* at, bool per_row, int threads) {
+  using A = Acc<T>;
+  std::vector<Spot> spots;
+  if (g) {
+    i64 each = per_row ? s.rows : s.lanes;
+    spots.resize(s.n * each);
+    for (i64 i = 0; i < s.n * each; ++i) {
+      i64 n = i / each, r = per_row ? i % each : at[i], l = per_row ? at[i] : i % each;
+      i64 o = (n * s.rows + r) * s.lanes + l;
+      double v = double(get(gx + o)) + double(g[i]);
+      if (a) v += double(a[n * s.rows + r]) * scale;
+      if (b) v += double(b[n * s.lanes + l]) * scale;
+      spots[i] = {o, v};
+    }
+  }
+  if (a || b || gx != dx)
+    parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
+      Vec<A> av = all<A>(a ? A(a[r] * scale) : A(0));
+      const A* br = b ? b + r / s.rows * s.lanes : nullptr;
+      lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
+        Vec<A> v = ld(gx + r * s.lanes + l, n) + av;
+        if (br) v += ld(br + l, n) * A(scale);
+        st(dx + r * s.lanes + l, v, n);
+      });
+    });
+  write_spots(dx, spots);
+}
+
+// -------------------------------------------------------------------- CBAM's second pool, backward
+
+// z = x * c; dx = gx + c * (ga + [argmax] gm), dc = sum of x * (ga + [argmax] gm); ga, gm: one for
+// each position, null for zero. c belongs to the rows if `row_c`, else to the lanes.
+template <class T>
+void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, const Acc<T>* c,
+                       const Acc<T>* ga, const Acc<T>* gm, const int32_t* at, Acc<T>* dc,
+                       int threads) {
+  using A = Acc<T>;
+  i64 channels = row_c ? s.rows : s.lanes, positions = row_c ? s.lanes : s.rows;
+  A scale = A(1. / channels);
+  std::vector<double> total(s.n * channels, 0.);
+  std::vector<Spot> spots;
+  if (gm) {
+    spots.resize(s.n * positions);
+    for (i64 i = 0; i < s.n * positions; ++i) {
+      i64 n = i / positions, p = i % positions, ch = at[i];
+      i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
+      double g = double(gm[i]) + (ga ? double(ga[i]) * scale : 0.);
+      spots[i] = {o, double(get(gx + o)) + g * double(c[n * channels + ch])};
+      total[n * channels + ch] += double(get(x + o)) * double(gm[i]);
+    }
+  }
+  if (row_c) {
+    parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
+      const A* g = ga ? ga + r / s.rows * s.lanes : nullptr;
+      Vec<A> cv = all<A>(c[r] * scale);
+      for (i64 l0 = 0; l0 < s.lanes; l0 += kTile) {
+        Vec<A> sum = {};
+        lanes<A>(l0, std::min(l0 + kTile, s.lanes), [&](i64 l, auto n) FLAT {
+          i64 o = r * s.lanes + l;
+          Vec<A> gv = g ? ld(g + l, n) : Vec<A>{};
+          sum += ld(x + o, n) * gv;
+          st(dx + o, ld(gx + o, n) + cv * gv, n);
+        });
+        total[r] += double(hsum(sum)) * scale;
+      }
+    });
+  } else {
+    Cut cut(s.n, s.rows);
+    i64 pitch = padded<A>(s.lanes), units = s.n * cut.parts;
+    Scratch<A> partial(units * pitch);
+    parallel(units, s.n * s.rows * s.lanes, threads, [&](i64 u) {
+      i64 n = u / cut.parts, r0 = u % cut.parts * cut.size, r1 = std::min(r0 + cut.size, s.rows);
+      A* sum = partial + u * pitch;
+      std::fill_n(sum, pitch, A(0));
+      for (i64 r = r0; r < r1; ++r) {
+        Vec<A> g = all<A>(ga ? ga[n * s.rows + r] * scale : A(0));
+        lanes<A>(0, s.lanes, [&](i64 l, auto m) FLAT {
+          i64 o = (n * s.rows + r) * s.lanes + l;
+          st(sum + l, ld(sum + l, Full<A>{}) + ld(x + o, m) * g, Full<A>{});
+          st(dx + o, ld(gx + o, m) + g * ld(c + n * s.lanes + l, m), m);
+        });
+      }
+    });
+    for (i64 n = 0; n < s.n; ++n)
+      for (i64 q = 0; q < cut.parts; ++q)
+        for (i64 l = 0; l < s.lanes; ++l)
+          total[n * s.lanes + l] += double(partial[(n * cut.parts + q) * pitch + l]);
+  }
+  for (i64 i = 0; i < s.n * channels; ++i) dc[i] = A(total[i]);
+  write_spots(dx, spots);
+}
+
+// --------------------------------------------------------------- strips (DRTAM, coordinate attention)
+
+struct Map { i64 n, c, h, w; };
+
+// out[n][j][i] = in[n][i][j]
+template <class A> void transpose(const A* in, A* out, i64 n, i64 rows, i64 cols, int threads) {
+  parallel(n, n * rows * cols, threads, [&](i64 b) {
+    const A* s = in + b * rows * cols;
+    A* d = out + b * rows * cols;
+    for (i64 j0 = 0; j0 < cols; j0 += 16)  // whole cache lines on both sides
+      for (i64 i = 0; i < rows; ++i)
+        for (i64 j = j0; j < std::min(j0 + 16, cols); ++j) d[j * rows + i] = s[i * cols + j];
+  });
+}
+
+// A contiguous map's three means: over W, over H and (hw not null) over C.
+template <class T>
+void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 area = m.h * m.w, pitch = padded<A>(area);
+  Cut cut(m.n, m.c);
+  i64 units = m.n * cut.parts;
+  Scratch<A> partial(hw ? units * pitch : 0);
+  parallel(units, m.n * m.c * area, threads, [&](i64 u) {
+    i64 n = u / cut.parts, c0 = u % cut.parts * cut.size, c1 = std::min(c0 + cut.size, m.c);
+    A* sum = partial + u * pitch;
+    if (hw) std::fill_n(sum, pitch, A(0));
+    auto step = [&](i64 c, auto k_) FLAT {
+      constexpr int K = decltype(k_)::value;
+      i64 plane = n * m.c + c;
+      const T* xp = x + plane * area;
+      for (int k = 0; k < K; ++k) std::fill_n(cw + (plane + k) * m.w, m.w, A(0));
+      for (i64 h = 0; h < m.h; ++h) {
+        V row[K] = {};
+        lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
+          V across = hw ? ld(sum + h * m.w + w, r) : V{};
+          for (int k = 0; k < K; ++k) {
+            V v = ld(xp + k * area + h * m.w + w, r);
+            A* col = cw + (plane + k) * m.w + w;
+            row[k] += v;
+            across += v;
+            st(col, ld(col, r) + v, r);
+          }
+          if (hw) st(sum + h * m.w + w, across, r);
+        });
+        for (int k = 0; k < K; ++k) ch[(plane + k) * m.h + h] = hsum(row[k]) / A(m.w);
+      }
+      for (int k = 0; k < K; ++k)
+        for (i64 w = 0; w < m.w; ++w) cw[(plane + k) * m.w + w] /= A(m.h);
+    };
+    i64 c = c0;
+    for (; long_rows<T>(area) && c + 4 <= c1; c += 4) step(c, std::integral_constant<int, 4>{});
+    for (; c < c1; ++c) step(c, std::integral_constant<int, 1>{});
+  });
+  if (hw) add_parts<A>(partial + 0, hw, m.n, cut.parts, pitch, area, 1. / m.c, threads);
+}
+
+// The same of a channels_last map.
+template <class T>
+void strips_nhwc(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 pitch = padded<A>(m.c), wide = m.w * pitch;
+  Cut cut(m.n, m.h, 1);
+  i64 units = m.n * cut.parts;
+  Scratch<A> cols(units * wide), rows(m.n * m.h * m.c), sums(m.n * m.w * m.c);
+  parallel(units, m.n * m.h * m.w * m.c, threads, [&](i64 u) {
+    i64 n = u / cut.parts, h0 = u % cut.parts * cut.size, h1 = std::min(h0 + cut.size, m.h);
+    A* col = cols + u * wide;
+    std::fill_n(col, wide, A(0));
+    Scratch<A> row(pitch);
+    for (i64 h = h0; h < h1; ++h) {
+      std::fill_n(row + 0, pitch, A(0));
+      auto step = [&](i64 w, auto k_) FLAT {
+        constexpr int K = decltype(k_)::value;
+        i64 p = (n * m.h + h) * m.w + w;
+        V across[K] = {};
+        lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+          V down = ld(row + c, Full<A>{});
+          for (int k = 0; k < K; ++k) {
+            V v = ld(x + (p + k) * m.c + c, r);
+            A* d = col + (w + k) * pitch + c;
+            across[k] += v;
+            down += v;
+            st(d, ld(d, Full<A>{}) + v, Full<A>{});
+          }
+          st(row + c, down, Full<A>{});
+        });
+        if (hw)
+          for (int k = 0; k < K; ++k) hw[p + k] = hsum(across[k]) / A(m.c);
+      };
+      i64 w = 0;
+      for (; long_rows<T>(m.c) && w + 4 <= m.w; w += 4) step(w, std::integral_constant<int, 4>{});
+      for (; w < m.w; ++w) step(w, std::integral_constant<int, 1>{});
+      for (i64 c = 0; c < m.c; ++c) rows[(n * m.h + h) * m.c + c] = row[c] / A(m.w);
+    }
+  });
+  parallel(m.n * m.w, m.n * cut.parts * m.w * m.c, threads, [&](i64 i) {
+    i64 n = i / m.w, w = i % m.w;
+    for (i64 c = 0; c < m.c; ++c) {
+      double s = 0;
+      for (i64 q = 0; q < cut.parts; ++q) s += double(cols[(n * cut.parts + q) * wide + w * pitch + c]);
+      sums[i * m.c + c] = A(s / m.h);
+    }
+  });
+  transpose<A>(rows + 0, ch, m.n, m.h, m.c, threads);
+  transpose<A>(sums + 0, cw, m.n, m.w, m.c, threads);
+}
+
+// dx = gx + gch / W + gcw / H + ghw / C; a null gradient is zero.
+template <class T>
+void strips_grad(const T* gx, T* dx, Map m, bool last, const Acc<T>* gch, const Acc<T>* gcw,
+                 const Acc<T>* ghw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  A ih = A(1. / m.h), iw = A(1. / m.w), ic = A(1. / m.c);
+  i64 size = m.n * m.c * m.h * m.w;
+  if (!last) {
+    parallel(m.n * m.c, size, threads, [&](i64 plane) {
+      for (i64 h = 0; h < m.h; ++h) {
+        i64 o = (plane * m.h + h) * m.w;
+        V row = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
+        const A* hw = ghw ? ghw + (plane / m.c * m.h + h) * m.w : nullptr;
+        lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
+          V v = ld(gx + o + w, r) + row;
+          if (gcw) v += ld(gcw + plane * m.w + w, r) * ih;
+          if (hw) v += ld(hw + w, r) * ic;
+          st(dx + o + w, v, r);
+        });
+      }
+    });
+    return;
+  }
+  Scratch<A> hc(gch ? m.n * m.c * m.h : 0), wc(gcw ? m.n * m.c * m.w : 0);
+  if (gch) transpose<A>(gch, hc + 0, m.n, m.c, m.h, threads);
+  if (gcw) transpose<A>(gcw, wc + 0, m.n, m.c, m.w, threads);
+  parallel(m.n * m.h, size, threads, [&](i64 nh) {
+    const A* down = gch ? hc + nh * m.c : nullptr;
+    for (i64 w = 0; w < m.w; ++w) {
+      i64 p = nh * m.w + w;
+      V across = all<A>(ghw ? ghw[p] * ic : A(0));
+      const A* right = gcw ? wc + (nh / m.h * m.w + w) * m.c : nullptr;
+      lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+        V v = ld(gx + p * m.c + c, r) + across;
+        if (down) v += ld(down + c, r) * iw;
+        if (right) v += ld(right + c, r) * ih;
+        st(dx + p * m.c + c, v, r);
+      });
+    }
+  });
+}
+
+// y = x * h * w with h (N, C, H), w (N, C, W); with dy also dx = dy * h * w (if dx) and dh, dw.
+template <class T>
+void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
+                Acc<T>* dh, Acc<T>* dw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  parallel(m.n * m.c, m.n * m.c * m.h * m.w, threads, [&](i64 plane) {
+    const A* right = fw + plane * m.w;
+    A* col = dw ? dw + plane * m.w : nullptr;
+    if (dy) std::fill_n(col, m.w, A(0));
+    for (i64 h = 0; h < m.h; ++h) {
+      i64 o = (plane * m.h + h) * m.w;
+      V down = all<A>(fh[plane * m.h + h]), row = {};
+      lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
+        V f = ld(right + w, r), v = ld(x + o + w, r);
+        if (!dy) return st(out + o + w, v * (down * f), r);
+        V g = ld(dy + o + w, r);
+        if (out) st(out + o + w, g * (down * f), r);
+        v *= g;
+        row += v * f;
+        st(col + w, ld(col + w, r) + v * down, r);
+      });
+      if (dy) dh[plane * m.h + h] = hsum(row);
+    }
+  });
+}
+
+template <class T>
+void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
+                Acc<T>* dh, Acc<T>* dw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 pitch = padded<A>(m.c), wide = m.w * pitch;
+  Cut cut(m.n, m.h, 1);
+  i64 units = m.n * cut.parts;
+  Scratch<A> hc(m.n * m.c * m.h), wc(m.n * m.c * m.w), cols(dy ? units * wide : 0);
+  transpose<A>(fh, hc + 0, m.n, m.c, m.h, threads);
+  transpose<A>(fw, wc + 0, m.n, m.c, m.w, threads);
+  Scratch<A> rows(dy ? m.n * m.h * m.c : 0), sums(dy ? m.n * m.w * m.c : 0);
+  parallel(units, m.n * m.h * m.w * m.c, threads, [&](i64 u) {
+    i64 n = u / cut.parts, h0 = u % cut.parts * cut.size, h1 = std::min(h0 + cut.size, m.h);
+    A* col = cols + (dy ? u * wide : 0);
+    if (dy) std::fill_n(col, wide, A(0));
+    Scratch<A> row(pitch);
+    for (i64 h = h0; h < h1; ++h) {
+      if (dy) std::fill_n(row + 0, pitch, A(0));
+      const A* down = hc + (n * m.h + h) * m.c;
+      auto step = [&](i64 w, auto k_) FLAT {
+        constexpr int K = decltype(k_)::value;
+        i64 p = (n * m.h + h) * m.w + w;
+        lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+          V d = ld(down + c, r), acc = dy ? ld(row + c, Full<A>{}) : V{};
+          for (int k = 0; k < K; ++k) {
+            i64 o = (p + k) * m.c + c;
+            V f = ld(wc + (n * m.w + w + k) * m.c + c, r), v = ld(x + o, r);
+            if (!dy) {
+              st(out + o, v * (d * f), r);
+              continue;
+            }
+            V g = ld(dy + o, r);
+            if (out) st(out + o, g * (d * f), r);
+            v *= g;
+            acc += v * f;
+            A* at = col + (w + k) * pitch + c;
+            st(at, ld(at, Full<A>{}) + v * d, Full<A>{});
+          }
+          if (dy) st(row + c, acc, Full<A>{});
+        });
+      };
+      i64 w = 0;
+      for (; long_rows<T>(m.c) && w + 4 <= m.w; w += 4) step(w, std::integral_constant<int, 4>{});
+      for (; w < m.w; ++w) step(w, std::integral_constant<int, 1>{});
+      if (dy) std::copy_n(row + 0, m.c, rows + (n * m.h + h) * m.c);
+    }
+  });
+  if (!dy) return;
+  parallel(m.n * m.w, m.n * cut.parts * m.w * m.c, threads, [&](i64 i) {
+    i64 n = i / m.w, w = i % m.w;
+    for (i64 c = 0; c < m.c; ++c) {
+      double s = 0;
+      for (i64 q = 0; q < cut.parts; ++q) s += double(cols[(n * cut.parts + q) * wide + w * pitch + c]);
+      sums[i * m.c + c] = A(s);
+    }
+  });
+  transpose<A>(rows + 0, dh, m.n, m.h, m.c, threads);
+  transpose<A>(sums + 0, dw, m.n, m.w, m.c, threads);
+}
+
+// q[n][h][w] = h[n][h] * w[n][w], and its gradient.
+template <class A> void outer(const A* h, const A* w, A* q, Map m) {
+  for (i64 i = 0; i < m.n * m.h; ++i)
+    for (i64 j = 0; j < m.w; ++j) q[i * m.w + j] = h[i] * w[i / m.h * m.w + j];
+}
+template <class A> void outer_grad(const A* h, const A* w, const A* dq, A* dh, A* dw, Map m) {
+  std::vector<double> col(m.w);
+  for (i64 n = 0; n < m.n; ++n) {
+    std::fill(col.begin(), col.end(), 0.);
+    for (i64 i = n * m.h; i < (n + 1) * m.h; ++i) {
+      double row = 0;
+      for (i64 j = 0; j < m.w; ++j) {
+        row += double(dq[i * m.w + j]) * w[n * m.w + j];
+        col[j] += double(dq[i * m.w + j]) * h[i];
+      }
+      dh[i] = A(row);
+    }
+    for (i64 j = 0; j < m.w; ++j) dw[n * m.w + j] = A(col[j]);
+  }
+}
+
+// ------------------------------------------------------------------------------ CAT's three pools
+
+// Entropy of softmax(z) = log s - t / s with d = z - ref, s = sum e^d, t = sum d e^d. One e^(z - ref)
+// serves the rows and the lanes of a sample as long as the sample keeps within kReach of its ref;
+// a sample that does not takes each row's and each lane's own maximum for ref (`wide`).
+constexpr double kReach = 24;
+
+struct Sums { double x, s, t; };
+
+template <class A> struct Lanes {  // running sums of every lane, and the largest |d| met
+  A *x, *s, *t;
+  Vec<A> reach = {};
+};
+
+template <int K, class T>
+INLINE void entropy_rows(const T* z, i64 pitch, i64 n_lanes, Acc<T> ref, Lanes<Acc<T>>& acc,
+                         Sums* rows) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  for (i64 l0 = 0; l0 < n_lanes; l0 += kTile) {
+    V x[K] = {}, s[K] = {}, t[K] = {}, reach = acc.reach;
+    lanes<A>(l0, std::min(l0 + kTile, n_lanes), [&](i64 l, auto n) FLAT {
+      V lx = ld(acc.x + l, Full<A>{}), ls = ld(acc.s + l, Full<A>{}), lt = ld(acc.t + l, Full<A>{});
+      for (int k = 0; k < K; ++k) {
+        V v = ld(z + k * pitch + l, n), d = v - ref, e = vexp(d);
+        if (n < Simd<A>::N) {
+          auto in = iota<A>() < Int<A>{} + int(n);
+          d = in ? d : V{};
+          e = in ? e : V{};
+        }
+        V far = d < 0 ? -d : d, de = d * e;
+        reach = far > reach ? far : reach;
+        x[k] += v, s[k] += e, t[k] += de;
+        lx += v, ls += e, lt += de;
+      }
+      st(acc.x + l, lx, Full<A>{});
+      st(acc.s + l, ls, Full<A>{});
+      st(acc.t + l, lt, Full<A>{});
+    });
+    acc.reach = reach;
+    for (int k = 0; k < K; ++k) {
+      rows[k].x += hsum(x[k]);
+      rows[k].s += hsum(s[k]);
+      rows[k].t += hsum(t[k]);
+    }
+  }
+}
+
+// One side's statistics (of the rows or of the lanes): where they go. Null: not asked for.
+template <class A> struct Side {
+  A *avg, *max, *ent, *log, *ref;
+  int32_t* at;
+};
+
+template <class A> INLINE void finish(const Side<A>& o, i64 i, double s, double t) {
+  double log_s = std::log(s);
+  o.ent[i] = A(log_s - t / s);
+  o.log[i] = A(log_s);
+}
+
+// A sample whose values lie too far apart for one reference.
+template <class T>
+void entropy_wide(const T* x, i64 n, Shape s, const Side<Acc<T>>& row, const Side<Acc<T>>& lane,
+                  int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const A low = -std::numeric_limits<A>::infinity();
+  const T* xn = x + n * s.rows * s.lanes;
+  if (row.ent)
+    parallel(s.rows, s.rows * s.lanes, threads, [&](i64 r) {
+      const T* z = xn + r * s.lanes;
+      V top = all<A>(low);
+      lanes<A>(0, s.lanes, [&](i64 l, auto k) FLAT {
+        V v = ld(z + l, k);
+        if (k < Simd<A>::N) v = outside<A>(v, k);
+        top = v > top ? v : top;
+      });
+      A ref = top[0];
+      for (int k = 1; k < Simd<A>::N; ++k) ref = std::max<A>(ref, top[k]);
+      double sum = 0, dot = 0;
+      for (i64 l0 = 0; l0 < s.lanes; l0 += 512) {
+        V sv = {}, tv = {};
+        lanes<A>(l0, std::min<i64>(l0 + 512, s.lanes), [&](i64 l, auto k) FLAT {
+          V d = ld(z + l, k) - ref, e = vexp(d);
+          if (k < Simd<A>::N) e = iota<A>() < Int<A>{} + int(k) ? e : V{}, d = e == 0 ? V{} : d;
+          sv += e;
+          tv += d * e;
+        });
+        sum += hsum(sv), dot += hsum(tv);
+      }
+      row.ref[n * s.rows + r] = ref;
+      finish(row, n * s.rows + r, sum, dot);
+    });
+  if (lane.ent) {
+    constexpr i64 kBlock = 8 * Simd<A>::N;
+    parallel((s.lanes + kBlock - 1) / kBlock, s.rows * s.lanes, threads, [&](i64 b) {
+      i64 l0 = b * kBlock, l1 = std::min(l0 + kBlock, s.lanes);
+      lanes<A>(l0, l1, [&](i64 l, auto k) FLAT {
+        V ref = all<A>(low);
+        for (i64 r = 0; r < s.rows; ++r) {
+          V v = ld(xn + r * s.lanes + l, k);
+          ref = v > ref ? v : ref;
+        }
+        double sum[Simd<A>::N] = {}, dot[Simd<A>::N] = {};
+        for (i64 r0 = 0; r0 < s.rows; r0 += 64) {
+          V sv = {}, tv = {};
+          for (i64 r = r0; r < std::min(r0 + 64, s.rows); ++r) {
+            V d = ld(xn + r * s.lanes + l, k) - ref, e = vexp(d);
+            sv += e;
+            tv += d * e;
+          }
+          for (int j = 0; j < k; ++j) sum[j] += sv[j], dot[j] += tv[j];
+        }
+        for (int j = 0; j < k; ++j) {
+          lane.ref[n * s.lanes + l + j] = ref[j];
+          finish(lane, n * s.lanes + l + j, sum[j], dot[j]);
+        }
+      });
+    });
+  }
+}
+
+// The two filtered maxima of contiguous planes: the plane is copied into a zero frame, so that both
+// filters run over it as over one long row; `frame` is -infinity on the frame's columns.
+template <class A> struct Filter {
+  i64 h, w, p, pitch, size;
+  const A* taps;
+  std::vector<A> plane, column, frame;
+  Filter(Map m, const A* taps_, i64 k)
+      : h(m.h), w(m.w), p(k / 2), pitch(m.w + 2 * p), size(padded<A>(m.h * pitch)), taps(taps_),
+        plane(size + 2 * p * pitch + Simd<A>::N), column(size + 2 * p + Simd<A>::N),
+        frame(size, -std::numeric_limits<A>::infinity()) {
+    for (i64 i = 0; i < h; ++i) std::fill_n(frame.data() + i * pitch + p, w, A(0));
+  }
+  i64 position(i64 at) const { return at / pitch * w + at % pitch - p; }
+
+  template <class T> void load(const T* x) {
+    for (i64 i = 0; i < h; ++i)
+      lanes<A>(0, w, [&](i64 j, auto n) FLAT {
+        st(plane.data() + (i + p) * pitch + p + j, ld(x + i * w + j, n), n);
+      });
+  }
+  // Filters along H; returns the maximum and, in `at`, its position.
+  template <int TAPS> INLINE A vertical_(int32_t* at) {
+    const int k1 = TAPS ? TAPS : int(2 * p + 1);
+    Peak<A> top;
+    const Int<A> ramp = iota<A>();
+    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
+      Vec<A> v = ld(plane.data() + l, n) * taps[0];
+      for (int k = 1; k < k1; ++k) v += ld(plane.data() + l + k * pitch, n) * taps[k];
+      st(column.data() + p + l, v, n);
+      top.add(v + ld(frame.data() + l, n), ramp + Index<A>(l));
+    });
+    A best = top.value[0];
+    Index<A> where = top.index[0];
+    for (int k = 1; k < Simd<A>::N; ++k)
+      if (beats(A(top.value[k]), best) || (top.value[k] == best && top.index[k] < where))
+        best = top.value[k], where = top.index[k];
+    // All -infinity: any position will do, a column of the frame will not.
+    *at = int32_t(frame[where] == 0 ? position(where) : 0);
+    return best;
+  }
+  A vertical(int32_t* at) { return p == 2 ? vertical_<5>(at) : vertical_<0>(at); }
+
+  // Filters along W what `vertical` left, and keeps each position's maximum over the channels.
+  template <int TAPS> INLINE void horizontal_(A* best, Index<A>* at, Index<A> channel, bool first) {
+    const int k1 = TAPS ? TAPS : int(2 * p + 1);
+    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
+      Vec<A> v = ld(column.data() + l, n) * taps[0];
+      for (int k = 1; k < k1; ++k) v += ld(column.data() + l + k, n) * taps[k];
+      Peak<A> top;
+      if (!first) {
+        top.value = ld(best + l, n);
+        std::memcpy(&top.index, at + l, kBytes);
+      }
+      top.add(v, Int<A>{} + channel);
+      st(best + l, top.value, n);
+      std::memcpy(at + l, &top.index, kBytes);
+    });
+  }
+  void horizontal(A* best, Index<A>* at, Index<A> channel, bool first) {
+    p == 2 ? horizontal_<5>(best, at, channel, first) : horizontal_<0>(best, at, channel, first);
+  }
+};
+
+// A typical value of a sample: the shared reference.
+template <class T> Acc<T> typical(const T* x, i64 n) {
+  i64 step = std::max<i64>(n / 64, 1);
+  double s = 0;
+  i64 k = 0;
+  for (i64 i = 0; i < n && k < 64; i += step, ++k) s += double(get(x + i));
+  s /= double(k);
+  return std::isfinite(s) ? Acc<T>(s) : Acc<T>(0);
+}
+
+template <class A> struct Partials {  // of the lanes, one set for each unit
+  i64 pitch, wide;
+  Scratch<A> x, s, t, top;
+  Scratch<Index<A>> at;
+  Partials(i64 units, i64 lanes_, i64 wide_)
+      : pitch(padded<A>(lanes_)), wide(wide_), x(units * pitch), s(units * pitch), t(units * pitch),
+        top(units * wide), at(units * wide) {}
+};
+
+template <class T>
+i64 entropy_pool(const T* x, Map m, bool last, const Acc<T>* taps, i64 k, Side<Acc<T>> chan,
+                 Side<Acc<T>> spat, Acc<T>* refs, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 area = m.h * m.w, p = k / 2, size = m.n * m.c * area;
+  Shape s = last ? Shape{m.n, area, m.c} : Shape{m.n, m.c, area};
+  Side<A>& row = last ? spat : chan;
+  Side<A>& lane = last ? chan : spat;
+  bool ent = chan.ent || spat.ent, dense = ent || chan.avg || spat.avg;
+  Cut cut(m.n, last ? m.h : m.c, last ? 1 : 4);
+  i64 units = m.n * cut.parts;
+  i64 wide = last ? padded<A>(m.c) : padded<A>(m.h * (m.w + 2 * p));
+  Partials<A> part(units, s.lanes, lane.max ? wide : 0);
+  Scratch<A> reach(units);
+  for (i64 n = 0; n < m.n; ++n) refs[n] = typical(x + n * m.c * area, m.c * area);
+
+  parallel(units, size, threads, [&](i64 u) {
+    i64 n = u / cut.parts, q0 = u % cut.parts * cut.size, q1 = q0 + cut.size;
+    q1 = std::min(q1, last ? m.h : m.c);
+    Lanes<A> acc{part.x + u * part.pitch, part.s + u * part.pitch, part.t + u * part.pitch};
+    for (A* a : {acc.x, acc.s, acc.t}) std::fill_n(a, part.pitch, A(0));
+    auto sums = [&](i64 r, auto k_) FLAT {
+      constexpr int K = decltype(k_)::value;
+      Sums out[K] = {};
+      i64 i = n * s.rows + r;
+      entropy_rows<K>(x + i * s.lanes, s.lanes, s.lanes, refs[n], acc, out);
+      for (int j = 0; j < K; ++j) {
+        if (row.avg) row.avg[i + j] = A(out[j].x / s.lanes);
+        if (row.ent) finish(row, i + j, out[j].s, out[j].t);
+      }
+    };
+    if (!last) {
+      Filter<A> filter(m, taps, k);
+      auto maxima = [&](i64 c) {
+        int32_t at;
+        filter.load(x + (n * m.c + c) * area);
+        A best = filter.vertical(&at);
+        if (chan.max) chan.max[n * m.c + c] = best, chan.at[n * m.c + c] = at;
+        if (spat.max) filter.horizontal(part.top + u * wide, part.at + u * wide, c, c == q0);
+      };
+      for (i64 c = q0; c < q1;) {
+        i64 c1 = std::min(c + (long_rows<T>(area) ? 2 : 1), q1);
+        if (dense) {
+          if (c1 - c == 2) sums(c, std::integral_constant<int, 2>{});
+          else sums(c, std::integral_constant<int, 1>{});
+        }
+        if (chan.max || spat.max)
+          for (i64 i = c; i < c1; ++i) maxima(i);
+        c = c1;
+      }
+    } else {
+      i64 pitch = padded<A>(m.c);
+      Scratch<A> column((m.w + 2 * p) * pitch);
+      std::fill_n(column + 0, (m.w + 2 * p) * pitch, A(0));
+      const T* xn = x + n * area * m.c;
+      for (i64 h = q0; h < q1; ++h) {
+        if (dense) {
+          i64 w = 0;
+          for (; long_rows<T>(m.c) && w + 2 <= m.w; w += 2) sums(h * m.w + w, std::integral_constant<int, 2>{});
+          for (; w < m.w; ++w) sums(h * m.w + w, std::integral_constant<int, 1>{});
+        }
+        if (!chan.max && !spat.max) continue;
+        i64 k0 = std::max<i64>(0, p - h), k1 = std::min(k, m.h + p - h);
+        for (i64 w = 0; w < m.w; ++w) {
+          const T* in = xn + ((h + k0 - p) * m.w + w) * m.c;
+          A* out = column + (w + p) * pitch;
+          bool first = h == q0 && w == 0;
+          auto down = [&](auto taps_) FLAT {
+            constexpr int TAPS = decltype(taps_)::value;
+            i64 kn = TAPS ? TAPS : k1 - k0;
+            lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+              V v = ld(in + c, r) * taps[k0];
+              for (i64 j = 1; j < kn; ++j) v += ld(in + j * m.w * m.c + c, r) * taps[k0 + j];
+              st(out + c, v, Full<A>{});
+              if (!chan.max) return;
+              Peak<A> top;
+              A* best = part.top + u * wide + c;
+              Index<A>* at = part.at + u * wide + c;
+              if (!first) {
+                top.value = ld(best, Full<A>{});
+                std::memcpy(&top.index, at, kBytes);
+              }
+              top.add(v, Int<A>{} + Index<A>(h * m.w + w));
+              st(best, top.value, Full<A>{});
+              std::memcpy(at, &top.index, kBytes);
+            });
+          };
+          if (k1 - k0 == 5) down(std::integral_constant<int, 5>{});
+          else down(std::integral_constant<int, 0>{});
+        }
+        if (!spat.max) continue;
+        for (i64 w = 0; w < m.w; ++w) {
+          Peak<A> top;
+          const Int<A> ramp = iota<A>();
+          auto across = [&](auto taps_) FLAT {
+            constexpr int TAPS = decltype(taps_)::value;
+            i64 kn = TAPS ? TAPS : k;
+            lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+              V v = ld(column + w * pitch + c, Full<A>{}) * taps[0];
+              for (i64 j = 1; j < kn; ++j)
+                v += ld(column + (w + j) * pitch + c, Full<A>{}) * taps[j];
+              if (r < Simd<A>::N) v = outside<A>(v, r);
+              top.add(v, ramp + Index<A>(c));
+            });
+          };
+          if (k == 5) across(std::integral_constant<int, 5>{});
+          else across(std::integral_constant<int, 0>{});
+          A best = top.value[0];
+          Index<A> where = top.index[0];
+          for (int j = 1; j < Simd<A>::N; ++j)
+            if (beats(A(top.value[j]), best) || (top.value[j] == best && top.index[j] < where))
+              best = top.value[j], where = top.index[j];
+          spat.max[n * area + h * m.w + w] = best;
+          spat.at[n * area + h * m.w + w] = int32_t(where);
+        }
+      }
+    }
+    reach[u] = acc.reach[0];
+    for (int j = 1; j < Simd<A>::N; ++j) reach[u] = std::max<A>(reach[u], acc.reach[j]);
+  });
+
+  // Across the cuts.
+  parallel(m.n, units * s.lanes * 4, threads, [&](i64 n) {
+    for (i64 l = 0; l < s.lanes; ++l) {
+      Sums sum = {};
+      for (i64 q = n * cut.parts; q < (n + 1) * cut.parts; ++q) {
+        i64 i = q * part.pitch + l;
+        sum.x += double(part.x[i]), sum.s += double(part.s[i]), sum.t += double(part.t[i]);
+      }
+      if (lane.avg) lane.avg[n * s.lanes + l] = A(sum.x / s.rows);
+      if (lane.ent) finish(lane, n * s.lanes + l, sum.s, sum.t);
+      if (!lane.max) continue;
+      i64 i = n * cut.parts * wide + (last ? l : l / m.w * (m.w + 2 * p) + l % m.w + p);
+      A best = part.top[i];
+      Index<A> at = part.at[i];
+      for (i64 q = 1; q < cut.parts; ++q)
+        if (beats(part.top[i + q * wide], best)) {
+          best = part.top[i + q * wide];
+          at = part.at[i + q * wide];
+        }
+      lane.max[n * s.lanes + l] = best;
+      lane.at[n * s.lanes + l] = int32_t(at);
+    }
+  });
+  i64 n_wide = 0;
+  if (ent)
+    for (i64 n = 0; n < m.n; ++n) {
+      A far = 0;
+      for (i64 q = 0; q < cut.parts; ++q) far = std::max(far, reach[n * cut.parts + q]);
+      if (far <= kReach) continue;
+      entropy_wide(x, n, s, row, lane, threads);
+      refs[n] = std::numeric_limits<A>::quiet_NaN();
+      ++n_wide;
+    }
+  return n_wide;
+}
+
+// What one side contributes to dx: g_avg / count, and of the entropy, with p = e^(d - log s),
+// -g_ent p (d - log s + H) = e^d (slope d + level).
+template <class A> struct Terms {
+  const A *avg, *ent, *max;              // the gradients, or null
+  const A *h, *log, *ref;                // the saved entropy, log s and reference (wide samples)
+  const int32_t* at;
+  i64 count;
+  INLINE A mean(i64 i) const { return avg ? avg[i] / A(count) : A(0); }
+  INLINE A slope(i64 i) const { return ent ? -ent[i] * std::exp(-log[i]) : A(0); }
+  INLINE A level(i64 i) const { return slope(i) * (ent ? h[i] - log[i] : A(0)); }
+};
+
+// The positions of one sample, sorted by key: those of key k are order[start[k]] ... order[start[k + 1]].
+struct Buckets {
+  std::vector<i64> start;
+  std::vector<int32_t> order;
+  template <class F> Buckets(i64 n, i64 keys, F&& key) : start(keys + 1, 0), order(n) {
+    for (i64 i = 0; i < n; ++i) ++start[key(i) + 1];
+    for (i64 j = 0; j < keys; ++j) start[j + 1] += start[j];
+    std::vector<i64> next(start.begin(), start.end() - 1);
+    for (i64 i = 0; i < n; ++i) order[next[key(i)]++] = int32_t(i);
+  }
+};
+
+template <class T>
+void entropy_grad(const T* x, const T* gx, T* dx, Map m, bool last, const Acc<T>* taps, i64 k,
+                  Terms<Acc<T>> chan, Terms<Acc<T>> spat, const Acc<T>* refs, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 area = m.h * m.w, p = k / 2, size = m.n * m.c * area;
+  Shape s = last ? Shape{m.n, area, m.c} : Shape{m.n, m.c, area};
+  const Terms<A>& row = last ? spat : chan;
+  const Terms<A>& lane = last ? chan : spat;
+  bool ent = row.ent || lane.ent;
+  // The lanes' terms: mean, slope, level.
+  Scratch<A> lm(m.n * s.lanes), ls(m.n * s.lanes), ll(m.n * s.lanes);
+  parallel(m.n, m.n * s.lanes * 8, threads, [&](i64 n) {
+    for (i64 i = n * s.lanes; i < (n + 1) * s.lanes; ++i)
+      lm[i] = lane.mean(i), ls[i] = lane.slope(i), ll[i] = lane.level(i);
+  });
+  auto dense = [&](i64 r, A* out_acc) FLAT {  // row r of all; into out_acc, or dx where null
+    i64 n = r / s.rows, o = r * s.lanes, b = n * s.lanes;
+    A ref = refs ? refs[n] : A(0);
+    V mean = all<A>(row.mean(r));
+    auto save = [&](i64 l, V v, auto j) FLAT {
+      if constexpr (std::is_same_v<T, A>) st(dx + o + l, v, j);
+      else st(out_acc + l, v, j);
+    };
+    if (!ent) {
+      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
+        save(l, ld(gx + o + l, j) + mean + ld(lm + b + l, j), j);
+      });
+    } else if (ref == ref) {
+      V slope = all<A>(row.slope(r)), level = all<A>(row.level(r));
+      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
+        V d = ld(x + o + l, j) - ref;
+        V e = vexp(d) * (d * (slope + ld(ls + b + l, j)) + (level + ld(ll + b + l, j)));
+        save(l, ld(gx + o + l, j) + (mean + ld(lm + b + l, j) + e), j);
+      });
+    } else {
+      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
+        V z = ld(x + o + l, j), v = mean + ld(lm + b + l, j);
+        if (row.ent) {
+          V d = z - row.ref[r] - row.log[r];
+          v -= vexp(d) * (d + row.h[r]) * row.ent[r];
+        }
+        if (lane.ent) {
+          V d = z - ld(lane.ref + b + l, j) - ld(lane.log + b + l, j);
+          v -= vexp(d) * (d + ld(lane.h + b + l, j)) * ld(lane.ent + b + l, j);
+        }
+        save(l, ld(gx + o + l, j) + v, j);
+      });
+    }
+  };
+  // The maxima: 5 and 25 elements around each arg-max, added while the plane (image row) is in cache.
+  std::vector<std::unique_ptr<Buckets>> hits(m.n);
+  auto narrow_out = [&](const A* acc, T* out, i64 n) FLAT {
+    if constexpr (!std::is_same_v<T, A>)
+      lanes<A>(0, n, [&](i64 l, auto j) FLAT { st(out + l, ld(acc + l, j), j); });
+  };
+  if (!last) {
+    if (spat.max)
+      parallel(m.n, size, threads, [&](i64 n) {
+        hits[n] = std::make_unique<Buckets>(area, m.c, [&](i64 i) { return spat.at[n * area + i]; });
+      });
+    parallel(m.n * m.c, size, threads, [&](i64 plane) {
+      i64 n = plane / m.c, c = plane % m.c;
+      Scratch<A> acc(std::is_same_v<T, A> ? 0 : area);
+      A* out = std::is_same_v<T, A> ? (A*)(dx + plane * area) : acc + 0;
+      dense(plane, out);
+      if (chan.max) {
+        i64 h = chan.at[plane] / m.w, w = chan.at[plane] % m.w;
+        for (i64 i = std::max<i64>(0, p - h); i < std::min(k, m.h + p - h); ++i)
+          out[(h + i - p) * m.w + w] += chan.max[plane] * taps[i];
+      }
+      if (spat.max)
+        for (i64 b = hits[n]->start[c]; b < hits[n]->start[c + 1]; ++b) {
+          i64 at = hits[n]->order[b], h = at / m.w, w = at % m.w;
+          A g = spat.max[n * area + at];
+          i64 j0 = std::max<i64>(0, p - w), j1 = std::min(k, m.w + p - w);
+          for (i64 i = std::max<i64>(0, p - h); i < std::min(k, m.h + p - h); ++i)
+            for (i64 j = j0; j < j1; ++j)
+              out[(h + i - p) * m.w + w + j - p] += g * taps[i] * taps[j];
+        }
+      narrow_out(out, dx + plane * area, area);
+    });
+    return;
+  }
+  if (chan.max)
+    parallel(m.n, size, threads, [&](i64 n) {
+      hits[n] = std::make_unique<Buckets>(m.c, m.h, [&](i64 i) { return chan.at[n * m.c + i] / m.w; });
+    });
+  parallel(m.n * m.h, size, threads, [&](i64 nh) {
+    i64 n = nh / m.h, h = nh % m.h;
+    Scratch<A> acc(std::is_same_v<T, A> ? 0 : m.w * m.c);
+    T* to = dx + nh * m.w * m.c;
+    A* out = std::is_same_v<T, A> ? (A*)to : acc + 0;
+    for (i64 w = 0; w < m.w; ++w) dense(nh * m.w + w, out + w * m.c);
+    for (i64 from = std::max<i64>(0, h - p); from < std::min(m.h, h + p + 1); ++from) {
+      A tap = taps[h - from + p];
+      if (chan.max)
+        for (i64 b = hits[n]->start[from]; b < hits[n]->start[from + 1]; ++b) {
+          i64 c = hits[n]->order[b], w = chan.at[n * m.c + c] % m.w;
+          out[w * m.c + c] += chan.max[n * m.c + c] * tap;
+        }
+      if (spat.max)
+        for (i64 w = 0; w < m.w; ++w) {
+          i64 at = n * area + from * m.w + w, c = spat.at[at];
+          A g = spat.max[at] * tap;
+          for (i64 j = std::max<i64>(0, p - w); j < std::min(k, m.w + p - w); ++j)
+            out[(w + j - p) * m.c + c] += g * taps[j];
+        }
+    }
+    narrow_out(out, to, m.w * m.c);
+  });
+}
+
+// ------------------------------------------------------------------------------------- the ABI
+
+template <class F> void typed(int dtype, F&& f) {
+  switch (dtype) {
+    case 0: return f(float{});
+    case 1: return f(double{});
+    case 2: return f(bf16{});
+    default: return f(f16{});
+  }
+}
+
+template <class F> void kinds(int kind, F&& f) {
+  switch (kind) {
+    case 0: return f(RowGate{});
+    case 1: return f(LaneGate{});
+    case 2: return f(ProductGate{});
+    case 3: return f(SumGate{});
+    default: return f(DualGate{});
+  }
+}
+
+}  // namespace
+
+// Every function: dtype 0 float, 1 double, 2 bfloat16, 3 half; sizes (N, C, H, W) and whether the map
+// is channels_last; pointers to vectors are to the accumulator type and may be null where the
+// functions above say so.
+#define A_ Acc<decltype(tag)>
+#define SHAPE Shape s = last ? Shape{n, h * w, c} : Shape{n, c, h * w}
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// Factors and their gradients come as (channel 0, position 0, channel 1, position 1); the kind is that
+// of a contiguous map: 0 channel, 1 position, 2 product, 3 sum, 4 dual.
+void mmattn_gate(int dtype, int kind, const void* x, void* y, i64 n, i64 c, i64 h, i64 w, int last,
+                 const void* c0, const void* p0, const void* c1, const void* p1, int threads) {
+  SHAPE;
+  if (last && kind < 2) kind = 1 - kind;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const A_* a[2] = {(const A_*)(last ? p0 : c0), (const A_*)(last ? p1 : c1)};
+    const A_* b[2] = {(const A_*)(last ? c0 : p0), (const A_*)(last ? c1 : p1)};
+    kinds(kind, [&](auto g) { gate<decltype(g)>((const T*)x, (T*)y, s, a, b, threads); });
+  });
+}
+
+void mmattn_gate_grad(int dtype, int kind, const void* x, const void* dy, void* dx, i64 n, i64 c,
+                      i64 h, i64 w, int last, const void* c0, const void* p0, const void* c1,
+                      const void* p1, void* gc0, void* gp0, void* gc1, void* gp1, int threads) {
+  SHAPE;
+  if (last && kind < 2) kind = 1 - kind;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    const A_* a[2] = {(const A_*)(last ? p0 : c0), (const A_*)(last ? p1 : c1)};
+    const A_* b[2] = {(const A_*)(last ? c0 : p0), (const A_*)(last ? c1 : p1)};
+    A_* da[2] = {(A_*)(last ? gp0 : gc0), (A_*)(last ? gp1 : gc1)};
+    A_* db[2] = {(A_*)(last ? gc0 : gp0), (A_*)(last ? gc1 : gp1)};
+    kinds(kind, [&](auto g) {
+      gate_grad<decltype(g)>((const T*)x, (const T*)dy, (T*)dx, s, a, b, da, db, threads);
+    });
+  });
+}
+
+// Over the positions (of_channel: avg, max are (N, C)) of x, or over the channels of x * factor.
+void mmattn_pool(int dtype, int of_channel, const void* x, i64 n, i64 c, i64 h, i64 w, int last,
+                 const void* factor, void* avg, void* max, void* at, int threads) {
+  SHAPE;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    auto f = bool(of_channel) != bool(last) ? row_pool<T> : lane_pool<T>;
+    f((const T*)x, s, (const A_*)factor, (A_*)avg, (A_*)max, (int32_t*)at, threads);
+  });
+}
+
+void mmattn_pool_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                      const void* gavg, const void* gmax, const void* at, int threads) {
+  SHAPE;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    auto g = (const A_*)gavg;
+    pool_grad<T>((const T*)gx, (T*)dx, s, last ? nullptr : g, last ? g : nullptr, 1. / (h * w),
+                 (const A_*)gmax, (const int32_t*)at, !last, threads);
+  });
+}
+
+void mmattn_spatial_pool_grad(int dtype, const void* x, const void* gx, void* dx, i64 n, i64 c, i64 h,
+                              i64 w, int last, const void* factor, const void* gavg,
+                              const void* gmax, const void* at, void* dc, int threads) {
+  SHAPE;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    spatial_pool_grad<T>((const T*)x, (const T*)gx, (T*)dx, s, !last, (const A_*)factor,
+                         (const A_*)gavg, (const A_*)gmax, (const int32_t*)at, (A_*)dc, threads);
+  });
+}
+
+void mmattn_strips(int dtype, const void* x, i64 n, i64 c, i64 h, i64 w, int last, void* ch, void* cw,
+                   void* hw, int threads) {
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    (last ? strips_nhwc<T> : strips_nchw<T>)((const T*)x, Map{n, c, h, w}, (A_*)ch, (A_*)cw, (A_*)hw,
+                                             threads);
+  });
+}
+
+void mmattn_strips_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                        const void* gch, const void* gcw, const void* ghw, int threads) {
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    strips_grad<T>((const T*)gx, (T*)dx, Map{n, c, h, w}, last, (const A_*)gch, (const A_*)gcw,
+                   (const A_*)ghw, threads);
+  });
+}
+
+// dy null: out = x * fh * fw. Else out = dx (or null), and dh, dw are written.
+void mmattn_coord(int dtype, const void* x, const void* dy, void* out, i64 n, i64 c, i64 h, i64 w,
+                  int last, const void* fh, const void* fw, void* dh, void* dw, int threads) {
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    (last ? coord_nhwc<T> : coord_nchw<T>)((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w},
+                                           (const A_*)fh, (const A_*)fw, (A_*)dh, (A_*)dw, threads);
+  });
+}
+
+void mmattn_outer(int dtype, i64 n, i64 h, i64 w, const void* fh, const void* fw, void* q) {
+  typed(dtype, [&](auto tag) {
+    outer<A_>((const A_*)fh, (const A_*)fw, (A_*)q, Map{n, 0, h, w});
+  });
+}
+
+void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const void* fh, const void* fw, const void* dq,
+                       void* dh, void* dw) {
+  typed(dtype, [&](auto tag) {
+    outer_grad<A_>((const A_*)fh, (const A_*)fw, (const A_*)dq, (A_*)dh, (A_*)dw, Map{n, 0, h, w});
+  });
+}
+
+// channel, spatial: pointers to avg, max, ent, log s, ref, arg-max. Returns the number of wide samples.
+i64 mmattn_entropy(int dtype, const void* x, i64 n, i64 c, i64 h, i64 w, int last, const void* taps,
+                   i64 k, void** channel, void** spatial, void* refs, int threads) {
+  i64 wide = 0;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    auto side = [](void** v) {
+      return Side<A_>{(A_*)v[0], (A_*)v[1], (A_*)v[2], (A_*)v[3], (A_*)v[4], (int32_t*)v[5]};
+    };
+    wide = entropy_pool<T>((const T*)x, Map{n, c, h, w}, last, (const A_*)taps, k, side(channel),
+                           side(spatial), (A_*)refs, threads);
+  });
+  return wide;
+}
+
+// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref, arg-max.
+void mmattn_entropy_grad(int dtype, const void* x, const void* gx, void* dx, i64 n, i64 c, i64 h,
+                         i64 w, int last, const void* taps, i64 k, void** channel, void** spatial,
+                         const void* refs, int threads) {
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    auto terms = [](void** v, i64 count) {
+      return Terms<A_>{(const A_*)v[0], (const A_*)v[1], (const A_*)v[2],      (const A_*)v[3],
+                       (const A_*)v[4], (const A_*)v[5], (const int32_t*)v[6], count};
+    };
+    entropy_grad<T>((const T*)x, (const T*)gx, (T*)dx, Map{n, c, h, w}, last, (const A_*)taps, k,
+                    terms(channel, h * w), terms(spatial, c), (const A_*)refs, threads);
+  });
+}
+
+}  // extern "C"
+#pragma GCC visibility pop
