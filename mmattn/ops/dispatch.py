@@ -69,13 +69,13 @@ def backend(device_type):
 def kernels_for(x, impl=None):
     """The kernel backend that an op on `x` runs on, or None for the equations.
 
-    Kernels need a real tensor in front of them. What is being compiled, traced, exported, vmapped,
-    differentiated forward or watched by a dispatch mode gets the equations, which PyTorch can see
-    into.
+    Kernels need a real tensor in front of them. What is being compiled, traced (ONNX export traces
+    too), vmapped, differentiated forward or watched by a dispatch mode gets the equations, which
+    PyTorch can see into.
     """
     if (impl or _default) == 'reference':
         return None
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export():
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if (type(x) not in (torch.Tensor, torch.nn.Parameter)
             or torch._C._functorch.peek_interpreter_stack() is not None
