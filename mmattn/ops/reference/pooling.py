@@ -28,7 +28,7 @@ def _entropy(z, dim):
 
 def _low_pass(z, taps, axis):
     """Convolve each channel with `taps` along `axis` (2 or 3), zero-padded."""
-    channels = z.shape[1]
+    channels = int(z.shape[1])  # a plain integer while tracing, too
     kernel = taps.reshape((1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1))
     return F.conv2d(z, kernel.expand(channels, -1, -1, -1), padding='same', groups=channels)
 
