@@ -209,6 +209,11 @@ class MobileNetV2_CIFAR(MobileNetV2):
                 block.conv = nn.Sequential(self._conv(channels, channels, 1), *block.conv)
         return layer
 
+    def init_weights(self):
+        # Not without init_cfg: the ConvModules among the children have values of their own to draw.
+        if self.init_cfg:
+            super().init_weights()
+
 
 class ShuffleNetV2_CIFAR(ShuffleNetV2):
     """ShuffleNetV2 for 32 x 32 images, of https://github.com/weiaicunzai/pytorch-cifar100.
@@ -241,7 +246,9 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         return layer
 
     def init_weights(self):
-        BaseModule.init_weights(self)
+        # Not upstream's, and not without init_cfg: the ConvModules would draw values of their own.
+        if self.init_cfg:
+            BaseModule.init_weights(self)
 
 
 @MODELS.register_module()

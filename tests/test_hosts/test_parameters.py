@@ -26,7 +26,7 @@ RESNETS = [
     # position, gate, its arguments, added to ResNet-50 and -101
     ('after_conv3', 'DRTAM', dict(reduction=32), 1.2746, 2.4083),
     ('after_conv3', 'DRTAM', dict(reduction=16), 2.5325, 4.7809),
-    ('after_conv3', 'CBAM', dict(reduction=16), 2.5325, 4.7809),
+    ('after_conv3', 'CBAM', dict(reduction=16), 2.5326, 4.7810),
     ('after_conv3', 'CoordAttention', dict(reduction=32), 1.9178, 3.6254),
     ('after_conv3', 'CoordAttention', dict(reduction=16), 3.8055, 7.1859),
     ('after_stage', 'DRTAM', dict(reduction=32), 0.3525, 0.3525),

@@ -48,7 +48,7 @@ def test_in_a_detector_of_another_codebase():
             backbone=dict(
                 type='mmpretrain.PluginMobileNetV2', widen_factor=0.25, out_indices=(2, 4, 6),
                 plugins=[entry('CAT', 'after_project'),
-                         entry('mmdet.DropBlock', 'after_stage', drop_prob=0.1, block_size=3)]),
+                         entry('mmdet.DropBlock', 'after_stage', drop_prob=0.1, block_size=1)]),
             neck=dict(type='FPN', in_channels=[8, 24, 80], out_channels=8, num_outs=5),
             bbox_head=dict(
                 type='RetinaHead', num_classes=3, in_channels=8, feat_channels=8, stacked_convs=1,
