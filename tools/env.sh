@@ -69,7 +69,8 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
         memory="$(awk '/MemAvailable/ {print int($2 / 1.5e6)}' /proc/meminfo)"
         [ "$memory" -ge "$jobs" ] || jobs="$((memory > 0 ? memory : 1))"
         export MAX_JOBS="${MAX_JOBS:-$jobs}"
-        mmattn_say "compiling mmcv's operators, $MAX_JOBS at a time: about 13 minutes on 2 cores"
+        mmattn_say "compiling mmcv's operators unless pip has them in its cache, $MAX_JOBS files at a" \
+            'time: about 13 minutes on 2 cores'
     fi
     MMCV_WITH_OPS=1 mmattn_pip install --no-build-isolation -r requirements/openmmlab.txt
 }

@@ -4,6 +4,7 @@ import difflib
 import inspect
 import os
 import re
+import signal
 import sys
 import traceback
 from contextlib import contextmanager
@@ -159,23 +160,33 @@ def one_line_errors(debug):
     """
     class State:
         runner = None
+        interrupted = False
 
+    def interrupt(signum, frame):
+        State.interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         yield State
-    except KeyboardInterrupt:
-        if rank() == 0:
-            print(f'\ninterrupted{_resume_hint(State.runner)}', file=sys.stderr)
-        code = 130
-    except Exception as error:
-        begun = State.runner is not None and State.runner.progress.begun
-        if debug or (begun and not isinstance(error, FileNotFoundError)):
-            raise
-        if rank() == 0:
-            hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
-            print(f'error: {describe(error)}{hint}', file=sys.stderr)
-        code = 2
+    except (Exception, KeyboardInterrupt) as error:
+        # What fails on the way out (workers or other processes have gone first) is no error.
+        if State.interrupted or isinstance(error, KeyboardInterrupt):
+            if rank() == 0:
+                print(f'\ninterrupted{_resume_hint(State.runner)}', file=sys.stderr)
+            code = 130
+        else:
+            begun = State.runner is not None and State.runner.progress.begun
+            if debug or (begun and not isinstance(error, FileNotFoundError)):
+                raise
+            if rank() == 0:
+                hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
+                print(f'error: {describe(error)}{hint}', file=sys.stderr)
+            code = 2
     else:
         return
+    finally:
+        signal.signal(signal.SIGINT, before)
     # The other processes may be waiting in a collective call: no goodbyes.
     sys.stdout.flush()
     sys.stderr.flush()
