@@ -22,7 +22,8 @@ def parse_args(argv):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('configs', nargs='*', help=f'paths relative to {config_root()}')
     parser.add_argument('--all', action='store_true', help='every config of every table')
-    parser.add_argument('--data-root', help='where to make the digits (default: a temporary folder)')
+    parser.add_argument(
+        '--data-root', help='where to make the digits (default: a temporary folder)')
     parser.add_argument('--verbose', action='store_true', help="show the codebases' own output")
     return parser.parse_args(argv)
 

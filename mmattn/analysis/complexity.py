@@ -348,8 +348,9 @@ def render_config(config, counted, convention, style='markdown'):
                           indent=2) + '\n'
     flops = {**counted.parts, 'total': counted.flops}
     if style == 'csv':
+        params = {'total': counted.params}
         return 'part,params,flops\n' + ''.join(
-            f'{part},{counted.params if part == "total" else ""},{n}\n' for part, n in flops.items())
+            f'{part},{params.get(part, "")},{n}\n' for part, n in flops.items())
     lines = [f'{config}: {counted.params / convention.mega:.3f} M parameters ({convention})', '',
              '| Part | FLOPs (G) |', '| --- | ---: |']
     lines += [f'| {part} | {n / convention.giga:.3f} |' for part, n in flops.items()]
@@ -357,12 +358,14 @@ def render_config(config, counted, convention, style='markdown'):
 
 
 def contradictions():
-    """The numbers in which the papers contradict themselves, as a Markdown table with the reasons."""
+    """The numbers in which the papers contradict themselves, with the reasons, as Markdown."""
     lines = [
         '| Table | Row | Column | paper | ours | Reason |',
         '| --- | --- | --- | ---: | ---: | --- |',
     ]
     for paper, table in CONVENTIONS:
+        if not any(entry.contradicts for entry in entries(paper, table)):
+            continue
         for row in table_rows(paper, table):
             for metric, reason in row.contradicts.items():
                 printed, ours = ((row.paper_params, row.params) if metric == 'params' else

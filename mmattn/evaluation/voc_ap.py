@@ -10,11 +10,11 @@ IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 class VOCAPMetric(VOCMetric):
     """Pascal VOC's AP averaged over IoU 0.50:0.05:0.95, as CAT's tables and Detectron2 print it.
 
-    At each threshold the AP is Pascal VOC's own: boxes include their last pixel, a detection belongs
-    to the object it overlaps most and is right if it is the first there with an IoU *above* the
-    threshold, a difficult object counts neither way. Results are fractions, like those of mmdet's
-    other metrics: `pascal_voc/AP`, `pascal_voc/AP50` and `pascal_voc/AP75`. Classes without an
-    object in the ground truth are left out of the mean.
+    At each threshold the AP is Pascal VOC's own: boxes include their last pixel, a detection
+    belongs to the object it overlaps most and is right if it is the first there with an IoU
+    *above* the threshold, a difficult object counts neither way. Results are fractions, like those
+    of mmdet's other metrics: `pascal_voc/AP`, `pascal_voc/AP50` and `pascal_voc/AP75`. Classes
+    without an object in the ground truth are left out of the mean.
 
     mmdet's `VOCMetric` rounds to 0.1 %, takes an IoU equal to the threshold for a match, and starts
     a pool of processes at each threshold; its reading of samples and its AP rules serve here too.

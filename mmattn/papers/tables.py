@@ -14,10 +14,10 @@ OPTIONAL_ROW_KEYS = {'settings', 'contradicts'}
 
 @dataclass(frozen=True)
 class Entry:
-    """One printed model: a row of a table, or one of the two placements of a row of DRTAM's Table 7.
+    """One printed model: a row of a table, or one of the two placements of a row of DRTAM 7.
 
-    `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which the
-    paper contradicts itself to the reason. `config` is relative to `config_root()`.
+    `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which
+    the paper contradicts itself to the reason. `config` is relative to `config_root()`.
     """
     paper: str
     table: int

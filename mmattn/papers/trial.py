@@ -1,4 +1,4 @@
-"""A short trial of a paper's config on the digits data: its whole pipeline and two optimiser steps."""
+"""A trial of a paper's config on the digits data: its whole pipeline and two optimiser steps."""
 import json
 import math
 import tempfile
@@ -22,7 +22,7 @@ SIZES = ('scale', 'scales', 'crop_size', 'size')
 
 @dataclass(frozen=True)
 class Trial:
-    """What a trial came to: the loss of each step, the metrics of the validation, the time taken."""
+    """The loss of each step, the metrics of the validation, the time taken."""
     losses: list
     metrics: dict
     seconds: float
@@ -48,8 +48,8 @@ def config_paths():
 
 
 def one_for_each_pipeline(paths):
-    """Of configs that share model type, data, pipelines and evaluator: one with a gate of the papers'
-    own, else one with any gate, else the bare one."""
+    """Of configs that share model type, data, pipelines and evaluator, one: with a gate of the
+    papers' own, else with any gate, else the bare one."""
     found = {}
     for path in paths:
         cfg = Config.fromfile(config_root() / path, import_custom_modules=False)

@@ -31,9 +31,11 @@ def test_a_gate_of_ones_own(example):
     files, folder = example
     gate, classifier, detector = files
     assert gate == 'my_gate.py'
+    all_blocks = dict(layer1=3, layer2=4, layer3=6, layer4=3)
+    last_blocks = dict(layer3=6, layer4=3)
     for name, parent, blocks in (
-            (classifier, 'cat/resnet50_8xb32_in1k.py', dict(layer1=3, layer2=4, layer3=6, layer4=3)),
-            (detector, 'cat/faster-rcnn_r50_fpn_4xb2-18k_voc0712.py', dict(layer3=6, layer4=3))):
+            (classifier, 'cat/resnet50_8xb32_in1k.py', all_blocks),
+            (detector, 'cat/faster-rcnn_r50_fpn_4xb2-18k_voc0712.py', last_blocks)):
         assert len([line for line in files[name].splitlines() if line]) <= 6
         # reading the config imports the module it names
         model = complexity.build(Config.fromfile(folder / name))

@@ -38,8 +38,8 @@ def test_the_wheel_is_whole(installed):
     wheel, site = installed
     package = site / 'mmattn'
     for folder in ('configs', 'tools'):
-        there = {path.relative_to(package / '.mim') for path in (package / '.mim' / folder).rglob('*')
-                 if path.is_file()}
+        there = {path.relative_to(package / '.mim')
+                 for path in (package / '.mim' / folder).rglob('*') if path.is_file()}
         wanted = {path.relative_to(ROOT) for path in (ROOT / folder).rglob('*')
                   if path.is_file() and '__pycache__' not in path.parts}
         assert there == wanted

@@ -23,7 +23,8 @@ def test_every_row_is_there(paper):
 def test_every_config_is_used_and_every_row_has_one():
     root = papers.config_root()
     used = {entry.config for entry in papers.entries()}
-    there = {f'{paper}/{path.name}' for paper in papers.PAPERS for path in (root / paper).glob('*.py')}
+    there = {str(path.relative_to(root))
+             for paper in papers.PAPERS for path in (root / paper).glob('*.py')}
     assert used == there
     assert len(used) == 143
     # 156 rows; six of Table 7 hold two models
@@ -59,7 +60,8 @@ def test_rows_of_one_experiment_share_a_config():
     assert [entry.config for entry in boxes] == [entry.config for entry in masks]
 
 
-@pytest.mark.parametrize('paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)])
+@pytest.mark.parametrize(
+    'paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)])
 def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
     """The config's plugin has the type, r, S, N and position that the row's own words say."""
     types = {'SENet': 'SE', 'CBAM': 'CBAM', 'ECANet': 'ECA', 'CAT': 'CAT', 'CA': 'CoordAttention',
@@ -105,7 +107,9 @@ def test_the_ablation_names_its_parts():
 
 
 @pytest.mark.parametrize('paper, table, words', [
-    ('senet', None, 'paper must be one of'), ('cat', 7, r'cat has the tables \[1, 2, 3, 4, 5, 6\]')])
+    ('senet', None, 'paper must be one of'),
+    ('cat', 7, r'cat has the tables \[1, 2, 3, 4, 5, 6\]'),
+])
 def test_unknown_paper_or_table(paper, table, words):
     with pytest.raises(ValueError, match=words):
         papers.entries(paper, table)

@@ -7,14 +7,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from mmattn.analysis.complexity import (STYLES, Convention, convention_of, measure, render,
-                                        render_config, table_rows)
+from mmattn.analysis.complexity import (
+    STYLES,
+    Convention,
+    convention_of,
+    measure,
+    render,
+    render_config,
+    table_rows,
+)
 from mmattn.papers import PAPERS, load
 
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('config', nargs='?', help='a config file; without it, a table or all tables')
+    parser.add_argument('config', nargs='?', help='a config file; without it, tables')
     parser.add_argument('--paper', choices=PAPERS, help='one paper (default: both)')
     parser.add_argument('--table', type=int, help='one of its tables (default: all)')
     parser.add_argument(
