@@ -14,8 +14,8 @@ def gradients(name, batch, wrap):
     case = CASES[name]
     # Norms in eval mode: statistics of half a batch are not those of the batch.
     model = in_mode(randomise(case.build(everywhere(case)))).double()
-    outs = (DistributedDataParallel(model) if wrap else model)(batch.double())
-    sum(out.square().mean() for out in outs).backward()
+    run = DistributedDataParallel(model) if wrap else model
+    sum(out.square().mean() for out in run(batch.double())).backward()
     assert gates(model)
     return {key: p.grad for key, p in model.named_parameters()}
 
