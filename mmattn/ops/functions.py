@@ -25,8 +25,8 @@ What a backend guarantees
 
 The functions of a backend
 --------------------------
-Shapes: avg, max, c: (N, C) (of `spatial_pool` avg, max: (N, H, W)); s: (N, H, W); ch: (N, C, H); cw: (N, C, W); hw: (N, H, W);
-coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C), h: (N, H), w: (N, W).
+Shapes: avg, max, c: (N, C) (of `spatial_pool` avg, max: (N, H, W)); s: (N, H, W); ch: (N, C, H);
+cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C), h: (N, H), w: (N, W).
 
     supports(x) -> bool                 # dtype, device, layout, toolchain; never raises
 
@@ -117,7 +117,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, kernels, name, x, *factors):
-        ctx.kernels, ctx.name, ctx.last = kernels, name, _last(x)
+        ctx.kernels, ctx.op, ctx.last = kernels, name, _last(x)
         ctx.token = _token(x)
         ctx.save_for_backward(x, *factors)
         return getattr(kernels, name)(x, *factors)
@@ -129,9 +129,9 @@ class _Gate(torch.autograd.Function):
         dy = _dense(dy, ctx.last)
         need_x = ctx.needs_input_grad[2]
         if any(ctx.needs_input_grad[3:]):
-            dx, *grads = getattr(ctx.kernels, ctx.name + '_grad')(x, *factors, dy=dy, need_x=need_x)
+            dx, *grads = getattr(ctx.kernels, ctx.op + '_grad')(x, *factors, dy=dy, need_x=need_x)
         else:
-            dx, grads = getattr(ctx.kernels, ctx.name)(dy, *factors), [None] * len(factors)
+            dx, grads = getattr(ctx.kernels, ctx.op)(dy, *factors), [None] * len(factors)
         return None, None, _mark(dx, ctx.token) if need_x else None, *grads
 
 

@@ -1,0 +1,306 @@
+"""What a gate costs: time and memory of single modules, and of networks with and without plugins.
+
+Times are medians over rounds; in a round every candidate runs once, so that a machine that slows down
+slows all of them, and a ratio is the median of the rounds' ratios.
+"""
+import copy
+import platform
+import statistics
+import time
+
+import torch
+from torch import nn
+
+import mmattn.attention as attention
+
+GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'DRTAM', 'CAT')
+IMPLS = ('reference', 'fast')
+DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
+LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
+# Output of the stages of ResNet-50, where both papers gate it.
+RESNET50 = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
+# MobileNetV2: the expanded maps (DRTAM's place) and the block outputs (CAT's).
+MOBILENETV2 = ((32, 112, 112), (96, 56, 56), (144, 56, 56), (192, 28, 28), (384, 14, 14), (576, 14, 14),
+               (960, 7, 7), (16, 112, 112), (24, 56, 56), (32, 28, 28), (64, 14, 14), (96, 14, 14),
+               (160, 7, 7), (320, 7, 7))
+# Units of |x| that have to move: statistics (read x), apply (read x, write y), reductions (read x, dy),
+# dx (read dy, write dx). A gate whose statistics depend on x beyond a sum reads it for dx once more.
+LIMIT = dict(mul=4, SE=7, ECA=7, CBAM=10, CoordAttention=7, DRTAM=7, CAT=8)
+
+
+def _synchronize(device):
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+
+
+def timings(steps, device, rounds=15, seconds=0.01):
+    """Milliseconds of each of the functions `steps` (name -> function), a list of one value a round."""
+    repeats = {}
+    for name, step in steps.items():
+        step()  # compiles, fills caches
+        _synchronize(device)
+        start = time.perf_counter()
+        step()
+        _synchronize(device)
+        repeats[name] = max(1, min(100, round(seconds / (time.perf_counter() - start))))
+    times = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            _synchronize(device)
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                step()
+            _synchronize(device)
+            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+    return times
+
+
+def ratio(times, of, to):
+    """The median over the rounds of times[of] / times[to]."""
+    return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
+
+
+def saved_bytes(module, x):
+    """Bytes that autograd keeps for the backward of `module(x)`, parameters and buffers left out."""
+    kept = {}
+
+    def pack(t):
+        kept[t.untyped_storage().data_ptr()] = t
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        y = module(x)
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    del y
+    return sum(t.untyped_storage().nbytes() for ptr, t in kept.items() if ptr not in own)
+
+
+class Mul(nn.Module):
+    """The least any gate can do."""
+
+    def forward(self, x):
+        return x * 1.5
+
+
+def _timm(gate, channels):
+    """timm's module of that gate (the best-known public eager code), or None."""
+    from timm import layers
+    made = dict(
+        SE=lambda: layers.SEModule(channels, rd_ratio=1 / 16, rd_divisor=1),
+        ECA=lambda: layers.EcaModule(channels),
+        CBAM=lambda: layers.CbamModule(channels, rd_ratio=1 / 16, rd_divisor=1),
+        CoordAttention=lambda: layers.CoordAttn(channels, rd_ratio=1 / 32, rd_divisor=1))
+    try:
+        return made[gate]()
+    except (KeyError, AttributeError):
+        return None
+
+
+def candidates(gates, channels, against=()):
+    """name -> module: `mul`, each gate in both implementations, and public code where asked for."""
+    found = {'mul': Mul()}
+    for gate in gates:
+        for impl in IMPLS:
+            found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+        if 'timm' in against and (public := _timm(gate, channels)) is not None:
+            found[f'{gate} timm'] = public
+    return found
+
+
+def modules(shapes, gates=GATES, dtypes=('fp32',), layouts=('contiguous',), device='cpu', rounds=15,
+            against=(), backward=True):
+    """Time and saved memory of gates on maps of these (N, C, H, W) shapes.
+
+    Returns:
+        list[dict]: one row for `mul` and for each gate and implementation, with `ms`, `mul` (times the
+        time of `mul`), `speedup` (over the gate's reference), `saved` (units of x), `limit` (the time of
+        `mul` scaled to the gate's least traffic, as a share of its time; training only).
+    """
+    device, rows = torch.device(device), []
+    for shape in shapes:
+        for dtype in dtypes:
+            for layout in layouts:
+                torch.manual_seed(0)
+                x = torch.randn(shape, device=device).to(DTYPES[dtype])
+                x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_(backward)
+                dy = torch.randn_like(x)
+                found = candidates(gates, shape[1], against)
+                found = {name: module.to(device).train(backward) for name, module in found.items()}
+                if DTYPES[dtype] != torch.float32:  # as under autocast: ours keep fp32 parameters
+                    for name in [n for n in found if n.endswith('timm')]:
+                        found[name].to(DTYPES[dtype])
+                times = timings({name: _step(module, x, dy, backward)
+                                 for name, module in found.items()}, device, rounds)
+                for name, module in found.items():
+                    gate, _, impl = name.partition(' ')
+                    row = dict(
+                        gate=gate, impl=impl, shape='x'.join(map(str, shape)), dtype=dtype, layout=layout,
+                        ms=statistics.median(times[name]), mul=ratio(times, name, 'mul'))
+                    if impl:
+                        row['speedup'] = ratio(times, f'{gate} reference', name)
+                    if backward:
+                        row['saved'] = saved_bytes(module, x) / (x.numel() * x.element_size())
+                        row['limit'] = LIMIT[gate] / LIMIT['mul'] / row['mul']
+                    rows.append(row)
+    return rows
+
+
+def _step(module, x, dy, backward):
+    leaves = [x, *module.parameters()]
+
+    def train():
+        torch.autograd.grad(module(x), leaves, dy)
+
+    def infer():
+        with torch.no_grad():
+            module(x)
+
+    return train if backward else infer
+
+
+def bare(config):
+    """The config's model without its plugins."""
+    config = copy.deepcopy(config)
+
+    def strip(node):
+        if isinstance(node, dict):
+            node.pop('plugins', None)
+            node = list(node.values())
+        if isinstance(node, (list, tuple)):
+            for child in node:
+                strip(child)
+
+    strip(config.model)
+    return config
+
+
+def _samples(scope, count, size, classes, device):
+    """Made-up targets, in the form of the codebase."""
+    if scope == 'mmpretrain':
+        from mmpretrain.structures import DataSample
+        return [DataSample().set_gt_label(i % classes).to(device) for i in range(count)]
+    if scope == 'mmseg':
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
+        mask = torch.zeros(1, *size, dtype=torch.long, device=device)
+        return [SegDataSample(gt_sem_seg=PixelData(data=mask), metainfo=meta) for _ in range(count)]
+    if scope == 'mmdet':
+        import numpy as np
+        from mmdet.structures import DetDataSample
+        from mmdet.structures.mask import BitmapMasks
+        from mmengine.structures import InstanceData
+        h, w = size
+        meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
+                    scale_factor=(1.0, 1.0))
+        boxes = torch.tensor([[0, 0, w / 2, h / 2], [w / 4, h / 4, w, h]], device=device)
+        found = []
+        for _ in range(count):
+            sample = DetDataSample(metainfo=meta)
+            sample.gt_instances = InstanceData(
+                bboxes=boxes, labels=torch.zeros(2, dtype=torch.long, device=device),
+                masks=BitmapMasks(np.ones((2, h, w), np.uint8), h, w))
+            sample.ignored_instances = InstanceData(
+                bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long, device=device))
+            found.append(sample)
+        return found
+    raise ValueError(f'default_scope must be mmpretrain, mmdet or mmseg, got {scope!r}')
+
+
+def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last=False):
+    """Throughput and peak memory of a config's model, with its plugins and without.
+
+    Args:
+        config (mmengine.Config): a whole config, of mmpretrain, mmdet or mmseg.
+        batch (int): images a step.
+        size (tuple[int]): height and width of the images; made-up images and targets.
+        amp (str, optional): autocast to 'bf16' or 'fp16'.
+
+    Returns:
+        list[dict]: rows `plugins` and `bare` of each mode, with `images_per_s`, `share` (of the bare
+        network's throughput), and on CUDA `peak` (bytes) and `peak_share`.
+    """
+    from mmengine.registry import MODELS, init_default_scope
+    device, scope = torch.device(device), config.get('default_scope')
+    init_default_scope(scope)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    images = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
+    samples = _samples(scope, batch, size, 2, device)
+    models = {}
+    for name, cfg in (('bare', bare(config)), ('plugins', config)):
+        cfg = copy.deepcopy(cfg.model)
+        cfg.pop('data_preprocessor', None)
+        for part in (cfg, cfg.get('backbone', {})):
+            part.pop('init_cfg', None)  # weights do not change the time
+        torch.manual_seed(0)
+        models[name] = MODELS.build(cfg).to(device).to(memory_format=layout)
+
+    def autocast():
+        return torch.autocast(device.type, DTYPES[amp or 'bf16'], enabled=amp is not None)
+
+    def train(model):
+        def step():
+            model.train()
+            with autocast():
+                losses = model(images, samples, mode='loss')
+            total = sum(v.sum() if isinstance(v, torch.Tensor) else sum(v).sum()
+                        for k, v in losses.items() if 'loss' in k)
+            model.zero_grad()
+            total.backward()
+        return step
+
+    def infer(model):
+        def step():
+            model.eval()
+            with torch.no_grad(), autocast():
+                model(images, samples, mode='tensor')
+        return step
+
+    rows = []
+    for mode, make in (('training', train), ('inference', infer)):
+        steps = {name: make(model) for name, model in models.items()}
+        times = timings(steps, device, rounds, seconds=0)
+        peak = {}
+        if device.type == 'cuda':
+            for name, step in steps.items():
+                torch.cuda.reset_peak_memory_stats(device)
+                step()
+                peak[name] = torch.cuda.max_memory_allocated(device)
+        for name in steps:
+            row = dict(mode=mode, network=name, batch=batch, size='x'.join(map(str, size)),
+                       images_per_s=batch / statistics.median(times[name]) * 1e3,
+                       share=ratio(times, 'bare', name))
+            if peak:
+                row.update(peak=peak[name], peak_share=peak[name] / peak['bare'])
+            rows.append(row)
+    return rows
+
+
+def machine(device='cpu'):
+    """What the figures depend on."""
+    info = dict(torch=torch.__version__, threads=torch.get_num_threads(), device='cpu', name=_processor())
+    if torch.device(device).type == 'cuda':
+        info.update(device='cuda', name=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
+    return info
+
+
+def _processor():
+    try:
+        with open('/proc/cpuinfo') as f:
+            return next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+_FORMATS = dict(ms='{:.3f}', mul='{:.2f}', speedup='{:.2f}', saved='{:.2f}', limit='{:.0%}',
+                images_per_s='{:.2f}', share='{:.3f}', peak_share='{:.3f}', peak='{:.3g}')
+
+
+def markdown(rows):
+    """Rows (a list of dicts) as a Markdown table; what a row lacks stays empty."""
+    keys = list(dict.fromkeys(k for row in rows for k in row))
+    lines = ['| ' + ' | '.join(keys) + ' |', '|' + ' --- |' * len(keys)]
+    for row in rows:
+        cells = [_FORMATS.get(k, '{}').format(row[k]) if k in row else '' for k in keys]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)

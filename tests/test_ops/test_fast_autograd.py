@@ -1,0 +1,279 @@
+"""The fast ops inside PyTorch: gates, what is saved, in-place buffers, fallbacks, processes."""
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.checkpoint import checkpoint
+
+import mmattn.attention as attention
+from mmattn import ops
+from mmattn.analysis.benchmark import saved_bytes
+from mmattn.ops import functions, native
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
+LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
+ROOT = Path(__file__).parents[2]
+
+
+def gate(name, channels, impl='fast'):
+    torch.manual_seed(0)
+    made = getattr(attention, name)(channels, impl=impl)
+    with torch.no_grad():  # away from a start where gradients vanish: CAT's factors are 0
+        for p in made.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return made
+
+
+def step(module, x, dy):
+    y = module(x)
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    return y, torch.autograd.grad(y, leaves, dy.to(y.dtype))
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('dtype', (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize('name', GATES)
+def test_gate_like_reference(name, dtype, layout):
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    fast = gate(name, 48).to(acc)
+    reference = copy.deepcopy(fast).double()
+    reference.impl = 'reference'
+    torch.manual_seed(1)
+    x = torch.randn(4, 48, 14, 10, dtype=torch.float64).to(dtype)
+    dy = torch.randn(x.shape, dtype=torch.float64).to(dtype)
+    x64 = x.double().requires_grad_()
+    x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    y, grads = step(fast, x, dy)
+    y64, grads64 = step(reference, x64, dy)
+    assert y.dtype == dtype and y.is_contiguous(memory_format=LAYOUTS[layout])
+    slack = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    for i, (a, b) in enumerate(zip((y, *grads), (y64, *grads64), strict=True)):
+        # A sum over a batch may cancel: allow for it by the scale of all gradients.
+        scale = max(float(b.abs().max()), 1e-2 * float(grads64[0].abs().max()))
+        # Batch norms of a handful of values amplify what rounding x and y to 16 bits does.
+        error = float((a.double() - b).abs().max())
+        assert error <= slack * scale * (1 if i < 2 else 4), f'{i}: {error:.3g} of {scale:.3g}'
+
+
+@pytest.mark.parametrize('name', GATES)
+def test_gate_takes_the_fast_path_and_saves_little(name):
+    x = torch.randn(2, 256, 56, 56, requires_grad=True)
+    fast, reference = gate(name, 256), gate(name, 256, 'reference')
+    x_bytes = x.numel() * x.element_size()
+    saved = saved_bytes(fast, x) / x_bytes
+    assert saved <= (1.2 if name in ('DRTAM', 'CAT') else 1.1)
+    assert saved <= saved_bytes(reference, x) / x_bytes
+    assert '_GateBackward' in _nodes(fast(x))
+    assert '_GateBackward' not in _nodes(reference(x))
+
+
+def _nodes(y):
+    seen, stack = set(), [y.grad_fn]
+    while stack:
+        node = stack.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            stack += [n for n, _ in node.next_functions]
+    return {n.name() for n in seen}
+
+
+@pytest.mark.parametrize('name', GATES)
+def test_without_gradients_nothing_is_saved(name):
+    fast, x = gate(name, 16), torch.randn(2, 16, 9, 8)
+    y = fast.eval()(x.clone().requires_grad_())
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            torch.testing.assert_close(fast(x), y, rtol=0, atol=0)
+            assert saved_bytes(fast, x) == 0
+
+
+@pytest.mark.parametrize('name', GATES)
+def test_frozen_input_or_parameters(name):
+    fast = gate(name, 16).eval()
+    x, dy = torch.randn(2, 16, 9, 8), torch.randn(2, 16, 9, 8)
+    _, (dx, *dp) = step(fast, x.clone().requires_grad_(), dy)
+    _, only_parameters = step(fast, x, dy)
+    for a, b in zip(only_parameters, dp, strict=True):
+        torch.testing.assert_close(a, b)
+    _, (only_x,) = step(fast.requires_grad_(False), x.clone().requires_grad_(), dy)
+    torch.testing.assert_close(only_x, dx)
+
+
+@pytest.mark.parametrize('name', GATES)
+def test_checkpoint_deterministic_and_repeatable(name):
+    fast = gate(name, 16).eval()
+    x, dy = torch.randn(2, 16, 9, 8, requires_grad=True), torch.randn(2, 16, 9, 8)
+    torch.use_deterministic_algorithms(True)
+    try:
+        y, grads = step(fast, x, dy)
+        again, grads_again = step(fast, x, dy)
+        for reentrant in (False, True):
+            out, grads_ckpt = _checkpointed(fast, x, dy, reentrant)
+            assert torch.equal(out, y)
+            assert all(torch.equal(a, b) for a, b in zip(grads_ckpt, grads, strict=True))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(y, again)
+    assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
+
+
+def _checkpointed(module, x, dy, reentrant):
+    x = x.detach().clone().requires_grad_()
+    module.zero_grad()
+    out = checkpoint(module, x, use_reentrant=reentrant)
+    out.backward(dy)
+    return out, (x.grad, *(p.grad for p in module.parameters()))
+
+
+def test_double_backward_is_refused():
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    dx, = torch.autograd.grad(gate('SE', 16)(torch.cat([x] * 4, 1)).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match='once_differentiable|not require grad|trying to differentiate'):
+        dx.sum().backward()
+
+
+def test_handed_on_map_used_twice():
+    """A second use of x between pool and gate: its gradient is added, and left alone by the pool."""
+    kept = []
+
+    def loss(x, impl):
+        x, avg = ops.channel_pool(x, impl=impl)
+        other = x * 2
+        other.register_hook(kept.append)
+        return (ops.channel_gate(x, avg, impl=impl) * other).sum()
+
+    x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
+    fast, = torch.autograd.grad(loss(x, 'fast'), x)
+    reference, = torch.autograd.grad(loss(x, 'reference'), x)
+    torch.testing.assert_close(fast, reference)
+    torch.testing.assert_close(kept[0], kept[1])
+
+
+def test_pool_leaves_a_foreign_gradient_alone():
+    x = torch.randn(2, 5, 6, 7, requires_grad=True)
+    same, avg = ops.channel_pool(x, impl='fast')
+    g = torch.randn_like(x)
+    before = g.clone()
+    dx, = torch.autograd.grad([same, avg], x, [g, torch.ones(2, 5)])
+    torch.testing.assert_close(dx, before + 1 / 42)
+    assert torch.equal(g, before)
+    assert torch.autograd.grad(ops.channel_pool(x, impl='fast')[1].sum(), x)[0].eq(1 / 42).all()
+
+
+@pytest.mark.parametrize('source', ('pool', 'leaf'))
+def test_own_buffer_is_reused_where_it_is_ours(source):
+    """Only the gradient our gate made for this very pool may be overwritten."""
+    x = torch.randn(2, 5, 6, 7, requires_grad=True)
+    seen = []
+    pool = native.channel_pool_grad
+
+    def spy(*args, inplace):
+        seen.append(inplace)
+        return pool(*args, inplace=inplace)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, 'channel_pool_grad', spy)
+        same, avg = functions.channel_pool(native, x)
+        y = functions.channel_gate(native, same if source == 'pool' else x * 1, avg)
+        y.sum().backward()
+    assert len(seen) == 1
+    assert seen[0] or source == 'leaf'
+    assert not hasattr(x.grad, '_mmattn_token')
+
+
+@pytest.mark.parametrize('make', (
+    lambda x: x[:, ::2], lambda x: x[..., 1:], lambda x: x.transpose(2, 3), lambda x: x[:1].expand(3, -1, -1, -1)))
+def test_views_fall_back(make):
+    x = torch.randn(3, 16, 9, 8, requires_grad=True)
+    view = make(x)
+    assert not native.supports(view)
+    fast = gate('CBAM', view.shape[1]).eval()
+    y = fast(view)
+    torch.testing.assert_close(y, fast(view.contiguous()), rtol=1e-5, atol=1e-5)
+    y.sum().backward()
+
+
+def test_empty_and_odd_inputs_fall_back():
+    assert not native.supports(torch.zeros(0, 4, 5, 5))
+    assert not native.supports(torch.zeros(2, 4, 5, 5, dtype=torch.int32))
+    assert not native.supports(torch.zeros(2, 4, 5))
+    assert not native.supports(torch.zeros(2, 4, 5, 5, device='meta'))
+    assert gate('SE', 16)(torch.zeros(0, 16, 5, 5)).shape == (0, 16, 5, 5)
+
+
+@pytest.mark.parametrize('name', GATES)
+def test_compile_falls_back(name):
+    fast = gate(name, 16).eval()
+    x = torch.randn(2, 16, 9, 8)
+    compiled = torch.compile(fast, backend='eager', fullgraph=True)
+    torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-5)
+
+
+_WITHOUT = '''
+import sys, warnings
+import torch
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    from mmattn.attention import CBAM
+    from mmattn.ops import native
+    x = torch.randn(2, 16, 9, 8, requires_grad=True)
+    for _ in range(3):
+        CBAM(16)(x).sum().backward()
+assert native.library() is None
+assert sum('reference ops' in str(w.message) for w in caught) == int(sys.argv[1])
+'''
+
+
+@pytest.mark.parametrize('env, warned', (
+    (dict(CXX='/no/such/compiler'), 1), (dict(MMATTN_NATIVE='0'), 0)))
+def test_no_compiler_means_reference(tmp_path, env, warned):
+    """One warning, or none where it was asked for, and the gates work."""
+    env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), **env)
+    done = subprocess.run([sys.executable, '-c', _WITHOUT, str(warned)], env=env, cwd=tmp_path,
+                          capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def _train(rank, port, folder):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
+    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
+    ddp = torch.nn.parallel.DistributedDataParallel(model)
+    torch.manual_seed(7)
+    x = torch.randn(4, 16, 9, 8)
+    ddp(x[rank * 2:rank * 2 + 2]).square().mean().backward()
+    torch.save([p.grad for p in model.parameters()], f'{folder}/{rank}.pt')
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp(tmp_path):
+    """Two processes: the gradients of both halves of a batch, averaged, on both."""
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    torch.multiprocessing.spawn(_train, (port, str(tmp_path)), nprocs=2)
+    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
+    torch.manual_seed(7)
+    model(torch.randn(4, 16, 9, 8)).square().mean().backward()
+    for rank in (0, 1):
+        for a, b in zip(torch.load(tmp_path / f'{rank}.pt'), model.parameters(), strict=True):
+            torch.testing.assert_close(a, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_library_is_built_once_for_all(tmp_path):
+    """Several processes compile at once; each loads a whole file."""
+    code = ('import torch; from mmattn.ops.native.build import library, _openmp; assert library();'
+            'assert _openmp() is None or "gomp" in _openmp() or "omp" in _openmp()')
+    env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
+    jobs = [subprocess.Popen([sys.executable, '-W', 'error::UserWarning:mmattn.ops', '-c', code], env=env,
+                             cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for job in jobs:
+        assert job.communicate(timeout=400)[1].count('Error') == 0 and job.returncode == 0
+    assert [p.suffix for p in (tmp_path / 'mmattn').iterdir()] == ['.so']
