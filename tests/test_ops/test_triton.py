@@ -20,26 +20,16 @@ CHEAP = [name for name in cases.OPS if not name.startswith('entropy')]
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
 
 
-def _worker(start):
-    """One process that interprets the kernels."""
+@pytest.fixture(scope='module')
+def run():
+    """Run a case in a process that interprets the kernels."""
     os.environ['TRITON_INTERPRET'] = '1'
     try:
-        pool = ProcessPoolExecutor(1, get_context('spawn'), start)
+        pool = ProcessPoolExecutor(1, get_context('spawn'), cases.on_cpu)
         pool.submit(os.getpid).result()
     finally:
         del os.environ['TRITON_INTERPRET']
-    return pool
-
-
-@pytest.fixture(scope='module')
-def run():
-    with _worker(cases.on_cpu) as pool:
-        yield lambda case, *args, **kwargs: pool.submit(case, *args, **kwargs).result()
-
-
-@pytest.fixture(scope='module')
-def run_in_small_blocks():
-    with _worker(cases.small_blocks) as pool:
+    with pool:
         yield lambda case, *args, **kwargs: pool.submit(case, *args, **kwargs).result()
 
 
@@ -58,10 +48,10 @@ def test_half_precision(run, name, dtype, last):
 
 @LAYOUTS
 @pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
-def test_many_blocks(run_in_small_blocks, name, last):
+def test_many_blocks(run, name, last):
     """Loops, splits and partial results, which tiny tensors do not need by themselves."""
-    run_in_small_blocks(cases.compare, name, (2, 3, 5, 5) if name == 'entropy_pool' else SHAPE,
-                        torch.float32, last)
+    run(cases.compare_in_small_blocks, name, (2, 3, 5, 5) if name == 'entropy_pool' else SHAPE,
+        torch.float32, last)
 
 
 @LAYOUTS
@@ -72,9 +62,9 @@ def test_unusual_values(run, name, fill, last):
 
 
 @pytest.mark.parametrize('fill', ('spread', 'rows'))
-def test_entropy_in_many_blocks(run_in_small_blocks, fill):
+def test_entropy_in_many_blocks(run, fill):
     """Parts with references of their own, in both the quick way and the one for wide ranges."""
-    run_in_small_blocks(cases.compare, 'entropy_pool_ent', (1, 5, 4, 5), torch.float32, True, fill)
+    run(cases.compare_in_small_blocks, 'entropy_pool_ent', (1, 5, 4, 5), torch.float32, True, fill)
 
 
 @LAYOUTS
@@ -114,17 +104,19 @@ def test_supports(run):
     assert not run(cases.supported, SHAPE, torch.float32, step=2)
 
 
-def test_import_is_lazy_and_cpu_tensors_are_refused():
-    code = ('import sys, torch; before = "triton" in sys.modules; from mmattn.ops import triton; '
-            'assert ("triton" in sys.modules) == before; '
-            'assert not triton.supports(torch.zeros(1, 2, 3, 4))')
+def test_nothing_is_imported_before_it_is_needed_nor_needed_to_import():
+    """Importing the package and refusing a CPU tensor load no kernel, so no Triton; and a Triton
+    that does not load means that nothing is supported, not an error."""
+    code = """if True:
+        import os, sys, torch
+        from mmattn.ops import triton
+        x = torch.zeros(1, 2, 3, 4)
+        assert not triton.supports(x)
+        assert not [name for name in sys.modules if name.startswith('mmattn.ops.triton.')]
+        triton._works.cache_clear()
+        os.environ['TRITON_INTERPRET'] = '1'
+        sys.modules['triton'] = None
+        assert not triton.supports(x)
+    """
     env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
-    subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=300)
-
-
-def test_without_triton():
-    """A Triton that does not load means that the kernels are not supported, not an error."""
-    code = ('import sys, torch; sys.modules["triton"] = None; from mmattn.ops import triton; '
-            'assert not triton.supports(torch.zeros(1, 2, 3, 4))')
-    env = dict(os.environ, TRITON_INTERPRET='1')
     subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=300)

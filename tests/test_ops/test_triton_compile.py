@@ -107,7 +107,6 @@ def test_shapes_of_the_benchmark_compile(compiled, name):
     assert compiled
 
 
-@pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
-def test_odd_shapes_compile(compiled, last):
-    launch_all(empty((1, 3, 1, 5), torch.bfloat16, last))
-    assert compiled
+def test_odd_shapes_compile(compiled):
+    launch_all(empty((1, 3, 1, 5), torch.bfloat16, False))
+    assert set(compiled) >= KERNELS - {'best_kernel'}

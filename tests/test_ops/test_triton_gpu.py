@@ -3,9 +3,8 @@ import pytest
 import torch
 import triton_cases as cases
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0),
-    reason='needs a CUDA GPU of compute capability 8.0 or more')
+if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
+    pytest.skip('needs a CUDA GPU of compute capability 8.0 or more', allow_module_level=True)
 
 DTYPES = pytest.mark.parametrize(
     'dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
