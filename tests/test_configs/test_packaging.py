@@ -30,7 +30,7 @@ def installed(tmp_path_factory):
     shutil.copytree(ROOT, source, ignore=ignore)
     pip('wheel', source, '--no-deps', '--no-build-isolation', '-w', folder)
     (wheel, ) = folder.glob('mmattn-*.whl')
-    pip('install', wheel, '--no-deps', '--target', folder / 'site')
+    pip('install', wheel, '--no-deps', '--no-compile', '--target', folder / 'site')
     return wheel, folder / 'site'
 
 

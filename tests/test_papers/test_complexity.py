@@ -2,6 +2,8 @@ import csv
 import importlib.util
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -200,6 +202,13 @@ def test_the_command_line_with_a_config(style, capsys):
         assert list(csv.DictReader(io.StringIO(text)))[-1]['params'] == '3504872'
     else:
         assert '3.505 M parameters (M = 10^6, G = 10^9, input 192x160)' in text
+
+
+def test_standard_output_is_the_result_alone():
+    config = papers.config_root() / 'drtam/mobilenet-v2_4xb64_in1k.py'
+    done = subprocess.run([sys.executable, TOOL, config, '--format', 'json'],
+                          check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)['params'] == 3504872
 
 
 @pytest.mark.parametrize('args, words', [

@@ -5,18 +5,21 @@
 """
 import argparse
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
-from mmattn.analysis.complexity import (
-    STYLES,
-    Convention,
-    convention_of,
-    measure,
-    render,
-    render_config,
-    table_rows,
-)
-from mmattn.papers import PAPERS, load
+# Some codebases print while they are imported; standard output is for the result alone.
+with redirect_stdout(sys.stderr):
+    from mmattn.analysis.complexity import (
+        STYLES,
+        Convention,
+        convention_of,
+        measure,
+        render,
+        render_config,
+        table_rows,
+    )
+    from mmattn.papers import PAPERS, load
 
 
 def parse_args(argv):
@@ -43,21 +46,24 @@ def parse_args(argv):
     return args
 
 
-def main(argv=None):
-    args = parse_args(argv)
+def report(args):
     if args.config:
         convention = Convention(size=tuple(args.size)) if args.size else None
-        text = render_config(args.config, *measure(args.config, convention), args.format)
-    else:
-        tables = [(paper, table) for paper in ([args.paper] if args.paper else PAPERS)
-                  for table in ([args.table] if args.table else load(paper))]
-        if args.format == 'markdown':
-            text = '\n'.join(
-                f'### {paper.upper()}, Table {table}: {load(paper)[table]["caption"]}\n\n'
-                f'{convention_of(paper, table)}\n\n{render(table_rows(paper, table))}'
-                for paper, table in tables)
-        else:
-            text = render([row for pair in tables for row in table_rows(*pair)], args.format)
+        return render_config(args.config, *measure(args.config, convention), args.format)
+    tables = [(paper, table) for paper in ([args.paper] if args.paper else PAPERS)
+              for table in ([args.table] if args.table else load(paper))]
+    if args.format != 'markdown':
+        return render([row for pair in tables for row in table_rows(*pair)], args.format)
+    return '\n'.join(
+        f'### {paper.upper()}, Table {table}: {load(paper)[table]["caption"]}\n\n'
+        f'{convention_of(paper, table)}\n\n{render(table_rows(paper, table))}'
+        for paper, table in tables)
+
+
+def main(argv=None):
+    args = parse_args(argv)
+    with redirect_stdout(sys.stderr):
+        text = report(args)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding='utf-8')
