@@ -35,11 +35,11 @@ def add_visualization(cfg, folder):
     if hook is None:
         raise UserError('--show-dir needs default_hooks.visualization in the config')
     if cfg.default_scope == 'mmpretrain':
-        hook.update(enable=True, out_dir=folder)
+        hook.update(enable=True, interval=1, out_dir=folder)
     elif cfg.default_scope == 'mmdet':
         hook.update(draw=True, test_out_dir=folder)
     else:
-        hook.update(draw=True)
+        hook.update(draw=True, interval=1)
         cfg.visualizer.save_dir = folder
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.visualization import Visualizer
 
 from mmattn.datasets import digits
 from mmattn.runs import cli
@@ -26,6 +27,13 @@ def workspace(digits_root, monkeypatch):
     return digits_root
 
 
+def forget_visualizers(cls):
+    """mmengine keeps one by name for the life of a process, be it another codebase's."""
+    cls._instance_dict.clear()
+    for child in cls.__subclasses__():
+        forget_visualizers(child)
+
+
 @pytest.fixture
 def run_tool(workspace, monkeypatch):
     """Runs a tool in this process: `run_tool('train', CONFIG, ...)`; SystemExit has its code."""
@@ -33,6 +41,7 @@ def run_tool(workspace, monkeypatch):
         raise SystemExit(code)
 
     def run(tool, *args):
+        forget_visualizers(Visualizer)
         with monkeypatch.context() as patch:
             patch.setattr(cli.os, '_exit', exit_with)
             patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])

@@ -13,8 +13,11 @@ FEW = {
     'mmdet': ['train_cfg.max_epochs=1', 'param_scheduler.total_steps=1'],
     'mmseg': ['train_cfg.max_iters=2', 'param_scheduler.total_steps=2'],
 }
-# Untrained, it is sure of nothing, and COCO's evaluator has no metrics for no detections.
-UNSURE = {'retinanet_r18-cat_fpn_digits-coco.py': ['model.test_cfg.score_thr=0.0']}
+# Untrained, they are sure of nothing, and COCO's evaluator has no metrics for no detections.
+UNSURE = {
+    'retinanet_r18-cat_fpn_digits-coco.py': ['model.test_cfg.score_thr=0.0'],
+    'mask-rcnn_r18-drtam_fpn_digits-coco.py': ['model.test_cfg.rcnn.score_thr=0.0'],
+}
 
 
 def scope_of(config):
@@ -65,15 +68,24 @@ def checkpoints(digits_root):
     return checkpoint
 
 
-@pytest.mark.parametrize('name', [
+one_of_each = pytest.mark.parametrize('name', [
     'resnet18-drtam_digits-in1k.py', 'faster-rcnn_r18-cat_fpn_digits-voc.py',
     'fcn_r18-d8-drtam-pool_digits-voc.py'])
-def test_predictions_pictures_and_tta(name, run_tool, checkpoints, tmp_path):
+
+
+@one_of_each
+def test_tta_and_predictions(name, run_tool, checkpoints, tmp_path):
     run_tool('test', CONFIGS / name, checkpoints(name), '--work-dir', tmp_path, '--tta', '--out',
-             tmp_path / 'out.pkl', '--show-dir', tmp_path / 'shown')
+             tmp_path / 'out.pkl')
     assert (tmp_path / 'out.pkl').stat().st_size > 100
+
+
+@one_of_each
+def test_pictures(name, run_tool, checkpoints, tmp_path):
+    run_tool('test', CONFIGS / name, checkpoints(name), '--work-dir', tmp_path, '--show-dir',
+             tmp_path / 'shown')
     pictures = [path for path in tmp_path.rglob('*') if path.suffix in ('.jpg', '.png', '.JPEG')]
-    assert any('shown' in str(path) for path in pictures)
+    assert len([path for path in pictures if 'shown' in str(path)]) == 4
 
 
 def test_segmentation_masks(run_tool, checkpoints, tmp_path):

@@ -167,12 +167,13 @@ def test_interrupt_and_resume(config, workspace, tmp_path):
 def test_two_processes_train_like_one(config, run_tool, tmp_path):
     """Three steps with the same global batch of 4: 1 x 4 and 2 x 2, random crops included.
 
-    Batch norm uses its running statistics here (`norm_eval`), in the gates too: in training each
-    process would normalise by its own half of the batch, CPUs having no SyncBN, and the comparison
-    would be of two different networks. The gates' and all other gradients are compared as they are.
-    SGD, because Adam's first steps are the signs of gradients, where rounding decides about zeros.
+    Group norm stands for batch norm: CPUs have no SyncBN, each process would normalise by its own
+    half of the batch, and two different networks would be compared. SGD, because Adam's first
+    steps are the signs of gradients, where rounding decides about those near zero.
     """
-    text = EPOCHS.replace('model = dict(', 'model = dict(backbone=dict(norm_eval=True), ')
+    text = EPOCHS.replace(
+        'model = dict(', "model = dict(backbone=dict(zero_init_residual=False, "
+        "norm_cfg=dict(type='GN', num_groups=4)), ")
     one, two = tmp_path / 'one', tmp_path / 'two'
     options = ['--cfg-options', 'train_cfg.max_epochs=1']
     run_tool('train', config(text), '--work-dir', one, *options)

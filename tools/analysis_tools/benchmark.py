@@ -3,9 +3,11 @@
     python tools/analysis_tools/benchmark.py modules --shapes 8x256x56x56 8x1024x14x14
     python tools/analysis_tools/benchmark.py modules --shapes resnet50 --dtypes fp32 bf16 \
         --layouts contiguous channels_last --json modules.json
-    python tools/analysis_tools/benchmark.py network configs/drtam/resnet50-drtam-r32_4xb128_in1k.py \
+    python tools/analysis_tools/benchmark.py network \
+        configs/drtam/resnet50-drtam-r32_4xb128_in1k.py \
         --batch 256 --device cuda --amp bf16 --channels-last
 """
+
 import argparse
 import json
 import sys
@@ -26,7 +28,9 @@ def shapes(text):
     try:
         n, c, h, w = map(int, text.split('x'))
     except ValueError:
-        raise argparse.ArgumentTypeError(f'{text!r} is neither NxCxHxW nor one of {list(named)}') from None
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is neither NxCxHxW nor one of {list(named)}'
+        ) from None
     if min(n, c, h, w) < 1:
         raise argparse.ArgumentTypeError(f'{text!r}: every size must be at least 1')
     return [(n, c, h, w)]
@@ -38,19 +42,44 @@ def parse_args(argv):
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument('--device', default='cpu')
     common.add_argument('--threads', type=int, help='CPU threads (default: those of PyTorch)')
-    common.add_argument('--rounds', type=int, help='interleaved rounds (default: 15 modules, 5 network)')
+    common.add_argument(
+        '--rounds', type=int, help='interleaved rounds (default: 15 modules, 5 network)'
+    )
     common.add_argument('--json', type=Path, help='file for the rows and the machine, as JSON')
-    common.add_argument('--markdown', type=Path, help='file for the table (default: standard output)')
+    common.add_argument(
+        '--markdown', type=Path, help='file for the table (default: standard output)'
+    )
     modules = commands.add_parser('modules', parents=[common], help='single gates')
     modules.add_argument('--gates', nargs='+', choices=b.GATES, default=b.GATES)
-    modules.add_argument('--shapes', nargs='+', type=shapes, default=[[(8, 256, 56, 56)]],
-                         metavar='NxCxHxW', help='or resnet50, mobilenetv2: their shapes at batch 8')
+    modules.add_argument(
+        '--shapes',
+        nargs='+',
+        type=shapes,
+        default=[[(8, 256, 56, 56)]],
+        metavar='NxCxHxW',
+        help='or resnet50, mobilenetv2: their shapes at batch 8',
+    )
     modules.add_argument('--dtypes', nargs='+', choices=b.DTYPES, default=['fp32'])
     modules.add_argument('--layouts', nargs='+', choices=b.LAYOUTS, default=['contiguous'])
-    modules.add_argument('--against', nargs='+', choices=['timm'], default=[],
-                         help='public eager code to time as well (pip install timm)')
-    modules.add_argument('--inference', action='store_true', help='forward alone, without gradients')
-    network = commands.add_parser('network', parents=[common], help='a config against its bare network')
+    modules.add_argument(
+        '--against',
+        nargs='+',
+        choices=['timm'],
+        default=[],
+        help='public eager code to time as well (pip install timm)',
+    )
+    modules.add_argument(
+        '--inference', action='store_true', help='forward alone, without gradients'
+    )
+    modules.add_argument(
+        '--clock',
+        choices=b.CLOCKS,
+        default='wall',
+        help='cpu: processor time, to compare on a busy machine (with --threads 1, on the CPU)',
+    )
+    network = commands.add_parser(
+        'network', parents=[common], help='a config against its bare network'
+    )
     network.add_argument('config')
     network.add_argument('--batch', type=int, default=8)
     network.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'))
@@ -59,6 +88,12 @@ def parse_args(argv):
     args = parser.parse_args(argv)
     if args.rounds is not None and args.rounds < 1:
         parser.error('--rounds must be at least 1')
+    if (
+        args.command == 'modules'
+        and args.clock == 'cpu'
+        and (args.device, args.threads) != ('cpu', 1)
+    ):
+        parser.error('--clock cpu is for --device cpu --threads 1')
     if args.command == 'modules' and args.against:
         try:
             import timm  # noqa: F401
@@ -73,23 +108,35 @@ def main(argv=None):
         torch.set_num_threads(args.threads)
     if args.command == 'modules':
         rows = b.modules(
-            [s for group in args.shapes for s in group], args.gates, args.dtypes, args.layouts,
-            args.device, args.rounds or 15, args.against, backward=not args.inference)
+            [s for group in args.shapes for s in group],
+            args.gates,
+            args.dtypes,
+            args.layouts,
+            args.device,
+            args.rounds or 15,
+            args.against,
+            backward=not args.inference,
+            clock=args.clock,
+        )
     else:
         from mmengine.config import Config
 
         import mmattn  # noqa: F401  (the hosts)
+
         config = Config.fromfile(args.config)
         size = tuple(args.size or _SIZES.get(config.get('default_scope'), (224, 224)))
-        rows = b.network(config, args.batch, size, args.device, args.rounds or 5, args.amp,
-                         args.channels_last)
+        rows = b.network(
+            config, args.batch, size, args.device, args.rounds or 5, args.amp, args.channels_last
+        )
     table = b.markdown(rows)
     if args.markdown:
         args.markdown.write_text(table + '\n')
     else:
         print(table)
     if args.json:
-        args.json.write_text(json.dumps(dict(machine=b.machine(args.device), rows=rows), indent=1) + '\n')
+        args.json.write_text(
+            json.dumps(dict(machine=b.machine(args.device), rows=rows), indent=1) + '\n'
+        )
 
 
 if __name__ == '__main__':

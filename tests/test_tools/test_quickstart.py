@@ -1,0 +1,83 @@
+"""The quickstart's driver with trainings that take no time."""
+import json
+import sys
+
+import pytest
+
+from mmattn.runs import quickstart
+
+
+def test_table():
+    results = [
+        (quickstart.TASKS[0], dict(untrained=9.84, trained=97.2, parameters=735292, seconds=41.6)),
+        (quickstart.TASKS[4], dict(untrained=-1, trained=52.25, parameters=1430651, seconds=80.2)),
+    ]
+    lines = quickstart.table(results).splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == [
+        'task', 'model', 'metric', 'untrained', '%', 'trained', '%', 'parameters', 'seconds']
+    assert lines[2].split()[-6:] == ['top-1', '9.8', '97.2', '0.74', 'M', '42']
+    assert lines[3].split()[-5:] == ['0.0', '52.2', '1.43', 'M', '80']
+    assert len({len(line) for line in lines}) == 1
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A checkout whose dist_train.sh and dist_test.sh write what real ones leave behind."""
+    monkeypatch.chdir(tmp_path)
+    tools = tmp_path / 'tools'
+    tools.mkdir()
+    (tools / 'dist_train.sh').write_text('''
+echo "x - INFO - Epoch(train) [1][10/20] loss: 1"; echo trained >>calls
+[ ! -e broken ] || { echo 'error: broken'; exit 2; }
+[[ "$*" == *--resume* ]] || exit 3
+echo "$4/epoch_1.pth" >"$4/last_checkpoint"
+echo '{"parameters": 5, "metrics": {"accuracy/top1": 10}}' >"$4/untrained.json"
+''')
+    (tools / 'dist_test.sh').write_text('''
+echo tested >>calls
+[[ "$2" == */epoch_1.pth ]] || exit 3
+echo '{"accuracy/top1": 96}' >"$7"
+''')
+    configs = tmp_path / 'configs'
+    configs.mkdir()
+    config = configs / quickstart.TASKS[0].config
+    config.write_text('a = 1\n')
+    calls = tmp_path / 'calls'
+
+    def run():
+        calls.write_text('')
+        try:
+            return quickstart.train_and_test(quickstart.TASKS[0], tools, configs)
+        finally:
+            run.calls = calls.read_text().split()
+
+    run.config, run.broken = config, tmp_path / 'broken'
+    return run
+
+
+def test_results_are_kept(place, capsys):
+    result = place()
+    assert (result['untrained'], result['trained'], result['parameters']) == (10, 96, 5)
+    assert 'Epoch(train) [1][10/20] loss: 1' in capsys.readouterr().out
+    assert place.calls == ['trained', 'tested']
+    assert place() == result and place.calls == []
+    place.config.write_text('a = 2\n')
+    place()
+    assert place.calls == ['trained', 'tested']
+
+
+def test_failure_is_shown_and_can_be_mended(place):
+    place.broken.write_text('')
+    with pytest.raises(SystemExit, match='error: broken\n\nerror: .*dist_train.sh.* failed'):
+        place()
+    record = quickstart.WORK_DIR / place.config.stem / 'result.json'
+    seconds = json.loads(record.read_text())['seconds']
+    assert seconds > 0
+    place.broken.unlink()
+    assert place()['seconds'] > seconds
+
+
+def test_scripts_get_this_interpreter(tmp_path):
+    quickstart.run(['bash', '-c', 'echo "$PYTHON"'], tmp_path / 'log')
+    assert (tmp_path / 'log').read_text().strip() == sys.executable
