@@ -1,8 +1,9 @@
 """What a gate costs: time and memory of single modules, and of networks with and without plugins.
 
-Times are medians over rounds; in a round every candidate runs once, so that a machine that slows down
-slows all of them, and a ratio is the median of the rounds' ratios.
+Times are medians over rounds; in a round every candidate runs once, so that a machine that slows
+down slows all of them, and a ratio is the median of the rounds' ratios.
 """
+
 import copy
 import platform
 import statistics
@@ -20,11 +21,25 @@ LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_
 # Output of the stages of ResNet-50, where both papers gate it.
 RESNET50 = ((256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7))
 # MobileNetV2: the expanded maps (DRTAM's place) and the block outputs (CAT's).
-MOBILENETV2 = ((32, 112, 112), (96, 56, 56), (144, 56, 56), (192, 28, 28), (384, 14, 14), (576, 14, 14),
-               (960, 7, 7), (16, 112, 112), (24, 56, 56), (32, 28, 28), (64, 14, 14), (96, 14, 14),
-               (160, 7, 7), (320, 7, 7))
-# Units of |x| that have to move: statistics (read x), apply (read x, write y), reductions (read x, dy),
-# dx (read dy, write dx). A gate whose statistics depend on x beyond a sum reads it for dx once more.
+MOBILENETV2 = (
+    (32, 112, 112),
+    (96, 56, 56),
+    (144, 56, 56),
+    (192, 28, 28),
+    (384, 14, 14),
+    (576, 14, 14),
+    (960, 7, 7),
+    (16, 112, 112),
+    (24, 56, 56),
+    (32, 28, 28),
+    (64, 14, 14),
+    (96, 14, 14),
+    (160, 7, 7),
+    (320, 7, 7),
+)
+# Units of |x| that have to move: statistics (read x), apply (read x, write y), reductions (read x
+# and dy), dx (read dy, write dx). Where the statistics are no mere sums of x, dx reads x once more;
+# CBAM has a second pool, of the map its first has gated.
 LIMIT = dict(mul=4, SE=7, ECA=7, CBAM=10, CoordAttention=7, DRTAM=7, CAT=8)
 
 
@@ -33,25 +48,32 @@ def _synchronize(device):
         torch.cuda.synchronize(device)
 
 
-def timings(steps, device, rounds=15, seconds=0.01):
-    """Milliseconds of each of the functions `steps` (name -> function), a list of one value a round."""
-    repeats = {}
+CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+
+def timings(steps, device, rounds=15, seconds=0.01, clock='wall'):
+    """Milliseconds of each function of `steps` (name -> function): a list, one value a round.
+
+    `clock` 'cpu' counts processor time instead: on one thread it tells steps apart on a machine
+    that others keep busy.
+    """
+    now, repeats = CLOCKS[clock], {}
     for name, step in steps.items():
         step()  # compiles, fills caches
         _synchronize(device)
-        start = time.perf_counter()
+        start = now()
         step()
         _synchronize(device)
-        repeats[name] = max(1, min(100, round(seconds / (time.perf_counter() - start))))
+        repeats[name] = max(1, min(100, round(seconds / (now() - start))))
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             _synchronize(device)
-            start = time.perf_counter()
+            start = now()
             for _ in range(repeats[name]):
                 step()
             _synchronize(device)
-            times[name].append((time.perf_counter() - start) / repeats[name] * 1e3)
+            times[name].append((now() - start) / repeats[name] * 1e3)
     return times
 
 
@@ -61,7 +83,7 @@ def ratio(times, of, to):
 
 
 def saved_bytes(module, x):
-    """Bytes that autograd keeps for the backward of `module(x)`, parameters and buffers left out."""
+    """Bytes that autograd keeps for the backward of `module(x)`, without parameters and buffers."""
     kept = {}
 
     def pack(t):
@@ -85,15 +107,15 @@ class Mul(nn.Module):
 def _timm(gate, channels):
     """timm's module of that gate (the best-known public eager code), or None."""
     from timm import layers
+    from timm.layers.coord_attn import CoordAttn
+
     made = dict(
         SE=lambda: layers.SEModule(channels, rd_ratio=1 / 16, rd_divisor=1),
         ECA=lambda: layers.EcaModule(channels),
         CBAM=lambda: layers.CbamModule(channels, rd_ratio=1 / 16, rd_divisor=1),
-        CoordAttention=lambda: layers.CoordAttn(channels, rd_ratio=1 / 32, rd_divisor=1))
-    try:
-        return made[gate]()
-    except (KeyError, AttributeError):
-        return None
+        CoordAttention=lambda: CoordAttn(channels, rd_ratio=1 / 32, rd_divisor=1),
+    )
+    return made[gate]() if gate in made else None
 
 
 def candidates(gates, channels, against=()):
@@ -107,14 +129,24 @@ def candidates(gates, channels, against=()):
     return found
 
 
-def modules(shapes, gates=GATES, dtypes=('fp32',), layouts=('contiguous',), device='cpu', rounds=15,
-            against=(), backward=True):
+def modules(
+    shapes,
+    gates=GATES,
+    dtypes=('fp32',),
+    layouts=('contiguous',),
+    device='cpu',
+    rounds=15,
+    against=(),
+    backward=True,
+    clock='wall',
+):
     """Time and saved memory of gates on maps of these (N, C, H, W) shapes.
 
     Returns:
-        list[dict]: one row for `mul` and for each gate and implementation, with `ms`, `mul` (times the
-        time of `mul`), `speedup` (over the gate's reference), `saved` (units of x), `limit` (the time of
-        `mul` scaled to the gate's least traffic, as a share of its time; training only).
+        list[dict]: one row for `mul` and for each gate and implementation, with `ms`, `mul` (times
+        the time of `mul`), `speedup` (over the gate's reference), `saved` (units of x), `limit`
+        (the time of `mul` scaled to the gate's least traffic, as a share of its time; training
+        only).
     """
     device, rows = torch.device(device), []
     for shape in shapes:
@@ -129,13 +161,23 @@ def modules(shapes, gates=GATES, dtypes=('fp32',), layouts=('contiguous',), devi
                 if DTYPES[dtype] != torch.float32:  # as under autocast: ours keep fp32 parameters
                     for name in [n for n in found if n.endswith('timm')]:
                         found[name].to(DTYPES[dtype])
-                times = timings({name: _step(module, x, dy, backward)
-                                 for name, module in found.items()}, device, rounds)
+                times = timings(
+                    {name: _step(module, x, dy, backward) for name, module in found.items()},
+                    device,
+                    rounds,
+                    clock=clock,
+                )
                 for name, module in found.items():
                     gate, _, impl = name.partition(' ')
                     row = dict(
-                        gate=gate, impl=impl, shape='x'.join(map(str, shape)), dtype=dtype, layout=layout,
-                        ms=statistics.median(times[name]), mul=ratio(times, name, 'mul'))
+                        gate=gate,
+                        impl=impl,
+                        shape='x'.join(map(str, shape)),
+                        dtype=dtype,
+                        layout=layout,
+                        ms=statistics.median(times[name]),
+                        mul=ratio(times, name, 'mul'),
+                    )
                     if impl:
                         row['speedup'] = ratio(times, f'{gate} reference', name)
                     if backward:
@@ -178,10 +220,12 @@ def _samples(scope, count, size, classes, device):
     """Made-up targets, in the form of the codebase."""
     if scope == 'mmpretrain':
         from mmpretrain.structures import DataSample
+
         return [DataSample().set_gt_label(i % classes).to(device) for i in range(count)]
     if scope == 'mmseg':
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
+
         meta = dict(img_shape=size, ori_shape=size, pad_shape=size, scale_factor=(1.0, 1.0))
         mask = torch.zeros(1, *size, dtype=torch.long, device=device)
         return [SegDataSample(gt_sem_seg=PixelData(data=mask), metainfo=meta) for _ in range(count)]
@@ -190,18 +234,27 @@ def _samples(scope, count, size, classes, device):
         from mmdet.structures import DetDataSample
         from mmdet.structures.mask import BitmapMasks
         from mmengine.structures import InstanceData
+
         h, w = size
-        meta = dict(img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size,
-                    scale_factor=(1.0, 1.0))
+        meta = dict(
+            img_shape=size,
+            ori_shape=size,
+            pad_shape=size,
+            batch_input_shape=size,
+            scale_factor=(1.0, 1.0),
+        )
         boxes = torch.tensor([[0, 0, w / 2, h / 2], [w / 4, h / 4, w, h]], device=device)
         found = []
         for _ in range(count):
             sample = DetDataSample(metainfo=meta)
             sample.gt_instances = InstanceData(
-                bboxes=boxes, labels=torch.zeros(2, dtype=torch.long, device=device),
-                masks=BitmapMasks(np.ones((2, h, w), np.uint8), h, w))
+                bboxes=boxes,
+                labels=torch.zeros(2, dtype=torch.long, device=device),
+                masks=BitmapMasks(np.ones((2, h, w), np.uint8), h, w),
+            )
             sample.ignored_instances = InstanceData(
-                bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long, device=device))
+                bboxes=boxes[:0], labels=torch.zeros(0, dtype=torch.long, device=device)
+            )
             found.append(sample)
         return found
     raise ValueError(f'default_scope must be mmpretrain, mmdet or mmseg, got {scope!r}')
@@ -217,10 +270,11 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
         amp (str, optional): autocast to 'bf16' or 'fp16'.
 
     Returns:
-        list[dict]: rows `plugins` and `bare` of each mode, with `images_per_s`, `share` (of the bare
-        network's throughput), and on CUDA `peak` (bytes) and `peak_share`.
+        list[dict]: rows `plugins` and `bare` of each mode, with `images_per_s`, `share` (of the
+        bare network's throughput), and on CUDA `peak` (bytes) and `peak_share`.
     """
     from mmengine.registry import MODELS, init_default_scope
+
     device, scope = torch.device(device), config.get('default_scope')
     init_default_scope(scope)
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -243,10 +297,14 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
             model.train()
             with autocast():
                 losses = model(images, samples, mode='loss')
-            total = sum(v.sum() if isinstance(v, torch.Tensor) else sum(v).sum()
-                        for k, v in losses.items() if 'loss' in k)
+            total = sum(
+                v.sum() if isinstance(v, torch.Tensor) else sum(v).sum()
+                for k, v in losses.items()
+                if 'loss' in k
+            )
             model.zero_grad()
             total.backward()
+
         return step
 
     def infer(model):
@@ -254,6 +312,7 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
             model.eval()
             with torch.no_grad(), autocast():
                 model(images, samples, mode='tensor')
+
         return step
 
     rows = []
@@ -267,9 +326,14 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
                 step()
                 peak[name] = torch.cuda.max_memory_allocated(device)
         for name in steps:
-            row = dict(mode=mode, network=name, batch=batch, size='x'.join(map(str, size)),
-                       images_per_s=batch / statistics.median(times[name]) * 1e3,
-                       share=ratio(times, 'bare', name))
+            row = dict(
+                mode=mode,
+                network=name,
+                batch=batch,
+                size='x'.join(map(str, size)),
+                images_per_s=batch / statistics.median(times[name]) * 1e3,
+                share=ratio(times, 'bare', name),
+            )
             if peak:
                 row.update(peak=peak[name], peak_share=peak[name] / peak['bare'])
             rows.append(row)
@@ -278,7 +342,9 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
 
 def machine(device='cpu'):
     """What the figures depend on."""
-    info = dict(torch=torch.__version__, threads=torch.get_num_threads(), device='cpu', name=_processor())
+    info = dict(
+        torch=torch.__version__, threads=torch.get_num_threads(), device='cpu', name=_processor()
+    )
     if torch.device(device).type == 'cuda':
         info.update(device='cuda', name=torch.cuda.get_device_name(device), cuda=torch.version.cuda)
     return info
@@ -292,8 +358,17 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-_FORMATS = dict(ms='{:.3f}', mul='{:.2f}', speedup='{:.2f}', saved='{:.2f}', limit='{:.0%}',
-                images_per_s='{:.2f}', share='{:.3f}', peak_share='{:.3f}', peak='{:.3g}')
+_FORMATS = dict(
+    ms='{:.3f}',
+    mul='{:.2f}',
+    speedup='{:.2f}',
+    saved='{:.2f}',
+    limit='{:.0%}',
+    images_per_s='{:.2f}',
+    share='{:.3f}',
+    peak_share='{:.3f}',
+    peak='{:.3g}',
+)
 
 
 def markdown(rows):

@@ -26,7 +26,8 @@ What a backend guarantees
 The functions of a backend
 --------------------------
 Shapes: avg, max, c: (N, C) (of `spatial_pool` avg, max: (N, H, W)); s: (N, H, W); ch: (N, C, H);
-cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C), h: (N, H), w: (N, W).
+cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C), h: (N, H),
+w: (N, W).
 
     supports(x) -> bool                 # dtype, device, layout, toolchain; never raises
 
@@ -62,8 +63,8 @@ cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C)
     rank1_gate_grad(x, c, h, w, dy, need_x) -> dx, dc, dh, dw
     rank1_gate_grad(x, c, h, w, c2, h2, w2, dy, need_x) -> dx, dc, dh, dw, dc2, dh2, dw2
 
-Arguments named `maximum, channel, spatial, avg, max, ent, inplace, need_x, dy` are passed by keyword,
-the others by position.
+Arguments named `maximum, channel, spatial, avg, max, ent, inplace, need_x, dy` are passed by
+keyword, the others by position.
 
 How backward saves a pass
 -------------------------
@@ -72,6 +73,7 @@ apply op with respect to x therefore arrives in the pool's backward, which adds 
 place where the buffer is one that our own apply op made for this very pool (it carries the pool's
 token), into a new tensor otherwise.
 """
+
 import torch
 from torch.autograd.function import once_differentiable
 
@@ -185,7 +187,6 @@ def rank1_gate(kernels, x, first, second=None):
 
 
 class _ChannelPool(_Pool):
-
     @staticmethod
     def forward(ctx, kernels, x, maximum):
         _Pool.open(ctx, kernels, x)
@@ -198,7 +199,8 @@ class _ChannelPool(_Pool):
     def backward(ctx, gx, gavg, gmax=None):
         gx, inplace = _Pool.incoming(ctx, gx)
         dx = ctx.kernels.channel_pool_grad(
-            gx, _vector(gavg), _vector(gmax), *ctx.saved_tensors, inplace=inplace)
+            gx, _vector(gavg), _vector(gmax), *ctx.saved_tensors, inplace=inplace
+        )
         return None, dx, None
 
 
@@ -206,11 +208,10 @@ def channel_pool(kernels, x, maximum=False):
     """`x, avg[, max]` of each channel."""
     if _recorded(x):
         return _ChannelPool.apply(kernels, x, maximum)
-    return (x, *kernels.channel_pool(x, maximum=maximum)[:2 if maximum else 1])
+    return (x, *kernels.channel_pool(x, maximum=maximum)[: 2 if maximum else 1])
 
 
 class _StripPool(_Pool):
-
     @staticmethod
     def forward(ctx, kernels, x, channel):
         _Pool.open(ctx, kernels, x)
@@ -222,7 +223,8 @@ class _StripPool(_Pool):
     def backward(ctx, gx, gch, gcw, ghw=None):
         gx, inplace = _Pool.incoming(ctx, gx)
         dx = ctx.kernels.strip_pool_grad(
-            gx, _vector(gch), _vector(gcw), _vector(ghw), inplace=inplace)
+            gx, _vector(gch), _vector(gcw), _vector(ghw), inplace=inplace
+        )
         return None, dx, None
 
 
@@ -230,11 +232,10 @@ def strip_pool(kernels, x, channel=False):
     """`x, ch, cw[, hw]`: the means over W, over H and over C."""
     if _recorded(x):
         return _StripPool.apply(kernels, x, channel)
-    return (x, *kernels.strip_pool(x, channel=channel)[:3 if channel else 2])
+    return (x, *kernels.strip_pool(x, channel=channel)[: 3 if channel else 2])
 
 
 class _SpatialPool(_Pool):
-
     @staticmethod
     def forward(ctx, kernels, x, c):
         _Pool.open(ctx, kernels, x)
@@ -249,7 +250,8 @@ class _SpatialPool(_Pool):
         x, c, argmax = ctx.saved_tensors
         gx, inplace = _Pool.incoming(ctx, gx)
         dx, dc = ctx.kernels.spatial_pool_grad(
-            x, c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace)
+            x, c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace
+        )
         return None, _mark(dx, ctx.source), dc
 
 
@@ -262,7 +264,6 @@ def spatial_pool(kernels, x, c):
 
 
 class _EntropyPool(_Pool):
-
     @staticmethod
     def forward(ctx, kernels, x, taps, wanted):
         _Pool.open(ctx, kernels, x)
@@ -276,7 +277,8 @@ class _EntropyPool(_Pool):
         x, taps, *saved = ctx.saved_tensors
         gx, inplace = _Pool.incoming(ctx, gx)
         dx = ctx.kernels.entropy_pool_grad(
-            x, taps, gx, tuple(_vector(g) for g in grads), tuple(saved), inplace=inplace)
+            x, taps, gx, tuple(_vector(g) for g in grads), tuple(saved), inplace=inplace
+        )
         return None, dx, None, None
 
 

@@ -1,11 +1,18 @@
-"""What the tests of the fast ops share: each op with its factors, and the comparison with float64."""
+"""What the tests of the fast ops share: every op with factors, the comparison with float64."""
+
 import torch
 
 from mmattn.ops import functions, native, reference
 
 TOLERANCE = {  # relative to the largest value of the tensor compared: sums cancel
-    torch.float64: 1e-10, torch.float32: 3e-6, torch.bfloat16: 5e-3, torch.float16: 8e-4}
-TAPS = torch.tensor([0.11, 0.21, 0.39, 0.19, 0.1], dtype=torch.float64)  # no symmetry to hide behind
+    torch.float64: 1e-10,
+    torch.float32: 3e-6,
+    torch.bfloat16: 5e-3,
+    torch.float16: 8e-4,
+}
+TAPS = torch.tensor(
+    [0.11, 0.21, 0.39, 0.19, 0.1], dtype=torch.float64
+)  # no symmetry to hide behind
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 
 
@@ -64,7 +71,9 @@ def run(op, x, args, options, grads=None):
     leaves = [x, *(t for t in tensors(args) if t.requires_grad)]
     if grads is None:
         g = torch.Generator().manual_seed(1)
-        grads = [torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs]
+        grads = [
+            torch.randn(o.shape, generator=g, dtype=torch.float64).to(o.dtype) for o in outputs
+        ]
     else:
         grads = [g.to(o.dtype) for g, o in zip(grads, outputs, strict=True)]
     return outputs, torch.autograd.grad(outputs, leaves, grads), grads
@@ -75,8 +84,10 @@ def fast(name):
 
 
 def check(case, x, layout, slack=1.0):
-    """`compare`, and assert. An entropy is a difference: it is exact to a rounding of one, not of zero."""
-    assert_close(*compare(case, x, layout), x.dtype, slack, 1.0 if case[0] == 'entropy_pool' else 1e-36)
+    """`compare`, and assert. An entropy is a difference: exact to a rounding of one, not of 0."""
+    assert_close(
+        *compare(case, x, layout), x.dtype, slack, 1.0 if case[0] == 'entropy_pool' else 1e-36
+    )
 
 
 def compare(case, x, layout):

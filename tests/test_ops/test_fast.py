@@ -1,4 +1,5 @@
 """The CPU kernels against the float64 reference: values and gradients."""
+
 import fast_cases
 import pytest
 import torch
@@ -13,8 +14,9 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def test_kernels_are_tested_here():
-    """With a compiler on the path the kernels must have built: nothing below may be skipped then."""
+    """With a compiler on the path the kernels must have built, and nothing below be skipped."""
     import shutil
+
     assert native.library() is not None or not shutil.which('c++')
 
 
@@ -30,9 +32,13 @@ def test_like_reference(name, dtype, layout):
 
 
 @settings(max_examples=12)
-@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20)),
-       dtype=st.sampled_from(DTYPES), layout=st.sampled_from(tuple(LAYOUTS)),
-       scale=st.sampled_from((1e-3, 1.0, 8.0)), seed=st.integers(0, 99))
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(tuple(LAYOUTS)),
+    scale=st.sampled_from((1e-3, 1.0, 8.0)),
+    seed=st.integers(0, 99),
+)
 def test_any_shape(shape, dtype, layout, scale, seed):
     torch.manual_seed(seed)
     x = (torch.randn(shape, dtype=torch.float64) * scale).to(dtype)
@@ -46,11 +52,18 @@ def test_extreme_values(values, layout):
     torch.manual_seed(0)
     shape = (2, 20, 9, 7)
     x = torch.randn(shape, dtype=torch.float64)
-    x = dict(large=x * 1e4, far=x + 1e4, spread=x * torch.tensor([1., 300.]).reshape(2, 1, 1, 1),
-             denormal=x * 1e-40, constant=x * 0 + 3.25, zero=x * 0)[values].float()
+    x = dict(
+        large=x * 1e4,
+        far=x + 1e4,
+        spread=x * torch.tensor([1.0, 300.0]).reshape(2, 1, 1, 1),
+        denormal=x * 1e-40,
+        constant=x * 0 + 3.25,
+        zero=x * 0,
+    )[values].float()
     for name, case in cases(*shape).items():
-        if values in ('constant', 'zero') and ('max' in name or name in ('spatial_pool', 'entropy_pool')
-                                               or 'entropy_pool-' in name):
+        if values in ('constant', 'zero') and (
+            'max' in name or name in ('spatial_pool', 'entropy_pool') or 'entropy_pool-' in name
+        ):
             continue  # ties: see test_ties
         if values == 'far' and case[0] == 'entropy_pool' and name != 'entropy_pool-ent':
             continue  # float32 cannot tell the filtered maxima apart there
@@ -61,10 +74,11 @@ def test_extreme_values(values, layout):
 def test_entropy_of_constant_map(layout):
     x = torch.full((2, 6, 5, 4), 7.5).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     _, (_, _, c_ent), (_, _, s_ent) = fast_cases.fast('entropy_pool')(
-        x, fast_cases.TAPS.float(), avg=False, max=False)
-    torch.testing.assert_close(c_ent, torch.full((2, 6), 20.).log())
-    torch.testing.assert_close(s_ent, torch.full((2, 5, 4), 6.).log())
-    dx, = torch.autograd.grad((c_ent.sum() + s_ent.sum()), x)
+        x, fast_cases.TAPS.float(), avg=False, max=False
+    )
+    torch.testing.assert_close(c_ent, torch.full((2, 6), 20.0).log())
+    torch.testing.assert_close(s_ent, torch.full((2, 5, 4), 6.0).log())
+    (dx,) = torch.autograd.grad((c_ent.sum() + s_ent.sum()), x)
     assert dx.abs().max() < 1e-6  # a maximum of the entropy
 
 
@@ -72,10 +86,10 @@ def test_entropy_of_constant_map(layout):
 def test_ties_give_the_gradient_to_one(layout):
     x = torch.ones(2, 6, 5, 4).contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
     _, _, peak = fast_cases.fast('channel_pool')(x, True)
-    dx, = torch.autograd.grad(peak.sum(), x)
+    (dx,) = torch.autograd.grad(peak.sum(), x)
     assert torch.equal(dx.flatten(2).sum(2), torch.ones(2, 6)) and dx.max() == 1
     _, _, peak = fast_cases.fast('spatial_pool')(x, torch.ones(2, 6))
-    dx, = torch.autograd.grad(peak.sum(), x)
+    (dx,) = torch.autograd.grad(peak.sum(), x)
     assert torch.equal(dx.sum(1), torch.ones(2, 5, 4)) and dx.max() == 1
 
 
@@ -106,13 +120,18 @@ def test_infinity(layout, sign):
     x[0, 3, 2, 4] = sign * float('inf')
     for name, case in cases(*shape).items():
         op, args, options = case
-        options = {**options, 'ent': False} if op == 'entropy_pool' and name != 'entropy_pool-ent' else options
+        options = (
+            {**options, 'ent': False}
+            if op == 'entropy_pool' and name != 'entropy_pool-ent'
+            else options
+        )
         if name == 'entropy_pool-ent':
             continue
         args = fast_cases.cast(args, torch.float32, grad=False)
         with torch.no_grad():
-            ours = fast_cases.tensors(fast_cases.fast(op)(
-                x.contiguous(memory_format=LAYOUTS[layout]), *args, **options))
+            ours = fast_cases.tensors(
+                fast_cases.fast(op)(x.contiguous(memory_format=LAYOUTS[layout]), *args, **options)
+            )
             theirs = fast_cases.tensors(getattr(reference, op)(x, *args, **options))
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -125,13 +144,17 @@ def test_gradcheck(name, layout):
     shape = (2, 3, 4, 3)
     op, args, options = cases(*shape)[name]
     x = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=LAYOUTS[layout])
-    leaves = [x.requires_grad_(), *(t for t in fast_cases.tensors(fast_cases.cast(args, torch.float64)))]
+    leaves = [
+        x.requires_grad_(),
+        *(t for t in fast_cases.tensors(fast_cases.cast(args, torch.float64))),
+    ]
 
     def flat(x, *leaves):
         leaves = iter(leaves)
 
         def rebuild(a):
             return next(leaves) if isinstance(a, torch.Tensor) else tuple(rebuild(i) for i in a)
+
         return tuple(fast_cases.tensors(fast_cases.fast(op)(x, *rebuild(args), **options)))
 
     assert torch.autograd.gradcheck(flat, leaves)
@@ -140,7 +163,7 @@ def test_gradcheck(name, layout):
 @pytest.mark.parametrize('layout', LAYOUTS)
 def test_threads_do_not_change_a_bit(layout):
     torch.manual_seed(0)
-    shape = (2, 66, 16, 20)
+    shape = (2, 104, 20, 18)  # large enough for more than one thread
     x = torch.randn(shape)
     before = torch.get_num_threads()
     made = cases(*shape)
@@ -164,9 +187,11 @@ def test_wide_samples_do_not_touch_their_neighbours():
     for layout in LAYOUTS:
         case = cases(*x.shape)['entropy_pool']
         check(case, x, layout)
-        alone = fast_cases.fast('entropy_pool')(x[:1].contiguous(memory_format=LAYOUTS[layout]),
-                                                fast_cases.TAPS.float())
-        batch = fast_cases.fast('entropy_pool')(x.contiguous(memory_format=LAYOUTS[layout]),
-                                                fast_cases.TAPS.float())
+        alone = fast_cases.fast('entropy_pool')(
+            x[:1].contiguous(memory_format=LAYOUTS[layout]), fast_cases.TAPS.float()
+        )
+        batch = fast_cases.fast('entropy_pool')(
+            x.contiguous(memory_format=LAYOUTS[layout]), fast_cases.TAPS.float()
+        )
         for a, b in zip(fast_cases.tensors(alone), fast_cases.tensors(batch), strict=True):
             torch.testing.assert_close(a, b[:1], rtol=1e-6, atol=1e-6)

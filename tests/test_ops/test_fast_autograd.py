@@ -1,4 +1,5 @@
 """The fast ops inside PyTorch: gates, what is saved, in-place buffers, fallbacks, processes."""
+
 import copy
 import os
 import subprocess
@@ -36,7 +37,9 @@ def step(module, x, dy):
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-@pytest.mark.parametrize('dtype', (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    'dtype', (torch.float64, torch.float32, torch.bfloat16, torch.float16), ids=str
+)
 @pytest.mark.parametrize('name', GATES)
 def test_gate_like_reference(name, dtype, layout):
     acc = torch.float64 if dtype == torch.float64 else torch.float32
@@ -51,7 +54,9 @@ def test_gate_like_reference(name, dtype, layout):
     y, grads = step(fast, x, dy)
     y64, grads64 = step(reference, x64, dy)
     assert y.dtype == dtype and y.is_contiguous(memory_format=LAYOUTS[layout])
-    slack = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}[dtype]
+    slack = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 8e-3, torch.float16: 1e-3}[
+        dtype
+    ]
     for i, (a, b) in enumerate(zip((y, *grads), (y64, *grads64), strict=True)):
         # A sum over a batch may cancel: allow for it by the scale of all gradients.
         scale = max(float(b.abs().max()), 1e-2 * float(grads64[0].abs().max()))
@@ -132,13 +137,17 @@ def _checkpointed(module, x, dy, reentrant):
 
 def test_double_backward_is_refused():
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    dx, = torch.autograd.grad(gate('SE', 16)(torch.cat([x] * 4, 1)).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match='once_differentiable|not require grad|trying to differentiate'):
+    (dx,) = torch.autograd.grad(
+        gate('SE', 16)(torch.cat([x] * 4, 1)).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(
+        RuntimeError, match='once_differentiable|not require grad|trying to differentiate'
+    ):
         dx.sum().backward()
 
 
 def test_handed_on_map_used_twice():
-    """A second use of x between pool and gate: its gradient is added, and left alone by the pool."""
+    """A second use of x between pool and gate: its gradient is added, and the pool spares it."""
     kept = []
 
     def loss(x, impl):
@@ -148,8 +157,8 @@ def test_handed_on_map_used_twice():
         return (ops.channel_gate(x, avg, impl=impl) * other).sum()
 
     x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
-    fast, = torch.autograd.grad(loss(x, 'fast'), x)
-    reference, = torch.autograd.grad(loss(x, 'reference'), x)
+    (fast,) = torch.autograd.grad(loss(x, 'fast'), x)
+    (reference,) = torch.autograd.grad(loss(x, 'reference'), x)
     torch.testing.assert_close(fast, reference)
     torch.testing.assert_close(kept[0], kept[1])
 
@@ -159,7 +168,7 @@ def test_pool_leaves_a_foreign_gradient_alone():
     same, avg = ops.channel_pool(x, impl='fast')
     g = torch.randn_like(x)
     before = g.clone()
-    dx, = torch.autograd.grad([same, avg], x, [g, torch.ones(2, 5)])
+    (dx,) = torch.autograd.grad([same, avg], x, [g, torch.ones(2, 5)])
     torch.testing.assert_close(dx, before + 1 / 42)
     assert torch.equal(g, before)
     assert torch.autograd.grad(ops.channel_pool(x, impl='fast')[1].sum(), x)[0].eq(1 / 42).all()
@@ -186,8 +195,15 @@ def test_own_buffer_is_reused_where_it_is_ours(source):
     assert not hasattr(x.grad, '_mmattn_token')
 
 
-@pytest.mark.parametrize('make', (
-    lambda x: x[:, ::2], lambda x: x[..., 1:], lambda x: x.transpose(2, 3), lambda x: x[:1].expand(3, -1, -1, -1)))
+@pytest.mark.parametrize(
+    'make',
+    (
+        lambda x: x[:, ::2],
+        lambda x: x[..., 1:],
+        lambda x: x.transpose(2, 3),
+        lambda x: x[:1].expand(3, -1, -1, -1),
+    ),
+)
 def test_views_fall_back(make):
     x = torch.randn(3, 16, 9, 8, requires_grad=True)
     view = make(x)
@@ -214,7 +230,7 @@ def test_compile_falls_back(name):
     torch.testing.assert_close(compiled(x), fast(x), rtol=1e-4, atol=1e-5)
 
 
-_WITHOUT = '''
+_WITHOUT = """
 import sys, warnings
 import torch
 with warnings.catch_warnings(record=True) as caught:
@@ -226,16 +242,25 @@ with warnings.catch_warnings(record=True) as caught:
         CBAM(16)(x).sum().backward()
 assert native.library() is None
 assert sum('reference ops' in str(w.message) for w in caught) == int(sys.argv[1])
-'''
+"""
 
 
-@pytest.mark.parametrize('env, warned', (
-    (dict(CXX='/no/such/compiler'), 1), (dict(MMATTN_NATIVE='0'), 0)))
+@pytest.mark.parametrize(
+    'env, warned', ((dict(CXX='/no/such/compiler'), 1), (dict(MMATTN_NATIVE='0'), 0))
+)
 def test_no_compiler_means_reference(tmp_path, env, warned):
     """One warning, or none where it was asked for, and the gates work."""
-    env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), **env)
-    done = subprocess.run([sys.executable, '-c', _WITHOUT, str(warned)], env=env, cwd=tmp_path,
-                          capture_output=True, text=True, timeout=240)
+    env = dict(
+        os.environ, XDG_CACHE_HOME=str(tmp_path), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), **env
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', _WITHOUT, str(warned)],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -247,7 +272,7 @@ def _train(rank, port, folder):
     ddp = torch.nn.parallel.DistributedDataParallel(model)
     torch.manual_seed(7)
     x = torch.randn(4, 16, 9, 8)
-    ddp(x[rank * 2:rank * 2 + 2]).square().mean().backward()
+    ddp(x[rank * 2 : rank * 2 + 2]).square().mean().backward()
     torch.save([p.grad for p in model.parameters()], f'{folder}/{rank}.pt')
     torch.distributed.destroy_process_group()
 
@@ -255,6 +280,7 @@ def _train(rank, port, folder):
 def test_ddp(tmp_path):
     """Two processes: the gradients of both halves of a batch, averaged, on both."""
     import socket
+
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -269,11 +295,21 @@ def test_ddp(tmp_path):
 
 def test_library_is_built_once_for_all(tmp_path):
     """Several processes compile at once; each loads a whole file."""
-    code = ('import torch; from mmattn.ops.native.build import library, _openmp; assert library();'
-            'assert _openmp() is None or "gomp" in _openmp() or "omp" in _openmp()')
+    code = (
+        'import torch; from mmattn.ops.native.build import library, _openmp; assert library();'
+        'assert _openmp() is None or "gomp" in _openmp() or "omp" in _openmp()'
+    )
     env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1')
-    jobs = [subprocess.Popen([sys.executable, '-W', 'error::UserWarning:mmattn.ops', '-c', code], env=env,
-                             cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    jobs = [
+        subprocess.Popen(
+            [sys.executable, '-W', 'error::UserWarning:mmattn.ops', '-c', code],
+            env=env,
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     for job in jobs:
         assert job.communicate(timeout=400)[1].count('Error') == 0 and job.returncode == 0
     assert [p.suffix for p in (tmp_path / 'mmattn').iterdir()] == ['.so']

@@ -1,4 +1,5 @@
 """The CPU kernels (`kernels.cpp`) as a backend of `mmattn.ops.functions`, which documents it."""
+
 import ctypes
 
 import torch
@@ -11,10 +12,15 @@ _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
 def supports(x):
     """Whether the kernels take x: a float CPU map in one of the two layouts, and a C++ compiler."""
-    return (x.device.type == 'cpu' and x.dtype in _DTYPES and x.layout == torch.strided and x.dim() == 4
-            and 0 < x.numel() < 2**31
-            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
-            and library() is not None)
+    return (
+        x.device.type == 'cpu'
+        and x.dtype in _DTYPES
+        and x.layout == torch.strided
+        and x.dim() == 4
+        and 0 < x.numel() < 2**31
+        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        and library() is not None
+    )
 
 
 def _meta(x):
@@ -99,7 +105,8 @@ def _outer_grad(x, h, w, dq):
     n, _, rows, cols = x.shape
     dh, dw = torch.empty_like(h), torch.empty_like(w)
     library().mmattn_outer_grad(
-        _DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(dq), _ptr(dh), _ptr(dw))
+        _DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(dq), _ptr(dh), _ptr(dw)
+    )
     return dh, dw
 
 
@@ -186,7 +193,9 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
         sides.append([_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)])
         sides[-1].append(torch.empty(shape, dtype=torch.int32) if wanted and max else None)
     refs = _acc(x, n)
-    wide = _run('entropy', x, x, *_meta(x), taps, taps.numel(), *(_pointers(*s) for s in sides), refs)
+    wide = _run(
+        'entropy', x, x, *_meta(x), taps, taps.numel(), *(_pointers(*s) for s in sides), refs
+    )
     saved = [refs]
     for _, _, entropy, log, ref, argmax in sides:
         saved += [entropy, log, ref if wide else None, argmax]
@@ -198,7 +207,8 @@ def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
     refs, *vectors = saved
     sides = []
     for (g_avg, g_max, g_ent), (entropy, log, ref, argmax) in zip(
-            (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True):
+        (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True
+    ):
         sides.append(_pointers(g_avg, g_ent, g_max, entropy, log, ref, argmax))
     _run('entropy_grad', x, x, gx, dx, *_meta(x), taps, taps.numel(), *sides, refs)
     return dx

@@ -4,6 +4,7 @@ The library is kept under `$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by
 and for: another source, compiler, processor or OpenMP runtime gives another file. `CXX` names the
 compiler (`c++`, then `g++` where it is not set); `MMATTN_NATIVE=0` asks for no kernels at all.
 """
+
 import ctypes
 import functools
 import hashlib
@@ -19,8 +20,15 @@ import torch
 
 _SOURCE = Path(__file__).with_name('kernels.cpp')
 # No -ffast-math: a NaN or an infinity must come out as one.
-_FLAGS = ('-std=c++17', '-O3', '-fPIC', '-fno-math-errno', '-fno-trapping-math', '-Wno-psabi',
-          '-fvisibility=hidden')
+_FLAGS = (
+    '-std=c++17',
+    '-O3',
+    '-fPIC',
+    '-fno-math-errno',
+    '-fno-trapping-math',
+    '-Wno-psabi',
+    '-fvisibility=hidden',
+)
 
 
 @functools.cache
@@ -32,9 +40,11 @@ def library():
         return _load(_build())
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
-            f'mmattn runs its reference ops on the CPU, several times slower: no kernels ({error}). '
-            'They need a C++17 compiler; MMATTN_NATIVE=0 or MMATTN_IMPL=reference ends this warning.',
-            stacklevel=2)
+            'mmattn runs its reference ops on the CPU, several times slower: it has no kernels '
+            f'({error}). They need a C++17 compiler; MMATTN_NATIVE=0 or MMATTN_IMPL=reference ends '
+            'this warning.',
+            stacklevel=2,
+        )
         return None
 
 
@@ -44,18 +54,19 @@ def _load(path):
     kinds = dict(i=integer, n=size, p=pointer)
     # dtype, then as in kernels.cpp; 'nnnni' is N, C, H, W, channels_last.
     for name, args in dict(
-            gate='iippnnnni' 'ppppi',
-            gate_grad='iipppnnnni' 'pppp' 'ppppi',
-            pool='iipnnnni' 'ppppi',
-            pool_grad='ippnnnni' 'pppi',
-            spatial_pool_grad='ipppnnnni' 'pppppi',
-            strips='ipnnnni' 'pppi',
-            strips_grad='ippnnnni' 'pppi',
-            coord='ipppnnnni' 'ppppi',
-            outer='innnppp',
-            outer_grad='innnppppp',
-            entropy='ipnnnni' 'pnpppi',
-            entropy_grad='ipppnnnni' 'pnpppi').items():
+        gate='iippnnnnippppi',
+        gate_grad='iipppnnnnippppppppi',
+        pool='iipnnnnippppi',
+        pool_grad='ippnnnnipppi',
+        spatial_pool_grad='ipppnnnnipppppi',
+        strips='ipnnnnipppi',
+        strips_grad='ippnnnnipppi',
+        coord='ipppnnnnippppi',
+        outer='innnppp',
+        outer_grad='innnppppp',
+        entropy='ipnnnnipnpppi',
+        entropy_grad='ipppnnnnipnpppi',
+    ).items():
         function = getattr(lib, 'mmattn_' + name)
         function.argtypes = [kinds[a] for a in args]
         function.restype = size if name == 'entropy' else None
@@ -86,8 +97,15 @@ def _cpu():
         info = Path('/proc/cpuinfo').read_text()
     except OSError:
         return platform.processor()
-    return '\n'.join(sorted({line for line in info.splitlines()
-                             if line.startswith(('flags', 'Features', 'model name'))}))
+    return '\n'.join(
+        sorted(
+            {
+                line
+                for line in info.splitlines()
+                if line.startswith(('flags', 'Features', 'model name'))
+            }
+        )
+    )
 
 
 def _build():
@@ -95,7 +113,9 @@ def _build():
     compiler = next((found for name in names if (found := shutil.which(name))), None)
     if compiler is None:
         raise RuntimeError(f'no compiler called {" or ".join(names)}')
-    version = subprocess.run([compiler, '--version'], capture_output=True, text=True, timeout=60).stdout
+    version = subprocess.run(
+        [compiler, '--version'], capture_output=True, text=True, timeout=60
+    ).stdout
     openmp = _openmp()
     made_of = '\0'.join([_SOURCE.read_text(), *_FLAGS, compiler, version, str(openmp), _cpu()])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
@@ -107,15 +127,23 @@ def _build():
         obj, lib = Path(folder, 'kernels.o'), Path(folder, 'kernels.so')
         link = [openmp] if openmp else ['-fopenmp']
         for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
-            done = subprocess.run([compiler, *_FLAGS, *extra, '-c', str(_SOURCE), '-o', str(obj)],
-                                  capture_output=True, text=True, timeout=600)
+            done = subprocess.run(
+                [compiler, *_FLAGS, *extra, '-c', str(_SOURCE), '-o', str(obj)],
+                capture_output=True,
+                text=True,
+                timeout=600,
+            )
             if done.returncode == 0:
                 link = link if extra else []
                 break
         else:
             raise RuntimeError(f'{compiler} failed: {done.stderr.strip()[-400:]}')
-        done = subprocess.run([compiler, '-shared', str(obj), *link, '-o', str(lib)],
-                              capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [compiler, '-shared', str(obj), *link, '-o', str(lib)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         if done.returncode:
             raise RuntimeError(f'{compiler} failed to link: {done.stderr.strip()[-400:]}')
         os.replace(lib, path)  # several processes may get here at once: the last one wins, whole

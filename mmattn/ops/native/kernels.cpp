@@ -210,7 +210,7 @@ struct Shape { i64 n, rows, lanes; };
 
 template <class F> void parallel(i64 units, i64 elements, int threads, F&& f) {
   if (threads > units) threads = int(units);
-  if (elements < 16384) threads = 1;
+  if (elements < 65536) threads = 1;  // waking a thread costs more
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (i64 u = 0; u < units; ++u) f(u);
 }

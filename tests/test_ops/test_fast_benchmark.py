@@ -1,0 +1,88 @@
+"""The benchmark tool: its rows, its files, its refusals."""
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmattn.analysis import benchmark
+
+TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'benchmark.py'
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('benchmark_tool', TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_modules(tool, tmp_path):
+    rows, table = tmp_path / 'rows.json', tmp_path / 'table.md'
+    tool.main(
+        ['modules', '--shapes', '2x16x9x8', '--gates', 'SE', 'CAT', '--dtypes', 'fp32', 'bf16']
+        + ['--rounds', '1', '--json', str(rows), '--markdown', str(table)]
+    )
+    found = json.loads(rows.read_text())
+    assert found['machine']['torch'] == torch.__version__
+    assert [(r['gate'], r['impl']) for r in found['rows'][:5]] == [
+        ('mul', ''), ('SE', 'reference'), ('SE', 'fast'), ('CAT', 'reference'), ('CAT', 'fast')]
+    assert len(found['rows']) == 10 and {r['dtype'] for r in found['rows']} == {'fp32', 'bf16'}
+    assert all(r['ms'] > 0 for r in found['rows'])
+    assert len(table.read_text().splitlines()) == 12
+
+
+def test_inference_saves_nothing(tool, capsys):
+    tool.main(['modules', '--shapes', '1x16x4x4', '--gates', 'ECA', '--rounds', '1', '--inference'])
+    header = capsys.readouterr().out.splitlines()[0]
+    assert 'ms' in header and 'saved' not in header
+
+
+def test_network(tmp_path):
+    config = Config(
+        dict(
+            default_scope='mmpretrain',
+            model=dict(
+                type='ImageClassifier',
+                backbone=dict(
+                    type='PluginResNet', depth=18,
+                    plugins=[dict(cfg=dict(type='SE'), position='after_conv2')]),
+                neck=dict(type='GlobalAveragePooling'),
+                head=dict(type='LinearClsHead', num_classes=3, in_channels=512, topk=(1,),
+                          loss=dict(type='CrossEntropyLoss')))))
+    pytest.importorskip('mmpretrain')
+    assert 'plugins' not in benchmark.bare(config).model.backbone
+    assert 'plugins' in config.model.backbone
+    rows = benchmark.network(config, 2, (32, 32), rounds=1)
+    modes = [(mode, name) for mode in ('training', 'inference') for name in ('bare', 'plugins')]
+    assert [(r['mode'], r['network']) for r in rows] == modes
+    assert all(r['images_per_s'] > 0 for r in rows) and rows[0]['share'] == 1
+
+
+@pytest.mark.parametrize('argv', (
+    ['modules', '--shapes', '8x256'], ['modules', '--shapes', '8x0x5x5'],
+    ['modules', '--rounds', '0'],
+    ['modules', '--gates', 'XYZ'], ['modules', '--clock', 'cpu'], ['network'], []))
+def test_refusals(tool, argv):
+    with pytest.raises(SystemExit) as stop:
+        tool.parse_args(argv)
+    assert stop.value.code == 2
+
+
+def test_named_shapes(tool):
+    assert tool.shapes('resnet50')[0] == (8, 256, 56, 56)
+    assert (8, 960, 7, 7) in tool.shapes('mobilenetv2')
+
+
+def test_ratio_is_of_the_same_round():
+    assert benchmark.ratio(dict(a=[2, 20, 6], b=[1, 10, 2]), 'a', 'b') == 2
+
+
+def test_saved_bytes():
+    x = torch.zeros(2, 3, 4, 5, requires_grad=True)
+    assert benchmark.saved_bytes(benchmark.Mul(), x) == 0
+    assert benchmark.saved_bytes(torch.nn.Sigmoid(), x) == x.numel() * 4
+    assert benchmark.saved_bytes(torch.nn.Conv2d(3, 1, 1), x) == x.numel() * 4  # not the weight
