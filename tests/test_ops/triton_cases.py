@@ -168,7 +168,7 @@ def compare_in_small_blocks(*args):
     try:
         for module in modules:
             module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))
-            module.split = lambda programs, length, block, least=2: common.split(
+            module.split = lambda programs, length, block, **_: common.split(
                 programs, length, block, 2)
         compare(*args)
     finally:

@@ -68,11 +68,11 @@ def box(x):
     return (n, h, w, c) if channels_last(x) else (n, c, h, w)
 
 
-def split(programs, length, block, least=4):
-    """Into how many parts to cut a loop over `length` in steps of `block`: enough parts for a
-    full device, but at least `least` steps in each, and none of them empty."""
+def split(programs, length, block, least=4, wanted=PROGRAMS):
+    """Into how many parts to cut a loop over `length` in steps of `block`: enough parts for
+    `wanted` programs, but at least `least` steps in each, and none of them empty."""
     steps = cdiv(length, block)
-    parts = max(1, min(cdiv(PROGRAMS, programs), steps // least))
+    parts = max(1, min(cdiv(wanted, programs), steps // least))
     return cdiv(steps, cdiv(steps, parts))
 
 

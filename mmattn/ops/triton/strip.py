@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import box, cdiv, channels_last, floats, launch, pow2, split, total, vector
+from .common import PROGRAMS, box, cdiv, channels_last, floats, launch, pow2, split, total, vector
 
 
 @triton.jit
@@ -219,7 +219,8 @@ def strip_pool(x, *, channel):
     vec = vector(nk, x)
     block = _walks(na, nb, nk)
     b_blocks, k_blocks = cdiv(nb, block['SB']), cdiv(nk, block['SK'])
-    splits = split(n * b_blocks * k_blocks, na, block['SA'])
+    # Each part writes a whole plane, so no more parts than a device needs.
+    splits = split(n * b_blocks * k_blocks, na, block['SA'], wanted=PROGRAMS // 2)
     _, c, height, width = x.shape
     if last:
         ch, cw = floats(x, b_blocks, n, c, height), floats(x, splits, n, c, width)
@@ -266,7 +267,7 @@ def coord_gate_grad(x, h, w, dy, *, need_x):
     vec = vector(nk, x)
     block = _walks(na, nb, nk)
     b_blocks, k_blocks = cdiv(nb, block['SB']), cdiv(nk, block['SK'])
-    splits = split(n * b_blocks * k_blocks, na, block['SA'])
+    splits = split(n * b_blocks * k_blocks, na, block['SA'], wanted=PROGRAMS // 2)
     dx = torch.empty_like(x) if need_x else None
     dh = floats(x, b_blocks if last else k_blocks, *h.shape)
     dw = floats(x, splits if last else b_blocks, *w.shape)
