@@ -61,8 +61,8 @@ class Convention:
 
 # Each from the bare rows of its table: there alone the units and sizes can be told.
 CONVENTIONS = {
-    # 224x224 through networks with CIFAR's stride-1 stem. CAT's rows exceed CBAM's by a MLP or two:
-    # its entropies and Gaussian filters, no layers, were not seen.
+    # 224x224 through networks with CIFAR's stride-1 stem. CAT's rows exceed CBAM's by an MLP or
+    # two: its entropies and Gaussian filters, being no layers, were not seen.
     ('cat', 3): Convention(entropies=False),
     ('cat', 4): Convention(mega=2**20, giga=2**30, entropies=False),
     ('drtam', 1): Convention(),
@@ -201,6 +201,8 @@ def _parts(model):
 
         return run
 
+    if not any(hasattr(model, name) for name in ('decode_head', 'rpn_head', 'bbox_head', 'head')):
+        raise ValueError(f'{type(model).__name__} is no image classifier, detector or segmentor')
     yield 'backbone', model.backbone
     if getattr(model, 'with_neck', False):
         yield 'neck', model.neck
@@ -214,10 +216,8 @@ def _parts(model):
             yield 'mask_head', on_rois(heads.mask_roi_extractor, heads.mask_head, MASK_ROIS)
     elif hasattr(model, 'bbox_head'):
         yield 'bbox_head', aside(model.bbox_head)
-    elif hasattr(model, 'head'):
-        yield 'head', aside(model.head)
     else:
-        raise ValueError(f'{type(model).__name__} is no image classifier, detector or segmentor')
+        yield 'head', aside(model.head)
 
 
 @cache
