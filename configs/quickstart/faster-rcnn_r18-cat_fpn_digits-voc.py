@@ -48,7 +48,7 @@ train_dataloader = dict(
 val_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 4
+max_epochs = 3
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05),
     clip_grad=dict(max_norm=10))
