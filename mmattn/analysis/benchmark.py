@@ -40,7 +40,7 @@ MOBILENETV2 = (
 # Units of |x| that have to move: statistics (read x), apply (read x, write y), reductions (read x
 # and dy), dx (read dy, write dx). Where the statistics are no mere sums of x, dx reads x once more;
 # CBAM has a second pool, of the map its first has gated.
-LIMIT = dict(mul=4, SE=7, ECA=7, CBAM=10, CoordAttention=7, DRTAM=7, CAT=8)
+LIMIT = dict(mul=4, SE=7, ECA=7, CBAM=9, CoordAttention=7, DRTAM=7, CAT=8)
 
 
 def _synchronize(device):
