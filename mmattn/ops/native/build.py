@@ -2,7 +2,8 @@
 
 The library is kept under `$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by what it was made of
 and for: another source, compiler, processor or OpenMP runtime gives another file. `CXX` names the
-compiler (`c++`, then `g++` where it is not set); `MMATTN_NATIVE=0` asks for no kernels at all.
+compiler (`c++`, then `g++` where it is not set), `CXXFLAGS` further options; `MMATTN_NATIVE=0` asks
+for no kernels at all.
 """
 
 import ctypes
@@ -117,7 +118,8 @@ def _build():
         [compiler, '--version'], capture_output=True, text=True, timeout=60
     ).stdout
     openmp = _openmp()
-    made_of = '\0'.join([_SOURCE.read_text(), *_FLAGS, compiler, version, str(openmp), _cpu()])
+    flags = [*_FLAGS, *os.environ.get('CXXFLAGS', '').split()]
+    made_of = '\0'.join([_SOURCE.read_text(), *flags, compiler, version, str(openmp), _cpu()])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
     path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
     if path.exists():
@@ -128,7 +130,7 @@ def _build():
         link = [openmp] if openmp else ['-fopenmp']
         for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
             done = subprocess.run(
-                [compiler, *_FLAGS, *extra, '-c', str(_SOURCE), '-o', str(obj)],
+                [compiler, *extra, *flags, '-c', str(_SOURCE), '-o', str(obj)],
                 capture_output=True,
                 text=True,
                 timeout=600,
