@@ -17,17 +17,17 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0)),
+    dict(type='RandomCrop', crop_size=64, padding=4),
     dict(type='PackInputs'),
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 digits = dict(data_root='data/digits/imagenet')
 train_dataloader = dict(
-    batch_size=32, num_workers=0, dataset=dict(**digits, pipeline=train_pipeline))
+    batch_size=16, num_workers=0, dataset=dict(**digits, pipeline=train_pipeline))
 val_dataloader = dict(num_workers=0, dataset=dict(**digits, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 6
+max_epochs = 10
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.05))
 param_scheduler = dict(
