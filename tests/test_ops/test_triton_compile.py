@@ -107,6 +107,7 @@ def test_shapes_of_the_benchmark_compile(compiled, name):
     assert compiled
 
 
-def test_odd_shapes_compile(compiled):
-    launch_all(empty((1, 3, 1, 5), torch.bfloat16, False))
-    assert set(compiled) >= KERNELS - {'best_kernel'}
+@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'entropy_pool'))
+def test_odd_shapes_compile(compiled, name):
+    launch_all(empty((1, 3, 1, 5), torch.bfloat16, False), name)
+    assert compiled
