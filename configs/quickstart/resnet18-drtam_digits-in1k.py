@@ -27,7 +27,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=0, dataset=dict(**digits, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 10
+max_epochs = 6
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.05))
 param_scheduler = dict(

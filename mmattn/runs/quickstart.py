@@ -21,7 +21,7 @@ PROCESSES = 2
 DATA_ROOT = Path('data/digits')
 WORK_DIR = Path('work_dirs/quickstart')
 DATA = {
-    'imagenet': dict(num=1200, num_val=300, size=64),
+    'imagenet': dict(num=2500, num_val=300, size=64),
     'cifar': dict(num=1500, num_val=300),
     'coco': dict(num=900, num_val=120, size=96),
     'voc': dict(num=900, num_val=120, size=96),
