@@ -17,6 +17,8 @@ model = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Rotate', angle=10.0, prob=0.5),
+    dict(type='Shear', magnitude=0.15, prob=0.5),
     dict(type='RandomCrop', crop_size=64, padding=4),
     dict(type='PackInputs'),
 ]
@@ -27,7 +29,7 @@ train_dataloader = dict(
 val_dataloader = dict(num_workers=0, dataset=dict(**digits, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-max_epochs = 6
+max_epochs = 8
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.05))
 param_scheduler = dict(
