@@ -1,7 +1,21 @@
+import pytest
 from hypothesis import HealthCheck, settings
+from mmengine.registry import DefaultScope
 
 # The same examples in every run, and no deadline: a busy machine is not a failing test.
 settings.register_profile(
     'mmattn', derandomize=True, deadline=None, database=None,
     suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('mmattn')
+
+
+def _restored_scope():
+    before = DefaultScope._instance_dict.copy()
+    yield
+    DefaultScope._instance_dict = before
+
+
+# A config that a test runs sets the default scope of the whole process: it ends with the test, or
+# with the module where a fixture of the module set it.
+restored_scope = pytest.fixture(autouse=True)(_restored_scope)
+module_scope = pytest.fixture(autouse=True, scope='module')(_restored_scope)
