@@ -16,7 +16,7 @@ from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, 
 
 __all__ = [
     'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'product_gate', 'rank1_gate', 'set_impl', 'spatial_gate', 'spatial_pool', 'stats_dtype',
+    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_gate', 'spatial_pool', 'stats_dtype',
     'strip_pool', 'sum_gate', 'use_impl'
 ]
 
@@ -28,13 +28,20 @@ def _run(op, x, impl, *args, **kwargs):
     return getattr(functions, op)(kernels, x, *args, **kwargs)
 
 
+def _check_shapes(shape, axes, tensors):
+    """Raise ValueError unless each tensor has its axes of the (N, C, H, W) `shape`: 'nc' is (N, C)."""
+    if torch.jit.is_tracing():
+        return
+    for names, tensor in zip(axes.split(), tensors, strict=True):
+        allowed = tuple(shape['nchw'.index(axis)] for axis in names)
+        if tuple(tensor.shape) != allowed:
+            raise ValueError(f'a factor of an input {tuple(shape)} must be ({names.upper()}) = '
+                             f'{allowed}, got {tuple(tensor.shape)}')
+
+
 def _factors(x, axes, *factors):
-    """The factors in `stats_dtype`, each checked to have its axes of x's shape: 'nc' is (N, C)."""
-    for names, factor in zip(axes.split(), factors, strict=True):
-        shape = tuple(x.shape['nchw'.index(axis)] for axis in names)
-        if not torch.jit.is_tracing() and tuple(factor.shape) != shape:
-            raise ValueError(f'a factor of an input {tuple(x.shape)} must be ({names.upper()}) = '
-                             f'{shape}, got {tuple(factor.shape)}')
+    """The factors in `stats_dtype`, their shapes checked."""
+    _check_shapes(x.shape, axes, factors)
     return [factor.to(stats_dtype(x)) for factor in factors]
 
 
@@ -66,6 +73,36 @@ def rank1_gate(x, first, second=None, impl=None):
     first = _factors(x, 'nc nh nw', *first)
     second = None if second is None else _factors(x, 'nc nh nw', *second)
     return _run('rank1_gate', x, impl, first, second)
+
+
+def rank1_pool(planes, weights, chunks, taken=None, impl=None):
+    """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10): c (N, C), h (N, H), w (N, W).
+
+    `planes` are ch (N, C, H), cw (N, C, W), hw (N, H, W), as `strip_pool` gives them. `chunks` = (S,
+    M) counts the chunks of height and width, and of the channels. `weights` are the convolution of
+    the channels (4 S), whose chunk s has the entries 4 s to 4 s + 3 for average and maximum of cw,
+    average and maximum of ch, and those of height and width (S + M + 1, 3), over the averages of S
+    chunks of hw, the averages of M chunks of the channels and their maximum. With `taken`, the (c, h,
+    w) of a first attention map, each plane first loses what that map took (eq. 12-14).
+    """
+    ch, cw, _ = planes = tuple(planes)
+    shape = (*ch.shape, cw.shape[2])
+    _check_shapes(shape, 'nch ncw nhw', planes)
+    if taken is not None:
+        _check_shapes(shape, 'nc nh nw', taken)
+    strips = (sum(chunks) + 1, 3)
+    for weight, allowed in zip(weights, ((4 * chunks[0], ), strips, strips), strict=True):
+        if tuple(weight.shape) != allowed:
+            raise ValueError(f'with {tuple(chunks)} chunks the weights must be '
+                             f'{((4 * chunks[0], ), strips, strips)}, got '
+                             f'{tuple(tuple(weight.shape) for weight in weights)}')
+    dtype = stats_dtype(ch)
+    weights = tuple(weight.to(dtype) for weight in weights)
+    taken = None if taken is None else tuple(factor.to(dtype) for factor in taken)
+    kernels = kernels_for(ch, impl)
+    if kernels is None:
+        return reference.rank1_pool(planes, weights, chunks, taken)
+    return functions.rank1_pool(kernels, planes, weights, chunks, taken)
 
 
 def spatial_pool(x, c, impl=None):

@@ -37,6 +37,12 @@ w: (N, W).
     strip_pool(x, channel) -> ch, cw, hw | None         # means over W, over H, over C
     strip_pool_grad(gx, gch, gcw, ghw, inplace) -> dx
 
+    rank1_pool(planes, weights, chunks, taken) -> (c, h, w), saved
+        # planes: ch, cw, hw; weights: (4 S), (S + M + 1, 3), (S + M + 1, 3); chunks: S, M; taken:
+        # rank-1 c, h, w or None; all `acc` and contiguous; supports(ch), which is 3-D
+    rank1_pool_grad(planes, weights, chunks, taken, grads, saved) -> dplanes, dweights, dtaken
+        # grads: of c, h, w, each may be None; each result a tuple, dtaken None without taken
+
     spatial_pool(x, c) -> avg, max, argmax              # over the channels of x * c
     spatial_pool_grad(x, c, gx, gavg, gmax, argmax, inplace) -> dx, dc
 
@@ -233,6 +239,36 @@ def strip_pool(kernels, x, channel=False):
     if _recorded(x):
         return _StripPool.apply(kernels, x, channel)
     return (x, *kernels.strip_pool(x, channel=channel)[: 3 if channel else 2])
+
+
+class _Rank1Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, chunks, *tensors):
+        ctx.set_materialize_grads(False)
+        ctx.kernels, ctx.chunks = kernels, chunks
+        out, saved = kernels.rank1_pool(tensors[:3], tensors[3:6], chunks, tensors[6:] or None)
+        ctx.save_for_backward(*tensors, *saved)
+        ctx.count = len(tensors)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        kept = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
+        tensors, saved = kept[: ctx.count], kept[ctx.count :]
+        dplanes, dweights, dtaken = ctx.kernels.rank1_pool_grad(
+            tensors[:3], tensors[3:6], ctx.chunks, tensors[6:] or None,
+            tuple(_vector(g) for g in grads), saved,
+        )
+        return None, None, *dplanes, *dweights, *(dtaken or ())
+
+
+def rank1_pool(kernels, planes, weights, chunks, taken=None):
+    """`c, h, w`: DRTAM's descriptors before their normalisation."""
+    tensors = [t.contiguous() for t in (*planes, *weights, *(taken or ()))]
+    if _recorded(*tensors):
+        return _Rank1Pool.apply(kernels, chunks, *tensors)
+    return kernels.rank1_pool(tensors[:3], tensors[3:6], chunks, tensors[6:] or None)[0]
 
 
 class _SpatialPool(_Pool):

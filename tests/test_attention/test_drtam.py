@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mmattn.attention import DRTAM
-from mmattn.attention.drtam import chunk_pool
+from mmattn.ops.reference.pooling import chunk_pool
 
 # Length and chunks -> the pieces, written out by hand.
 CUTS = {

@@ -217,7 +217,8 @@ def test_views_fall_back(make):
 def test_empty_and_odd_inputs_fall_back():
     assert not native.supports(torch.zeros(0, 4, 5, 5))
     assert not native.supports(torch.zeros(2, 4, 5, 5, dtype=torch.int32))
-    assert not native.supports(torch.zeros(2, 4, 5))
+    assert not native.supports(torch.zeros(4, 5)) and not native.supports(torch.zeros(1, 2, 3, 4, 5))
+    assert not native.supports(torch.zeros(2, 5, 4).mT)  # a plane, but turned
     assert not native.supports(torch.zeros(2, 4, 5, 5, device='meta'))
     assert gate('SE', 16)(torch.zeros(0, 16, 5, 5)).shape == (0, 16, 5, 5)
 

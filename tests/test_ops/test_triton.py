@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+import rank1_cases
 import torch
 import triton_cases as cases
 
@@ -80,6 +81,22 @@ def test_thin_shapes(run, name, shape):
     run(cases.compare, name, shape, torch.float32, shape[0] == 1)
 
 
+@pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
+@pytest.mark.parametrize('shape, chunks', rank1_cases.SIZES, ids=str)
+def test_planes(run, shape, chunks, taken):
+    run(cases.compare_planes, shape, chunks, taken)
+
+
+@pytest.mark.parametrize('used', ((0, ), (1, ), (0, 2)), ids=str)
+def test_planes_of_partly_used_descriptors(run, used):
+    run(cases.compare_planes, (2, 9, 6, 5), (3, 2), True, used=used)
+
+
+@pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
+def test_planes_with_nan(run, taken):
+    run(cases.compare_planes_with_nan, (2, 5, 6, 7), (3, 2), taken)
+
+
 @LAYOUTS
 @pytest.mark.parametrize('taps', ((1., ), (.25, .5, .25), (.05, .1, .2, .3, .2, .1, .05)), ids=len)
 def test_filter_sizes(run, taps, last):
@@ -99,7 +116,9 @@ def test_two_runs_give_the_same_bits(run):
 def test_supports(run):
     assert run(cases.supported, SHAPE, torch.float16)
     assert not run(cases.supported, (2, 0, 3, 3), torch.float32)
-    assert not run(cases.supported, SHAPE[1:], torch.float32)
+    assert run(cases.supported, SHAPE[1:], torch.float32)
+    assert not run(cases.supported, SHAPE[1:], torch.float32, step=2)
+    assert not run(cases.supported, SHAPE[2:], torch.float32)
     assert not run(cases.supported, SHAPE, torch.float64)
     assert not run(cases.supported, SHAPE, torch.float32, step=2)
 

@@ -15,7 +15,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 KERNELS = {
     'gate_kernel', 'gate_grad_kernel', 'outer_grad_kernel', 'pool_kernel', 'best_kernel',
     'channel_pool_grad_kernel', 'spatial_pool_grad_kernel', 'strip_pool_kernel',
-    'strip_pool_grad_kernel', 'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
+    'strip_pool_grad_kernel', 'rank1_pool_kernel', 'rank1_conv_kernel', 'rank1_conv_grad_kernel',
+    'rank1_pool_grad_kernel', 'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
     'merge_kernel', 'maxima_kernel', 'entropy_grad_kernel'}
 
 
@@ -78,6 +79,13 @@ def launch_all(x, only=None):
         for channel in (False, True):
             kernels.strip_pool(x, channel=channel)
             kernels.strip_pool_grad(x, nch, ncw, nhw if channel else None, inplace=False)
+    if only in (None, 'rank1_pool'):
+        nh, nw, weights = floats('nh'), floats('nw'), [torch.empty(s, device='meta') for s in (
+            12, (5, 3), (5, 3))]
+        for taken in (None, (nc, nh, nw)):
+            args = (nch, ncw, nhw), weights, (3, 1), taken
+            out, saved = kernels.rank1_pool(*args)
+            kernels.rank1_pool_grad(*args, out, saved)
     if only in (None, 'spatial_pool'):
         avg, top, arg = kernels.spatial_pool(x, nc)
         kernels.spatial_pool_grad(x, nc, x, avg, top, arg, inplace=True)
@@ -100,14 +108,14 @@ def test_every_kernel_compiles(compiled, dtype, last):
     assert set(compiled) == KERNELS
 
 
-@pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'spatial_pool',
-                                  'coord_gate', 'entropy_pool'))
+@pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'rank1_pool',
+                                  'spatial_pool', 'coord_gate', 'entropy_pool'))
 def test_shapes_of_the_benchmark_compile(compiled, name):
     launch_all(empty((256, 256, 56, 56), torch.bfloat16, True), name)
     assert compiled
 
 
-@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'entropy_pool'))
+@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'entropy_pool'))
 def test_odd_shapes_compile(compiled, name):
     launch_all(empty((1, 3, 1, 5), torch.bfloat16, False), name)
     assert compiled

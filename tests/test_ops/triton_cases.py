@@ -4,13 +4,14 @@ Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a 
 """
 import importlib
 
+import rank1_cases
 import torch
 
 from mmattn.ops import dispatch, functions, reference
 from mmattn.ops import triton as kernels
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'entropy')
+MODULES = ('gate', 'pool', 'strip', 'planes', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc', ),
@@ -141,6 +142,19 @@ def compare_gate(name, shape, last, device='cpu'):
         close(a, b, 2e-4, f'{name}, tensor {i}')
 
 
+def compare_planes(shape, chunks, taken, device='cpu', **kwargs):
+    """DRTAM's descriptors of its planes, see `rank1_cases`."""
+    args = rank1_cases.make(shape, chunks, taken)
+    rank1_cases.compare(kernels, args, device=device, **kwargs)
+
+
+def compare_planes_with_nan(shape, chunks, taken):
+    for plane in range(3):
+        args = rank1_cases.make(shape, chunks, taken)
+        args[0][plane][-1, -1, -1] = float('nan')
+        rank1_cases.compare(kernels, args, outputs_only=True)
+
+
 def digest(shape, device='cpu'):
     """All bits of the values and gradients of an entropy pool and a gate, as one number."""
     torch.manual_seed(0)
@@ -161,7 +175,7 @@ def on_cpu():
     torch.set_num_threads(1)
 
 
-def compare_in_small_blocks(*args):
+def compare_in_small_blocks(*args, compare=compare):
     """`compare` with blocks of at most 4, so that small tensors take many of them."""
     common = importlib.import_module('mmattn.ops.triton.common')
     modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in MODULES]

@@ -4,6 +4,7 @@ import ctypes
 
 import torch
 
+from ..chunks import windows_tensor
 from .build import library
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -11,14 +12,19 @@ _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
 
 def supports(x):
-    """Whether the kernels take x: a float CPU map in one of the two layouts, and a C++ compiler."""
+    """Whether the kernels take x, a float CPU map in one of the two layouts or a plane of one; there
+    has to be a C++ compiler."""
     return (
         x.device.type == 'cpu'
         and x.dtype in _DTYPES
         and x.layout == torch.strided
-        and x.dim() == 4
         and 0 < x.numel() < 2**31
-        and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        and (
+            x.is_contiguous()
+            if x.dim() == 3
+            else x.dim() == 4
+            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+        )
         and library() is not None
     )
 
@@ -183,6 +189,38 @@ def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
 
 def _pointers(*tensors):
     return (ctypes.c_void_p * len(tensors))(*map(_ptr, tensors))
+
+
+def _rank1(name, planes, chunks, *groups):
+    """Call a kernel on DRTAM's planes; `groups`: tuples of tensors."""
+    ch, cw, _ = planes
+    n, c, h = ch.shape
+    sizes = n, c, h, cw.shape[2], *chunks
+    cuts = windows_tensor(*sizes[2:4], c, *chunks, torch.int64, ch.device)
+    _run(name, ch, *planes, *sizes, cuts, *(_pointers(*group) for group in groups))
+
+
+def rank1_pool(planes, weights, chunks, taken):
+    ch, cw, _ = planes
+    (n, c, h), w, rows = ch.shape, cw.shape[2], sum(chunks) + 1
+    out = _acc(ch, n, c), _acc(ch, n, h), _acc(ch, n, w)
+    strips = _acc(ch, n, rows, h), _acc(ch, n, rows, w)
+    at = tuple(torch.empty((n, length), dtype=torch.int32) for length in (h, w))
+    _rank1('rank1_pool', planes, chunks, weights, taken or (None,) * 3, out, strips, at)
+    return out, (*strips, *at)
+
+
+def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
+    dplanes, dweights, dtaken = (
+        tuple(torch.empty_like(t) for t in group) if group else None
+        for group in (planes, weights, taken)
+    )
+    none = (None,) * 3
+    _rank1(
+        'rank1_pool_grad', planes, chunks, weights, taken or none, grads, saved[:2], saved[2:],
+        dplanes, dweights, dtaken or none,
+    )  # fmt: skip
+    return dplanes, dweights, dtaken
 
 
 def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):

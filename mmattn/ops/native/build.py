@@ -63,6 +63,8 @@ def _load(path):
         strips='ipnnnnipppi',
         strips_grad='ippnnnnipppi',
         coord='ipppnnnnippppi',
+        rank1_pool='ipppnnnnnnppppppi',
+        rank1_pool_grad='ipppnnnnnnpppppppppi',
         outer='innnppp',
         outer_grad='innnppppp',
         entropy='ipnnnnipnpppi',

@@ -1,6 +1,8 @@
 """A feature map into descriptors, in `stats_dtype`. A maximum's gradient goes to one arg-max."""
+import torch
 import torch.nn.functional as F
 
+from ..chunks import windows
 from ..dispatch import stats_dtype
 
 
@@ -19,6 +21,47 @@ def strip_pool(x, channel=False):
     z = x.to(stats_dtype(x))
     ch, cw = z.mean(3), z.mean(2)
     return (x, ch, cw, z.mean(1)) if channel else (x, ch, cw)
+
+
+def chunk_pool(x, chunks, mode, dim=2):
+    """Cut axis `dim` (1 or 2) of a 3-D x into `ops.chunks.windows`, pool each by 'avg' or 'max'."""
+    length = int(x.shape[dim])  # a plain integer while tracing, too: chunks are fixed by the size
+    size = -(-length // chunks)
+    if -(-length // size) != chunks:
+        pool = torch.mean if mode == 'avg' else torch.amax
+        pieces = [pool(x.narrow(dim, a, b - a), dim) for a, b in windows(length, chunks)]
+        return torch.stack(pieces, dim)
+    if size * chunks == length:
+        x = x.unflatten(dim, (chunks, size))
+        return x.mean(dim + 1) if mode == 'avg' else x.max(dim + 1).values
+    kernel = (size, 1) if dim == 1 else (1, size)
+    x = x.unsqueeze(1)
+    if mode == 'max':
+        return F.max_pool2d(x, kernel, kernel, ceil_mode=True).squeeze(1)
+    return F.avg_pool2d(x, kernel, kernel, ceil_mode=True, count_include_pad=False).squeeze(1)
+
+
+def _strips(plane, side, kernel, chunks, channel_chunks):
+    """DRTAM, eq. 7-10: a plane (N, other axis, L) and a side (N, C, L) to strips, and to (N, L)."""
+    strips = torch.cat((
+        chunk_pool(plane, chunks, 'avg', dim=1),
+        chunk_pool(side, channel_chunks, 'avg', dim=1),
+        side.max(1, keepdim=True).values), 1)
+    return F.conv1d(strips, kernel[None], padding=1).squeeze(1)
+
+
+def rank1_pool(planes, weights, chunks, taken=None):
+    ch, cw, hw = planes
+    if taken is not None:  # DRTAM, eq. 12-14
+        c, h, w = taken
+        ch = ch * (1 - c[:, :, None] * h[:, None])
+        cw = cw * (1 - c[:, :, None] * w[:, None])
+        hw = hw * (1 - h[:, :, None] * w[:, None])
+    # Eq. 3-5: average and maximum of each of the S chunks of cw and of ch, then a (1, 4 S) kernel.
+    pooled = [chunk_pool(d, chunks[0], mode) for d in (cw, ch) for mode in ('avg', 'max')]
+    c = F.linear(torch.stack(pooled, 3).flatten(2), weights[0][None]).squeeze(2)
+    h = _strips(hw.transpose(1, 2), ch, weights[1], *chunks)
+    return c, h, _strips(hw, cw, weights[2], *chunks)
 
 
 def _entropy(z, dim):

@@ -27,6 +27,7 @@ _MODULES = {
              'rank1_gate', 'rank1_gate_grad'),
     'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
+    'planes': ('rank1_pool', 'rank1_pool_grad'),
     'entropy': ('entropy_pool', 'entropy_pool_grad'),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -62,9 +63,11 @@ def _works(device):
 
 
 def supports(x):
-    """Whether the kernels take x: float32, bfloat16 or float16, 4-D, not empty, contiguous or
-    channels_last, a sample of less than 2**31 elements, on a device of `_works`."""
-    return (x.dim() == 4 and x.numel() > 0
+    """Whether the kernels take x: float32, bfloat16 or float16, 4-D and contiguous or channels_last,
+    or a contiguous 3-D plane, not empty, a sample of less than 2**31 elements, on a device of
+    `_works`."""
+    return (x.dim() in (3, 4) and x.numel() > 0
             and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
+            and (x.is_contiguous()
+                 or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
             and x[0].numel() < 2 ** 31 and _works(x.device))
