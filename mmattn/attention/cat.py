@@ -13,7 +13,7 @@ from .checks import (
     check_range,
     check_subset,
 )
-from .gate import Gate, mlp
+from .gate import Gate, SpatialConv, mlp
 
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
@@ -107,7 +107,7 @@ class CAT(Gate):
             if interior:
                 self.channel_factors = nn.Parameter(torch.zeros(len(self.pools)))
         if arrangement != 'channel':
-            self.conv = nn.Conv2d(1, 1, spatial_kernel, padding=spatial_kernel // 2, bias=False)
+            self.conv = SpatialConv(1, spatial_kernel)
             if interior:
                 self.spatial_factors = nn.Parameter(torch.zeros(len(self.pools)))
         if exterior and arrangement == 'parallel':
@@ -146,7 +146,7 @@ class CAT(Gate):
         avg, peak, ent = stats
         stats = self._stack(None if avg is None else -avg, peak, ent).to(self.conv.weight.dtype)
         stats = self._weigh(stats, self.spatial_factors)
-        return self.conv(stats.unsqueeze(1)).squeeze(1).sigmoid()
+        return self.conv(stats.unsqueeze(1), impl=self.impl).squeeze(1).sigmoid()
 
     def colla_factors(self):
         """The learned factors as they act, by the paper's names: {'C_w': 0.5, 'C_alpha': 0.0, ...}.

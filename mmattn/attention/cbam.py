@@ -5,7 +5,7 @@ from torch import nn
 from mmattn import ops
 
 from .checks import check_flags, check_int, check_odd
-from .gate import Gate, batch_norm, mlp
+from .gate import Gate, SpatialConv, batch_norm, mlp
 
 
 @MODELS.register_module()
@@ -36,7 +36,7 @@ class CBAM(Gate):
         check_odd('kernel_size', kernel_size)
         check_flags(bias=bias, norm=norm)
         self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = SpatialConv(2, kernel_size)
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
 
     def gate(self, x):
@@ -44,6 +44,6 @@ class CBAM(Gate):
         x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
         c = self.mlp(torch.stack((avg, peak), 1).to(dtype)).sum(1).sigmoid()
         x, avg, peak = ops.spatial_pool(x, c, impl=self.impl)
-        s = self.conv(torch.stack((peak, avg), 1).to(dtype))
+        s = self.conv(torch.stack((peak, avg), 1).to(dtype), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
         return ops.product_gate(x, c, s, impl=self.impl)

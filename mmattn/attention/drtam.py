@@ -24,7 +24,7 @@ class RTAM(nn.Module):
         self.width_norm = nn.BatchNorm1d(1)
 
     def forward(self, planes, mlp, taken=None, impl=None):
-        weights = (self.channel_conv.weight[0], self.height_conv.weight[0], self.width_conv.weight[0])
+        weights = self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
         c, h, w = (
             batch_norm(norm, v.to(norm.weight.dtype).unsqueeze(1)).squeeze(1) for norm, v in zip(
                 (self.channel_norm, self.height_norm, self.width_norm),

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmattn.ops import check_impl
+from mmattn.ops import check_impl, spatial_conv
 
 from .checks import check_int
 
@@ -28,6 +28,18 @@ def batch_norm(norm, x):
         return F.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
+
+
+class SpatialConv(nn.Conv2d):
+    """A convolution of maps (N, M, H, W) to one, (N, 1, H, W), by `ops.spatial_conv`."""
+
+    def __init__(self, maps, kernel_size):
+        super().__init__(maps, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, maps, impl=None):
+        out = spatial_conv(maps, self.weight, impl=impl).unsqueeze(1)
+        # A fused batch norm leaves a bias.
+        return out if self.bias is None else out + self.bias.view(1, 1, 1, 1)
 
 
 class Gate(nn.Module):

@@ -16,7 +16,8 @@ from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, 
 
 __all__ = [
     'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_gate', 'spatial_pool', 'stats_dtype',
+    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv', 'spatial_gate', 'spatial_pool',
+    'stats_dtype',
     'strip_pool', 'sum_gate', 'use_impl'
 ]
 
@@ -80,8 +81,8 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
 
     `planes` are ch (N, C, H), cw (N, C, W), hw (N, H, W), as `strip_pool` gives them. `chunks` = (S,
     M) counts the chunks of height and width, and of the channels. `weights` are the convolution of
-    the channels (4 S), whose chunk s has the entries 4 s to 4 s + 3 for average and maximum of cw,
-    average and maximum of ch, and those of height and width (S + M + 1, 3), over the averages of S
+    the channels (1, 4 S), whose chunk s has the entries 4 s to 4 s + 3 for average and maximum of cw,
+    average and maximum of ch, and those of height and width (1, S + M + 1, 3), over the averages of S
     chunks of hw, the averages of M chunks of the channels and their maximum. With `taken`, the (c, h,
     w) of a first attention map, each plane first loses what that map took (eq. 12-14).
     """
@@ -90,11 +91,11 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     _check_shapes(shape, 'nch ncw nhw', planes)
     if taken is not None:
         _check_shapes(shape, 'nc nh nw', taken)
-    strips = (sum(chunks) + 1, 3)
-    for weight, allowed in zip(weights, ((4 * chunks[0], ), strips, strips), strict=True):
+    channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
+    for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
         if tuple(weight.shape) != allowed:
             raise ValueError(f'with {tuple(chunks)} chunks the weights must be '
-                             f'{((4 * chunks[0], ), strips, strips)}, got '
+                             f'{(channel, strips, strips)}, got '
                              f'{tuple(tuple(weight.shape) for weight in weights)}')
     dtype = stats_dtype(ch)
     weights = tuple(weight.to(dtype) for weight in weights)
@@ -103,6 +104,22 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     if kernels is None:
         return reference.rank1_pool(planes, weights, chunks, taken)
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
+
+
+def spatial_conv(maps, weight, impl=None):
+    """The zero-padded convolution of maps (N, M, H, W) to one, (N, H, W), by a weight (1, M, k, k).
+
+    k is odd. Maps and weight are of one dtype, which the result has.
+    """
+    if not torch.jit.is_tracing() and (
+            maps.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (1, maps.shape[1])
+            or weight.shape[2] != weight.shape[3] or weight.shape[3] % 2 == 0):
+        raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, k, k) and k odd, got '
+                         f'{tuple(maps.shape)} and {tuple(weight.shape)}')
+    kernels = kernels_for(maps, impl) if maps.dtype == stats_dtype(maps) else None
+    if kernels is None:
+        return reference.spatial_conv(maps, weight)
+    return functions.spatial_conv(kernels, maps, weight)
 
 
 def spatial_pool(x, c, impl=None):

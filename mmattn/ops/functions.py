@@ -38,13 +38,17 @@ w: (N, W).
     strip_pool_grad(gx, gch, gcw, ghw, inplace) -> dx
 
     rank1_pool(planes, weights, chunks, taken) -> (c, h, w), saved
-        # planes: ch, cw, hw; weights: (4 S), (S + M + 1, 3), (S + M + 1, 3); chunks: S, M; taken:
+        # planes: ch, cw, hw; weights: (1, 4 S), (1, S + M + 1, 3) twice; chunks: S, M; taken:
         # rank-1 c, h, w or None; all `acc` and contiguous; supports(ch), which is 3-D
     rank1_pool_grad(planes, weights, chunks, taken, grads, saved) -> dplanes, dweights, dtaken
         # grads: of c, h, w, each may be None; each result a tuple, dtaken None without taken
 
     spatial_pool(x, c) -> avg, max, argmax              # over the channels of x * c
     spatial_pool_grad(x, c, gx, gavg, gmax, argmax, inplace) -> dx, dc
+
+    spatial_conv(maps, weight) -> out                   # (N, M, H, W), (1, M, k, k) -> (N, H, W)
+    spatial_conv_grad(maps, weight, dy) -> dmaps, dweight
+        # all `acc` and contiguous; k odd, zero padding
 
     entropy_pool(x, taps, channel, spatial, avg, max, ent)
         -> (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
@@ -269,6 +273,27 @@ def rank1_pool(kernels, planes, weights, chunks, taken=None):
     if _recorded(*tensors):
         return _Rank1Pool.apply(kernels, chunks, *tensors)
     return kernels.rank1_pool(tensors[:3], tensors[3:6], chunks, tensors[6:] or None)[0]
+
+
+class _SpatialConv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, maps, weight):
+        ctx.kernels = kernels
+        ctx.save_for_backward(maps, weight)
+        return kernels.spatial_conv(maps, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        return None, *ctx.kernels.spatial_conv_grad(*ctx.saved_tensors, dy=dy.contiguous())
+
+
+def spatial_conv(kernels, maps, weight):
+    """The convolution of maps (N, M, H, W) to one (N, H, W)."""
+    maps, weight = maps.contiguous(), weight.contiguous()
+    if _recorded(maps, weight):
+        return _SpatialConv.apply(kernels, maps, weight)
+    return kernels.spatial_conv(maps, weight)
 
 
 class _SpatialPool(_Pool):

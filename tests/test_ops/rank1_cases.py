@@ -27,7 +27,7 @@ def make(shape, chunks, taken, seed=0):
         return torch.randn(size, generator=generator, dtype=torch.float64)
 
     planes = randn(n, c, h), randn(n, c, w), randn(n, h, w)
-    weights = randn(4 * chunks[0]), randn(rows, 3), randn(rows, 3)
+    weights = randn(1, 4 * chunks[0]), randn(1, rows, 3), randn(1, rows, 3)
     factors = tuple(randn(n, length).sigmoid() for length in (c, h, w))
     return planes, weights, chunks, factors if taken else None
 

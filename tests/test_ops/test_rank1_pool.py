@@ -75,8 +75,8 @@ def test_threads_do_not_change_a_bit():
 @needs_kernels
 def test_equal_maxima_give_the_gradient_to_one():
     planes = tuple(torch.ones(size, requires_grad=True) for size in ((1, 20, 6), (1, 20, 6), (1, 6, 6)))
-    weights = [torch.zeros(4), torch.zeros(3, 3), torch.zeros(3, 3)]
-    weights[0][3] = weights[1][2, 1] = 1  # maxima only: of ch over its chunk, and over the channels
+    weights = [torch.zeros(1, 4), torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)]
+    weights[0][0, 3] = weights[1][0, 2, 1] = 1  # maxima only: of ch over its chunk, and over the channels
     c, h, _ = functions.rank1_pool(native, planes, weights, (1, 1))
     ch, cw, _ = torch.autograd.grad((c.sum(), h.sum()), planes, allow_unused=True)
     assert ch.sum() == 20 + 6 and set(ch.flatten().tolist()) <= {0.0, 1.0, 2.0}
@@ -90,8 +90,8 @@ def test_wrong_shapes_are_refused(impl):
         dict(planes=(planes[1], planes[0], planes[2])),
         dict(planes=(planes[0], planes[1][:, :2], planes[2])),
         dict(taken=(taken[0], taken[2], taken[1])),
-        dict(weights=(weights[0][:-1], *weights[1:])),
-        dict(weights=(weights[0], weights[1][:, :2], weights[2])),
+        dict(weights=(weights[0][:, :-1], *weights[1:])),
+        dict(weights=(weights[0], weights[1][..., :2], weights[2])),
         dict(chunks=(2, 3)),
     ):
         args = {**dict(planes=planes, weights=weights, chunks=chunks, taken=taken), **bad}

@@ -81,7 +81,7 @@ def launch_all(x, only=None):
             kernels.strip_pool_grad(x, nch, ncw, nhw if channel else None, inplace=False)
     if only in (None, 'rank1_pool'):
         nh, nw, weights = floats('nh'), floats('nw'), [torch.empty(s, device='meta') for s in (
-            12, (5, 3), (5, 3))]
+            (1, 12), (1, 5, 3), (1, 5, 3))]
         for taken in (None, (nc, nh, nw)):
             args = (nch, ncw, nhw), weights, (3, 1), taken
             out, saved = kernels.rank1_pool(*args)

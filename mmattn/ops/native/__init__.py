@@ -187,6 +187,21 @@ def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
     return dx
 
 
+def spatial_conv(maps, weight):
+    n, _, h, w = maps.shape
+    out = torch.empty((n, h, w), dtype=maps.dtype)
+    _run('spatial_conv', maps, maps, weight, out, *maps.shape, weight.shape[-1])
+    return out
+
+
+def spatial_conv_grad(maps, weight, *, dy):
+    dmaps, dweight = torch.empty_like(maps), torch.empty_like(weight)
+    _run(
+        'spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *maps.shape, weight.shape[-1]
+    )  # fmt: skip
+    return dmaps, dweight
+
+
 def _pointers(*tensors):
     return (ctypes.c_void_p * len(tensors))(*map(_ptr, tensors))
 

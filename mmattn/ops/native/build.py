@@ -65,6 +65,8 @@ def _load(path):
         coord='ipppnnnnippppi',
         rank1_pool='ipppnnnnnnppppppi',
         rank1_pool_grad='ipppnnnnnnpppppppppi',
+        spatial_conv='ipppnnnnni',
+        spatial_conv_grad='ipppppnnnnni',
         outer='innnppp',
         outer_grad='innnppppp',
         entropy='ipnnnnipnpppi',

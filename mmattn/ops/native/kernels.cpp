@@ -1152,6 +1152,94 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
     }
 }
 
+// --------------------------------------------------- the convolution of maps to one (CBAM, CAT)
+
+// A plane within a frame of p zeros, its rows far enough apart to be read in whole vectors.
+template <class A> struct Framed {
+  i64 pitch;
+  Scratch<A> data;
+  Framed(const A* plane, i64 h, i64 w, i64 p)
+      : pitch(padded<A>(w) + 2 * p), data((h + 2 * p) * pitch + Simd<A>::N) {
+    std::fill_n(data + 0, (h + 2 * p) * pitch + Simd<A>::N, A(0));
+    for (i64 i = 0; i < h; ++i) std::copy_n(plane + i * w, w, data + (i + p) * pitch + p);
+  }
+};
+
+// Adds to `out` (H, W) the correlation of a framed plane with a kernel. K is its size, or 0.
+template <int K, class A>
+void correlate(const Framed<A>& x, const A* kernel, i64 k_, i64 h, i64 w, A* out) {
+  const i64 k = K ? K : k_;
+  for (i64 i = 0; i < h; ++i)
+    lanes<A>(0, w, [&](i64 j, auto n) FLAT {
+      Vec<A> sum = ld(out + i * w + j, n);
+      for (i64 a = 0; a < k; ++a)
+        for (i64 b = 0; b < k; ++b)
+          sum += kernel[a * k + b] * ld(x.data + (i + a) * x.pitch + j + b, Full<A>{});
+      st(out + i * w + j, sum, n);
+    });
+}
+
+// Adds to `out` (k, k) the correlation of a framed plane with g (H, W).
+template <int K, class A>
+void correlate_grad(const Framed<A>& x, const A* g, i64 k_, i64 h, i64 w, double* out) {
+  constexpr int most = K ? K : 8;  // columns of the kernel at a time
+  const i64 k = K ? K : k_;
+  for (i64 a = 0; a < k; ++a)
+    for (i64 b0 = 0; b0 < k; b0 += most)
+      for (i64 i0 = 0; i0 < h; i0 += 16) {  // no long sums in A
+        Vec<A> sum[most] = {};
+        for (i64 i = i0; i < std::min(i0 + 16, h); ++i)
+          lanes<A>(0, w, [&](i64 j, auto n) FLAT {
+            Vec<A> gv = ld(g + i * w + j, n);
+            for (int b = 0; b < most; ++b)
+              if (K || b0 + b < k)
+                sum[b] += gv * ld(x.data + (i + a) * x.pitch + j + b0 + b, Full<A>{});
+          });
+        for (int b = 0; b < most && b0 + b < k; ++b) out[a * k + b0 + b] += double(hsum(sum[b]));
+      }
+}
+
+// maps (N, M, H, W), weights (M, k, k): out (N, H, W).
+template <class A>
+void spatial_conv(const A* maps, const A* weights, A* out, i64 n_, i64 m_, i64 h, i64 w, i64 k,
+                  int threads) {
+  parallel(n_, n_ * m_ * h * w * k, threads, [&](i64 n) {
+    A* to = out + n * h * w;
+    std::fill_n(to, h * w, A(0));
+    for (i64 m = 0; m < m_; ++m) {
+      Framed<A> x(maps + (n * m_ + m) * h * w, h, w, k / 2);
+      (k == 7 ? correlate<7, A> : correlate<0, A>)(x, weights + m * k * k, k, h, w, to);
+    }
+  });
+}
+
+template <class A>
+void spatial_conv_grad(const A* maps, const A* weights, const A* dy, A* dmaps, A* dweights, i64 n_,
+                       i64 m_, i64 h, i64 w, i64 k, int threads) {
+  std::vector<double> partial(n_ * m_ * k * k, 0.);
+  std::vector<A> flipped(weights, weights + m_ * k * k);
+  for (i64 m = 0; m < m_; ++m)
+    std::reverse(flipped.begin() + m * k * k, flipped.begin() + (m + 1) * k * k);
+  parallel(n_, n_ * m_ * h * w * k, threads, [&](i64 n) {
+    const A* g = dy + n * h * w;
+    Framed<A> framed(g, h, w, k / 2);
+    for (i64 m = 0; m < m_; ++m) {
+      i64 at = (n * m_ + m) * h * w;
+      std::fill_n(dmaps + at, h * w, A(0));
+      Framed<A> x(maps + at, h, w, k / 2);
+      (k == 7 ? correlate<7, A> : correlate<0, A>)(framed, flipped.data() + m * k * k, k, h, w,
+                                                   dmaps + at);
+      (k == 7 ? correlate_grad<7, A> : correlate_grad<0, A>)(x, g, k, h, w,
+                                                             &partial[(n * m_ + m) * k * k]);
+    }
+  });
+  for (i64 i = 0; i < m_ * k * k; ++i) {
+    double sum = 0;
+    for (i64 n = 0; n < n_; ++n) sum += partial[n * m_ * k * k + i];
+    dweights[i] = A(sum);
+  }
+}
+
 // ------------------------------------------------------------------------------ CAT's three pools
 
 // Entropy of softmax(z) = log s - t / s with d = z - ref, s = sum e^d, t = sum d e^d. One e^(z - ref)
@@ -1809,6 +1897,22 @@ void mmattn_rank1_pool_grad(int dtype, const void* ch, const void* cw, const voi
     rank1_pool_grad<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
                         (const A_**)taken, (const A_**)grads, (const A_**)strips,
                         (const int32_t**)at, (A_**)dplanes, (A_**)dweights, (A_**)dtaken, threads);
+  });
+}
+
+void mmattn_spatial_conv(int dtype, const void* maps, const void* weights, void* out, i64 n, i64 m,
+                         i64 h, i64 w, i64 k, int threads) {
+  typed(dtype, [&](auto tag) {
+    spatial_conv<A_>((const A_*)maps, (const A_*)weights, (A_*)out, n, m, h, w, k, threads);
+  });
+}
+
+void mmattn_spatial_conv_grad(int dtype, const void* maps, const void* weights, const void* dy,
+                              void* dmaps, void* dweights, i64 n, i64 m, i64 h, i64 w, i64 k,
+                              int threads) {
+  typed(dtype, [&](auto tag) {
+    spatial_conv_grad<A_>((const A_*)maps, (const A_*)weights, (const A_*)dy, (A_*)dmaps,
+                          (A_*)dweights, n, m, h, w, k, threads);
   });
 }
 

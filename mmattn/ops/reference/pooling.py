@@ -47,7 +47,7 @@ def _strips(plane, side, kernel, chunks, channel_chunks):
         chunk_pool(plane, chunks, 'avg', dim=1),
         chunk_pool(side, channel_chunks, 'avg', dim=1),
         side.max(1, keepdim=True).values), 1)
-    return F.conv1d(strips, kernel[None], padding=1).squeeze(1)
+    return F.conv1d(strips, kernel, padding=1).squeeze(1)
 
 
 def rank1_pool(planes, weights, chunks, taken=None):
@@ -59,9 +59,13 @@ def rank1_pool(planes, weights, chunks, taken=None):
         hw = hw * (1 - h[:, :, None] * w[:, None])
     # Eq. 3-5: average and maximum of each of the S chunks of cw and of ch, then a (1, 4 S) kernel.
     pooled = [chunk_pool(d, chunks[0], mode) for d in (cw, ch) for mode in ('avg', 'max')]
-    c = F.linear(torch.stack(pooled, 3).flatten(2), weights[0][None]).squeeze(2)
+    c = F.linear(torch.stack(pooled, 3).flatten(2), weights[0]).squeeze(2)
     h = _strips(hw.transpose(1, 2), ch, weights[1], *chunks)
     return c, h, _strips(hw, cw, weights[2], *chunks)
+
+
+def spatial_conv(maps, weight):
+    return F.conv2d(maps, weight, padding=int(weight.shape[-1]) // 2).squeeze(1)
 
 
 def _entropy(z, dim):

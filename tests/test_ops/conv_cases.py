@@ -1,0 +1,42 @@
+"""`spatial_conv` of a kernel backend against PyTorch's convolution in float64."""
+
+import torch
+import torch.nn.functional as F
+
+from mmattn.ops import functions
+
+# (N, M, H, W), k: usual, one row of vectors and a tail, smaller than the kernel, other kernels.
+SIZES = (
+    ((2, 1, 9, 8), 7),
+    ((1, 2, 20, 35), 7),
+    ((2, 2, 1, 3), 7),
+    ((1, 1, 1, 1), 7),
+    ((2, 3, 6, 17), 3),
+    ((1, 2, 5, 4), 1),
+    ((1, 1, 12, 9), 11),
+)
+
+
+def step(op, maps, weight, dy):
+    maps, weight = maps.requires_grad_(), weight.requires_grad_()
+    y = op(maps, weight)
+    return [y, *torch.autograd.grad(y, (maps, weight), dy)]
+
+
+def compare(kernels, shape, k, dtype=torch.float32, device='cpu'):
+    """Raise AssertionError unless value and gradients are those of the convolution."""
+    n, m, h, w = shape
+    generator = torch.Generator().manual_seed(0)
+    sizes = (shape, (1, m, k, k), (n, h, w))
+    made = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in sizes]
+    ours = step(
+        lambda x, f: functions.spatial_conv(kernels, x, f), *(t.to(device, copy=True) for t in made)
+    )
+    theirs = step(
+        lambda x, f: F.conv2d(x, f, padding=k // 2)[:, 0], *(t.double() for t in made)
+    )
+    eps = 1e-11 if dtype == torch.float64 else 1e-5
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == dtype
+        a = a.detach().cpu().double()
+        torch.testing.assert_close(a, b.detach(), rtol=eps, atol=eps * float(b.abs().max()))
