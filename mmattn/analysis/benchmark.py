@@ -10,12 +10,14 @@ import statistics
 import time
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import mmattn.attention as attention
 
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'DRTAM', 'CAT')
 IMPLS = ('reference', 'fast')
+AGAINST = ('plain', 'timm')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 # Output of the stages of ResNet-50, where both papers gate it.
@@ -104,6 +106,30 @@ class Mul(nn.Module):
         return x * 1.5
 
 
+class PlainCAT(attention.CAT):
+    """CAT's equations at their plainest: an entropy is a softmax, a logarithm, a product and a sum,
+    and every channel is filtered as an image of its own, (N C, 1, H, W), by one k x 1 or k x k
+    kernel.
+
+    The same values as the reference, which filters one axis at a time, the channels in groups.
+    """
+
+    def _pool(self, x, channel=True, spatial=True):
+        images, taps = x.reshape(-1, 1, *x.shape[2:]), self.taps
+        found = []
+        for wanted, dims, kernel in (
+            (channel, (2, 3), taps[:, None]), (spatial, (1,), taps[:, None] * taps)
+        ):
+            if not wanted:
+                found.append((None,) * 3)
+                continue
+            smooth = F.conv2d(images, kernel[None, None], padding='same').view_as(x)
+            p = (x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1))
+            stats = dict(avg=x.mean(dims), max=smooth.amax(dims), ent=-(p * p.log()).sum(dims))
+            found.append(tuple(stats[pool] if pool in self.pools else None for pool in stats))
+        return x, *found
+
+
 def _timm(gate, channels):
     """timm's module of that gate (the best-known public eager code), or None."""
     from timm import layers
@@ -124,6 +150,8 @@ def candidates(gates, channels, against=()):
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+        if 'plain' in against and gate == 'CAT':
+            found['CAT plain'] = PlainCAT(channels, impl='reference')
         if 'timm' in against and (public := _timm(gate, channels)) is not None:
             found[f'{gate} timm'] = public
     return found
@@ -144,7 +172,8 @@ def modules(
 
     Returns:
         list[dict]: one row for `mul` and for each gate and implementation, with `ms`, `mul` (times
-        the time of `mul`), `speedup` (over the gate's reference), `saved` (units of x), `limit`
+        the time of `mul`), `speedup` (over the gate's reference), `fast` (of code `against` which
+        ours is measured: how many times faster ours is), `saved` (units of x), `limit`
         (the time of `mul` scaled to the gate's least traffic, as a share of its time; training
         only).
     """
@@ -180,6 +209,8 @@ def modules(
                     )
                     if impl:
                         row['speedup'] = ratio(times, f'{gate} reference', name)
+                    if impl not in ('', *IMPLS):
+                        row['fast'] = ratio(times, name, f'{gate} fast')
                     if backward:
                         row['saved'] = saved_bytes(module, x) / (x.numel() * x.element_size())
                         row['limit'] = LIMIT[gate] / LIMIT['mul'] / row['mul']
@@ -362,6 +393,7 @@ _FORMATS = dict(
     ms='{:.3f}',
     mul='{:.2f}',
     speedup='{:.2f}',
+    fast='{:.2f}',
     saved='{:.2f}',
     limit='{:.0%}',
     images_per_s='{:.2f}',

@@ -16,21 +16,20 @@ from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, 
 
 __all__ = [
     'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv', 'spatial_gate', 'spatial_pool',
-    'stats_dtype',
-    'strip_pool', 'sum_gate', 'use_impl'
+    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv', 'spatial_gate',
+    'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate', 'use_impl'
 ]
 
 
 def _run(op, x, impl, *args, **kwargs):
     kernels = kernels_for(x, impl)
-    if kernels is None:
+    if kernels is None or kernels.declines(op, x, **kwargs):
         return getattr(reference, op)(x, *args, **kwargs)
     return getattr(functions, op)(kernels, x, *args, **kwargs)
 
 
 def _check_shapes(shape, axes, tensors):
-    """Raise ValueError unless each tensor has its axes of the (N, C, H, W) `shape`: 'nc' is (N, C)."""
+    """Raise ValueError unless each has its axes of the (N, C, H, W) `shape`: 'nc' is (N, C)."""
     if torch.jit.is_tracing():
         return
     for names, tensor in zip(axes.split(), tensors, strict=True):
@@ -48,7 +47,7 @@ def _factors(x, axes, *factors):
 
 def channel_pool(x, maximum=False, impl=None):
     """Average, and maximum if asked, of each channel: `x, avg (N, C)[, max (N, C)]`."""
-    return _run('channel_pool', x, impl, maximum)
+    return _run('channel_pool', x, impl, maximum=maximum)
 
 
 def channel_gate(x, c, impl=None):
@@ -77,14 +76,15 @@ def rank1_gate(x, first, second=None, impl=None):
 
 
 def rank1_pool(planes, weights, chunks, taken=None, impl=None):
-    """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10): c (N, C), h (N, H), w (N, W).
+    """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10, 12-14).
 
-    `planes` are ch (N, C, H), cw (N, C, W), hw (N, H, W), as `strip_pool` gives them. `chunks` = (S,
-    M) counts the chunks of height and width, and of the channels. `weights` are the convolution of
-    the channels (1, 4 S), whose chunk s has the entries 4 s to 4 s + 3 for average and maximum of cw,
-    average and maximum of ch, and those of height and width (1, S + M + 1, 3), over the averages of S
-    chunks of hw, the averages of M chunks of the channels and their maximum. With `taken`, the (c, h,
-    w) of a first attention map, each plane first loses what that map took (eq. 12-14).
+    Gives c (N, C), h (N, H), w (N, W) of `planes`, which are ch (N, C, H), cw (N, C, W) and hw
+    (N, H, W) as `strip_pool` gives them. `chunks` = (S, M) counts the chunks of height and width,
+    and of the channels. `weights` are those of the channels' convolution (1, 4 S), of which chunk s
+    takes 4 s to 4 s + 3 for average and maximum of cw, average and maximum of ch; and those of
+    height and width (1, S + M + 1, 3), over the averages of the S chunks of hw, the averages of the
+    M chunks of the channels, and the channels' maximum. With `taken`, the (c, h, w) of a first
+    attention map, each plane first loses what that map took.
     """
     ch, cw, _ = planes = tuple(planes)
     shape = (*ch.shape, cw.shape[2])
@@ -114,7 +114,7 @@ def spatial_conv(maps, weight, impl=None):
     if not torch.jit.is_tracing() and (
             maps.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (1, maps.shape[1])
             or weight.shape[2] != weight.shape[3] or weight.shape[3] % 2 == 0):
-        raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, k, k) and k odd, got '
+        raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, k, k), k odd, got '
                          f'{tuple(maps.shape)} and {tuple(weight.shape)}')
     kernels = kernels_for(maps, impl) if maps.dtype == stats_dtype(maps) else None
     if kernels is None:

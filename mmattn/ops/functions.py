@@ -30,6 +30,7 @@ cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C)
 w: (N, W).
 
     supports(x) -> bool                 # dtype, device, layout, toolchain; never raises
+    declines(op, x, **options) -> bool  # whether PyTorch's own calls are quicker for this op and x
 
     channel_pool(x, maximum) -> avg, max | None, argmax | None
     channel_pool_grad(gx, gavg, gmax, argmax, inplace) -> dx

@@ -217,7 +217,8 @@ def test_views_fall_back(make):
 def test_empty_and_odd_inputs_fall_back():
     assert not native.supports(torch.zeros(0, 4, 5, 5))
     assert not native.supports(torch.zeros(2, 4, 5, 5, dtype=torch.int32))
-    assert not native.supports(torch.zeros(4, 5)) and not native.supports(torch.zeros(1, 2, 3, 4, 5))
+    assert not native.supports(torch.zeros(4, 5))
+    assert not native.supports(torch.zeros(1, 2, 3, 4, 5))
     assert not native.supports(torch.zeros(2, 5, 4).mT)  # a plane, but turned
     assert not native.supports(torch.zeros(2, 4, 5, 5, device='meta'))
     assert gate('SE', 16)(torch.zeros(0, 16, 5, 5)).shape == (0, 16, 5, 5)
@@ -314,3 +315,14 @@ def test_processes_that_build_at_once(tmp_path):
         error = job.communicate(timeout=400)[1]
         assert job.returncode == 0, error
     assert [p.suffix for p in (tmp_path / 'mmattn').iterdir()] == ['.so']
+
+
+@pytest.mark.parametrize('name', ('SE', 'ECA'))
+def test_small_maps_are_left_to_pytorch(name, monkeypatch):
+    """Where calling the kernels costs more than they save; not in 16 bits, nor CBAM's pool."""
+    monkeypatch.setattr(native, 'SMALL', 1000)
+    small, large = torch.randn(1, 16, 7, 7), torch.randn(2, 16, 7, 7)
+    for x, taken in ((small, False), (large, True), (small.bfloat16(), True)):
+        nodes = _nodes(gate(name, 16)(x.requires_grad_()))
+        assert ('_GateBackward' in nodes) == ('_ChannelPoolBackward' in nodes) == taken
+    assert '_ChannelPoolBackward' in _nodes(gate('CBAM', 16)(small))

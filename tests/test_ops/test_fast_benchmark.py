@@ -86,3 +86,25 @@ def test_saved_bytes():
     assert benchmark.saved_bytes(benchmark.Mul(), x) == 0
     assert benchmark.saved_bytes(torch.nn.Sigmoid(), x) == x.numel() * 4
     assert benchmark.saved_bytes(torch.nn.Conv2d(3, 1, 1), x) == x.numel() * 4  # not the weight
+
+
+def test_plain_cat_is_cat():
+    """What CAT is measured against computes the same."""
+    torch.manual_seed(0)
+    plain = benchmark.candidates(['CAT'], 16, ['plain'])['CAT plain'].double()
+    ours = benchmark.candidates(['CAT'], 16)['CAT reference'].double()
+    with torch.no_grad():
+        for p in plain.parameters():
+            p.normal_()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 16, 9, 8, dtype=torch.float64)
+    torch.testing.assert_close(plain(x), ours(x))
+
+
+def test_against_plain(tool, tmp_path):
+    rows = tmp_path / 'rows.json'
+    tool.main(['modules', '--shapes', '1x8x6x5', '--gates', 'CAT', '--rounds', '1']
+              + ['--against', 'plain', '--json', str(rows)])
+    found = {r['impl']: r for r in json.loads(rows.read_text())['rows']}
+    assert list(found) == ['', 'reference', 'fast', 'plain']
+    assert found['plain']['fast'] > 0 and 'fast' not in found['reference']

@@ -1,4 +1,4 @@
-"""DRTAM's descriptors of its planes: the CPU kernels against the float64 equations, and refusals."""
+"""DRTAM's descriptors of its planes: the CPU kernels against float64 equations, and refusals."""
 
 import pytest
 import rank1_cases
@@ -74,9 +74,11 @@ def test_threads_do_not_change_a_bit():
 
 @needs_kernels
 def test_equal_maxima_give_the_gradient_to_one():
-    planes = tuple(torch.ones(size, requires_grad=True) for size in ((1, 20, 6), (1, 20, 6), (1, 6, 6)))
+    sizes = (1, 20, 6), (1, 20, 6), (1, 6, 6)
+    planes = tuple(torch.ones(size, requires_grad=True) for size in sizes)
     weights = [torch.zeros(1, 4), torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)]
-    weights[0][0, 3] = weights[1][0, 2, 1] = 1  # maxima only: of ch over its chunk, and over the channels
+    # Maxima only: of ch over its chunk, and over the channels.
+    weights[0][0, 3] = weights[1][0, 2, 1] = 1
     c, h, _ = functions.rank1_pool(native, planes, weights, (1, 1))
     ch, cw, _ = torch.autograd.grad((c.sum(), h.sum()), planes, allow_unused=True)
     assert ch.sum() == 20 + 6 and set(ch.flatten().tolist()) <= {0.0, 1.0, 2.0}

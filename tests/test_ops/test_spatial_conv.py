@@ -82,7 +82,8 @@ def test_any_layout_of_the_maps():
 
 @pytest.mark.parametrize('impl', ('fast', 'reference'))
 @pytest.mark.parametrize(
-    'maps, weight', (((2, 3, 4), (1, 2, 7, 7)), ((1, 2, 3, 4), (2, 7, 7)), ((1, 2, 3, 4), (1, 2, 4, 4)))
+    'maps, weight',
+    (((2, 3, 4), (1, 2, 7, 7)), ((1, 2, 3, 4), (2, 7, 7)), ((1, 2, 3, 4), (1, 2, 4, 4))),
 )
 def test_wrong_shapes_are_refused(maps, weight, impl):
     with pytest.raises(ValueError, match='spatial_conv takes'):

@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import conv_cases
 import pytest
 import rank1_cases
 import torch
@@ -90,6 +91,11 @@ def test_planes(run, shape, chunks, taken):
 @pytest.mark.parametrize('used', ((0, ), (1, ), (0, 2)), ids=str)
 def test_planes_of_partly_used_descriptors(run, used):
     run(cases.compare_planes, (2, 9, 6, 5), (3, 2), True, used=used)
+
+
+@pytest.mark.parametrize('shape, k', conv_cases.SIZES, ids=str)
+def test_spatial_conv(run, shape, k):
+    run(cases.compare_conv, shape, k)
 
 
 @pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))

@@ -1,5 +1,7 @@
 """The Triton kernels on a GPU, at the sizes of real networks. Run them wherever there is one."""
+import conv_cases
 import pytest
+import rank1_cases
 import torch
 import triton_cases as cases
 
@@ -33,6 +35,20 @@ def test_unusual_values(name, fill, last):
 @pytest.mark.parametrize('name', cases.OPS)
 def test_nan(name, last):
     cases.compare(name, (2, 40, 30, 21), torch.float32, last, device='cuda', nan=True)
+
+
+@pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
+@pytest.mark.parametrize('shape, chunks', (
+    *rank1_cases.SIZES, ((8, 256, 56, 56), (3, 1)), ((4, 2048, 7, 7), (3, 4)),
+    ((2, 96, 200, 336), (3, 1))), ids=str)
+def test_planes(shape, chunks, taken):
+    cases.compare_planes(shape, chunks, taken, device='cuda')
+
+
+@pytest.mark.parametrize('shape, k', (
+    *conv_cases.SIZES, ((8, 2, 56, 56), 7), ((2, 1, 200, 336), 7)), ids=str)
+def test_spatial_conv(shape, k):
+    cases.compare_conv(shape, k, device='cuda')
 
 
 @LAYOUTS

@@ -4,6 +4,7 @@ Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a 
 """
 import importlib
 
+import conv_cases
 import rank1_cases
 import torch
 
@@ -11,7 +12,7 @@ from mmattn.ops import dispatch, functions, reference
 from mmattn.ops import triton as kernels
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'planes', 'entropy')
+MODULES = ('gate', 'pool', 'strip', 'planes', 'conv', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc', ),
@@ -146,6 +147,10 @@ def compare_planes(shape, chunks, taken, device='cpu', **kwargs):
     """DRTAM's descriptors of its planes, see `rank1_cases`."""
     args = rank1_cases.make(shape, chunks, taken)
     rank1_cases.compare(kernels, args, device=device, **kwargs)
+
+
+def compare_conv(shape, k, device='cpu'):
+    conv_cases.compare(kernels, shape, k, device=device)
 
 
 def compare_planes_with_nan(shape, chunks, taken):

@@ -64,9 +64,10 @@ def parse_args(argv):
     modules.add_argument(
         '--against',
         nargs='+',
-        choices=['timm'],
+        choices=b.AGAINST,
         default=[],
-        help='public eager code to time as well (pip install timm)',
+        help='code to time as well: plain, the equations of CAT at their plainest; timm, public'
+        ' eager code (pip install timm)',
     )
     modules.add_argument(
         '--inference', action='store_true', help='forward alone, without gradients'
@@ -94,7 +95,7 @@ def parse_args(argv):
         and (args.device, args.threads) != ('cpu', 1)
     ):
         parser.error('--clock cpu is for --device cpu --threads 1')
-    if args.command == 'modules' and args.against:
+    if args.command == 'modules' and 'timm' in args.against:
         try:
             import timm  # noqa: F401
         except ImportError:

@@ -8,12 +8,13 @@ from ..chunks import windows_tensor
 from .build import library
 
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+SMALL = 2**17  # elements
 _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
 
 def supports(x):
-    """Whether the kernels take x, a float CPU map in one of the two layouts or a plane of one; there
-    has to be a C++ compiler."""
+    """Whether the kernels take x: a float CPU map in one of the two layouts, or a plane of one; and
+    a C++ compiler."""
     return (
         x.device.type == 'cpu'
         and x.dtype in _DTYPES
@@ -26,6 +27,16 @@ def supports(x):
             and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
         )
         and library() is not None
+    )
+
+
+def declines(op, x, maximum=False, **_):
+    """On small maps PyTorch's own mean and product take less time than calling ours."""
+    return (
+        op in ('channel_pool', 'channel_gate')
+        and not maximum
+        and x.numel() < SMALL
+        and x.dtype in (torch.float32, torch.float64)
     )
 
 

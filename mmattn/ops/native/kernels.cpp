@@ -1550,13 +1550,8 @@ i64 entropy_pool(const T* x, Map m, bool last, const Acc<T>* taps, i64 k, Side<A
           };
           if (k == 5) across(std::integral_constant<int, 5>{});
           else across(std::integral_constant<int, 0>{});
-          A best = top.value[0];
-          Index<A> where = top.index[0];
-          for (int j = 1; j < Simd<A>::N; ++j)
-            if (beats(A(top.value[j]), best) || (top.value[j] == best && top.index[j] < where))
-              best = top.value[j], where = top.index[j];
-          spat.max[n * area + h * m.w + w] = best;
-          spat.at[n * area + h * m.w + w] = int32_t(where);
+          i64 position = n * area + h * m.w + w;
+          top.best(spat.max + position, spat.at + position);
         }
       }
     }

@@ -28,11 +28,12 @@ _MODULES = {
     'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
     'planes': ('rank1_pool', 'rank1_pool_grad'),
+    'conv': ('spatial_conv', 'spatial_conv_grad'),
     'entropy': ('entropy_pool', 'entropy_pool_grad'),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ['supports', *_HOME]
+__all__ = ['declines', 'supports', *_HOME]
 
 
 def __getattr__(name):
@@ -41,6 +42,10 @@ def __getattr__(name):
     found = getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
     globals()[name] = found
     return found
+
+
+def declines(op, x, **_):
+    return False
 
 
 @functools.cache
@@ -63,8 +68,8 @@ def _works(device):
 
 
 def supports(x):
-    """Whether the kernels take x: float32, bfloat16 or float16, 4-D and contiguous or channels_last,
-    or a contiguous 3-D plane, not empty, a sample of less than 2**31 elements, on a device of
+    """Whether the kernels take x: float32, bfloat16 or float16; 4-D, contiguous or channels_last,
+    or a contiguous 3-D plane; not empty, a sample of less than 2**31 elements; on a device of
     `_works`."""
     return (x.dim() in (3, 4) and x.numel() > 0
             and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -86,8 +86,8 @@ def rank1_pool_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr, h_pt
               at_w_ptr, n, channels, width, S, M, TAKEN, BR, BL)
     elif pid % 3 == 1:
         _side(ch_ptr, h_ptr, weights_ptr + 2, cuts_ptr, in_c_ptr, c_ptr,
-              parts_ptr + samples * channels, sh_ptr, at_h_ptr, n, channels, height, S, M, TAKEN, BR,
-              BL)
+              parts_ptr + samples * channels, sh_ptr, at_h_ptr, n, channels, height, S, M, TAKEN,
+              BR, BL)
     else:
         j = tl.arange(0, BL)
         in_w = j < width
@@ -212,7 +212,8 @@ def _side_grad(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, gc_ptr,
             g += tl.where(first, (gc * w_max)[:, None], 0.0)
             d_avg = tl.sum(gc * tl.sum(tl.where(inside, v, 0.0), 1), 0) * mean
             d_max = tl.sum(tl.where(in_c, gc * top, 0.0), 0)
-            dweights += tl.where(slot == 2 * s, d_avg, 0.0) + tl.where(slot == 2 * s + 1, d_max, 0.0)
+            dweights += tl.where(slot == 2 * s, d_avg, 0.0)
+            dweights += tl.where(slot == 2 * s + 1, d_max, 0.0)
         if TAKEN:
             gd = g * raw
             tl.store(dc_ptr + n * channels + i, -tl.sum(gd * f[None, :], 1), mask=in_c)
@@ -243,12 +244,12 @@ def rank1_pool_grad_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr,
     dw_ptr = dh_ptr + samples * height
     if pid % 3 == 0:
         _side_grad(cw_ptr, w_ptr, weights_ptr, cuts_ptr + 2 * S, in_c_ptr, c_ptr, gc_ptr, gsw_ptr,
-                   at_w_ptr, dcw_ptr, to, dtaken_ptr, dw_ptr, n, channels, width, S, M, TAKEN, BR, BL,
-                   BS)
+                   at_w_ptr, dcw_ptr, to, dtaken_ptr, dw_ptr, n, channels, width, S, M, TAKEN, BR,
+                   BL, BS)
     elif pid % 3 == 1:
         _side_grad(ch_ptr, h_ptr, weights_ptr + 2, cuts_ptr, in_c_ptr, c_ptr, gc_ptr, gsh_ptr,
-                   at_h_ptr, dch_ptr, to + 2, dtaken_ptr + second, dh_ptr, n, channels, height, S, M,
-                   TAKEN, BR, BL, BS)
+                   at_h_ptr, dch_ptr, to + 2, dtaken_ptr + second, dh_ptr, n, channels, height, S,
+                   M, TAKEN, BR, BL, BS)
     else:
         j = tl.arange(0, BL)
         in_w = j < width
