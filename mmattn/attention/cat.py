@@ -29,20 +29,6 @@ def gaussian(size, sigma=None):
     return (taps / taps.sum()).to(torch.get_default_dtype())
 
 
-def min_max(entropy, low, high):
-    """Stretch each sample's entropies to [low, high] (eq. 4); a constant map becomes `low`.
-
-    Differences that rounding alone can make count as none: eq. 4 would blow them up to the range.
-    """
-    flat = entropy.flatten(1)
-    least, most = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
-    spread = most - least
-    # Entropies are below 16 nats, where one rounding step is 8 eps.
-    spread = torch.where(spread > 64 * torch.finfo(entropy.dtype).eps, spread, 1)
-    unit = ((flat - least) / spread).view_as(entropy)
-    return unit if (low, high) == (0, 1) else low + (high - low) * unit
-
-
 @MODELS.register_module()
 class CAT(Gate):
     """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
@@ -170,7 +156,7 @@ class CAT(Gate):
 
     def _stack(self, avg, peak, ent):
         if ent is not None:
-            ent = min_max(ent, *self.entropy_range)
+            ent = ops.min_max(ent, *self.entropy_range, impl=self.impl)
         return torch.stack([stat for stat in (avg, peak, ent) if stat is not None], 1)
 
     def _weigh(self, stats, factors):

@@ -16,8 +16,8 @@ from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, 
 
 __all__ = [
     'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv', 'spatial_gate',
-    'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate', 'use_impl'
+    'min_max', 'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv',
+    'spatial_gate', 'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate', 'use_impl'
 ]
 
 
@@ -73,6 +73,18 @@ def rank1_gate(x, first, second=None, impl=None):
     first = _factors(x, 'nc nh nw', *first)
     second = None if second is None else _factors(x, 'nc nh nw', *second)
     return _run('rank1_gate', x, impl, first, second)
+
+
+def min_max(v, low, high, impl=None):
+    """Each sample of entropies v (N, ...) stretched to [low, high] (CAT, eq. 4).
+
+    A constant sample becomes `low`. Differences that rounding alone can make count as none: eq. 4
+    would blow them up to the whole range.
+    """
+    kernels = kernels_for(v.flatten(1).unsqueeze(1), impl) if v.dtype == stats_dtype(v) else None
+    if kernels is None:
+        return reference.min_max(v, low, high)
+    return functions.min_max(kernels, v, float(low), float(high))
 
 
 def rank1_pool(planes, weights, chunks, taken=None, impl=None):

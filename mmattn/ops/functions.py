@@ -59,6 +59,9 @@ w: (N, W).
     entropy_pool_grad(x, taps, gx, grads, saved, inplace) -> dx
         # grads: the six gradients in the order of the statistics, each may be None
 
+    min_max(v, low, high) -> u          # v: `acc`, (N, 1, L); each sample to [low, high]
+    min_max_grad(v, low, high, dy) -> dv
+
     channel_gate(x, c) -> y             # x * c
     channel_gate_grad(x, c, dy, need_x) -> dx, dc
     spatial_gate(x, s) -> y             # x * s
@@ -295,6 +298,28 @@ def spatial_conv(kernels, maps, weight):
     if _recorded(maps, weight):
         return _SpatialConv.apply(kernels, maps, weight)
     return kernels.spatial_conv(maps, weight)
+
+
+class _MinMax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, v, low, high):
+        ctx.kernels, ctx.range = kernels, (low, high)
+        ctx.save_for_backward(v)
+        return kernels.min_max(v, low, high)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        (v,) = ctx.saved_tensors
+        return None, ctx.kernels.min_max_grad(v, *ctx.range, dy=dy.contiguous()), None, None
+
+
+def min_max(kernels, v, low, high):
+    """Each sample of v stretched to [low, high]."""
+    flat = v.reshape(v.shape[0], 1, -1)
+    if _recorded(flat):
+        return _MinMax.apply(kernels, flat, low, high).view_as(v)
+    return kernels.min_max(flat, low, high).view_as(v)
 
 
 class _SpatialPool(_Pool):

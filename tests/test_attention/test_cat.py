@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mmattn.attention import CAT
-from mmattn.attention.cat import gaussian, min_max
+from mmattn.attention.cat import gaussian
+from mmattn.ops import min_max
 
 TABLE_6 = {
     '+ spatial': dict(arrangement='spatial', interior=False),

@@ -11,6 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import conv_cases
+import min_max_cases
 import pytest
 import rank1_cases
 import torch
@@ -91,6 +92,12 @@ def test_planes(run, shape, chunks, taken):
 @pytest.mark.parametrize('used', ((0, ), (1, ), (0, 2)), ids=str)
 def test_planes_of_partly_used_descriptors(run, used):
     run(cases.compare_planes, (2, 9, 6, 5), (3, 2), True, used=used)
+
+
+@pytest.mark.parametrize('values', min_max_cases.VALUES)
+@pytest.mark.parametrize('shape', min_max_cases.SHAPES, ids=str)
+def test_min_max(run, shape, values):
+    run(cases.compare_min_max, values, shape)
 
 
 @pytest.mark.parametrize('shape, k', conv_cases.SIZES, ids=str)

@@ -16,7 +16,8 @@ KERNELS = {
     'gate_kernel', 'gate_grad_kernel', 'outer_grad_kernel', 'pool_kernel', 'best_kernel',
     'channel_pool_grad_kernel', 'spatial_pool_grad_kernel', 'strip_pool_kernel',
     'strip_pool_grad_kernel', 'rank1_pool_kernel', 'rank1_conv_kernel', 'rank1_conv_grad_kernel',
-    'rank1_pool_grad_kernel', 'spatial_conv_kernel', 'spatial_conv_grad_kernel',
+    'rank1_pool_grad_kernel', 'spatial_conv_kernel', 'spatial_conv_grad_kernel', 'min_max_kernel',
+    'min_max_grad_kernel',
     'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
     'merge_kernel', 'maxima_kernel', 'entropy_grad_kernel'}
 
@@ -87,6 +88,9 @@ def launch_all(x, only=None):
             args = (nch, ncw, nhw), weights, (3, 1), taken
             out, saved = kernels.rank1_pool(*args)
             kernels.rank1_pool_grad(*args, out, saved)
+    if only in (None, 'min_max'):
+        kernels.min_max(nhw.flatten(1), 0.0, 1.0)
+        kernels.min_max_grad(nhw.flatten(1), 0.0, 1.0, dy=nhw.flatten(1))
     if only in (None, 'spatial_conv'):
         maps = torch.empty(n, 2, h, w, device='meta')
         weight = torch.empty(1, 2, 7, 7, device='meta')
@@ -115,7 +119,8 @@ def test_every_kernel_compiles(compiled, dtype, last):
 
 
 @pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'rank1_pool',
-                                  'spatial_pool', 'spatial_conv', 'coord_gate', 'entropy_pool'))
+                                  'spatial_pool', 'spatial_conv', 'min_max', 'coord_gate',
+                                  'entropy_pool'))
 def test_shapes_of_the_benchmark_compile(compiled, name):
     launch_all(empty((256, 256, 56, 56), torch.bfloat16, True), name)
     assert compiled

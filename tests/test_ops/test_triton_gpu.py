@@ -1,5 +1,6 @@
 """The Triton kernels on a GPU, at the sizes of real networks. Run them wherever there is one."""
 import conv_cases
+import min_max_cases
 import pytest
 import rank1_cases
 import torch
@@ -43,6 +44,12 @@ def test_nan(name, last):
     ((2, 96, 200, 336), (3, 1))), ids=str)
 def test_planes(shape, chunks, taken):
     cases.compare_planes(shape, chunks, taken, device='cuda')
+
+
+@pytest.mark.parametrize('values', min_max_cases.VALUES)
+@pytest.mark.parametrize('shape', (*min_max_cases.SHAPES, (8, 2048), (4, 200, 336)), ids=str)
+def test_min_max(shape, values):
+    cases.compare_min_max(values, shape, device='cuda')
 
 
 @pytest.mark.parametrize('shape, k', (

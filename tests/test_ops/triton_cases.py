@@ -5,6 +5,7 @@ Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a 
 import importlib
 
 import conv_cases
+import min_max_cases
 import rank1_cases
 import torch
 
@@ -12,7 +13,7 @@ from mmattn.ops import dispatch, functions, reference
 from mmattn.ops import triton as kernels
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'planes', 'conv', 'entropy')
+MODULES = ('gate', 'pool', 'strip', 'planes', 'conv', 'norm', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc', ),
@@ -147,6 +148,10 @@ def compare_planes(shape, chunks, taken, device='cpu', **kwargs):
     """DRTAM's descriptors of its planes, see `rank1_cases`."""
     args = rank1_cases.make(shape, chunks, taken)
     rank1_cases.compare(kernels, args, device=device, **kwargs)
+
+
+def compare_min_max(values, shape, device='cpu'):
+    min_max_cases.compare(kernels, values, shape, device=device)
 
 
 def compare_conv(shape, k, device='cpu'):

@@ -213,6 +213,18 @@ def spatial_conv_grad(maps, weight, *, dy):
     return dmaps, dweight
 
 
+def min_max(v, low, high):
+    out = torch.empty_like(v)
+    _run('min_max', v, v, out, v.shape[0], v[0].numel(), low, high)
+    return out
+
+
+def min_max_grad(v, low, high, *, dy):
+    dv = torch.empty_like(v)
+    _run('min_max_grad', v, v, dy, dv, v.shape[0], v[0].numel(), high - low)
+    return dv
+
+
 def _pointers(*tensors):
     return (ctypes.c_void_p * len(tensors))(*map(_ptr, tensors))
 

@@ -52,7 +52,7 @@ def library():
 def _load(path):
     lib = ctypes.CDLL(str(path))
     integer, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    kinds = dict(i=integer, n=size, p=pointer)
+    kinds = dict(i=integer, n=size, p=pointer, d=ctypes.c_double)
     # dtype, then as in kernels.cpp; 'nnnni' is N, C, H, W, channels_last.
     for name, args in dict(
         gate='iippnnnnippppi',
@@ -67,6 +67,8 @@ def _load(path):
         rank1_pool_grad='ipppnnnnnnpppppppppi',
         spatial_conv='ipppnnnnni',
         spatial_conv_grad='ipppppnnnnni',
+        min_max='ippnnddi',
+        min_max_grad='ipppnndi',
         outer='innnppp',
         outer_grad='innnppppp',
         entropy='ipnnnnipnpppi',

@@ -80,6 +80,16 @@ def _low_pass(z, taps, axis):
     return F.conv2d(z, kernel.expand(channels, -1, -1, -1), padding='same', groups=channels)
 
 
+def min_max(v, low, high):
+    flat = v.flatten(1)
+    least, most = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    spread = most - least
+    # Entropies are below 16 nats, where one rounding step is 8 eps.
+    spread = torch.where(spread > 64 * torch.finfo(v.dtype).eps, spread, 1)
+    unit = ((flat - least) / spread).view_as(v)
+    return unit if (low, high) == (0, 1) else low + (high - low) * unit
+
+
 def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=True):
     z = x.to(stats_dtype(x))
     c_avg = c_max = c_ent = s_avg = s_max = s_ent = None

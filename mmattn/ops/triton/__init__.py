@@ -29,6 +29,7 @@ _MODULES = {
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
     'planes': ('rank1_pool', 'rank1_pool_grad'),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
+    'norm': ('min_max', 'min_max_grad'),
     'entropy': ('entropy_pool', 'entropy_pool_grad'),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}

@@ -31,6 +31,11 @@ def nan_max(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def nan_min(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
 def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
     """Run `kernel` on the device of its first argument, which need not be the current one."""
     device = args[0].device
