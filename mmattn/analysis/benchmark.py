@@ -132,13 +132,15 @@ class PlainCAT(attention.CAT):
 
 def _timm(gate, channels):
     """timm's module of that gate (the best-known public eager code), or None."""
-    from timm import layers
+    from timm.layers.cbam import CbamModule
     from timm.layers.coord_attn import CoordAttn
+    from timm.layers.eca import EcaModule
+    from timm.layers.squeeze_excite import SEModule
 
     made = dict(
-        SE=lambda: layers.SEModule(channels, rd_ratio=1 / 16, rd_divisor=1),
-        ECA=lambda: layers.EcaModule(channels),
-        CBAM=lambda: layers.CbamModule(channels, rd_ratio=1 / 16, rd_divisor=1),
+        SE=lambda: SEModule(channels, rd_ratio=1 / 16, rd_divisor=1),
+        ECA=lambda: EcaModule(channels),
+        CBAM=lambda: CbamModule(channels, rd_ratio=1 / 16, rd_divisor=1),
         CoordAttention=lambda: CoordAttn(channels, rd_ratio=1 / 32, rd_divisor=1),
     )
     return made[gate]() if gate in made else None

@@ -108,3 +108,12 @@ def test_against_plain(tool, tmp_path):
     found = {r['impl']: r for r in json.loads(rows.read_text())['rows']}
     assert list(found) == ['', 'reference', 'fast', 'plain']
     assert found['plain']['fast'] > 0 and 'fast' not in found['reference']
+
+
+def test_against_timm(tool, tmp_path):
+    rows = tmp_path / 'rows.json'
+    tool.main(['modules', '--shapes', '1x32x6x5', '--rounds', '1', '--against', 'timm', '--dtypes',
+               'fp32', 'bf16', '--json', str(rows)])
+    found = [r for r in json.loads(rows.read_text())['rows'] if r['impl'] == 'timm']
+    assert [r['gate'] for r in found] == 2 * ['SE', 'ECA', 'CBAM', 'CoordAttention']
+    assert all(r['ms'] > 0 and r['fast'] > 0 for r in found)
