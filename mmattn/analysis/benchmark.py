@@ -5,6 +5,7 @@ down slows all of them, and a ratio is the median of the rounds' ratios.
 """
 
 import copy
+import ctypes
 import platform
 import statistics
 import time
@@ -51,6 +52,21 @@ def _synchronize(device):
 
 
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
+
+
+def keep_memory():
+    """Keep the memory that a step frees with the process, for the next step.
+
+    glibc gives large blocks back to the system or not by rules of its own, and taking them again
+    page by page can cost more than a gate does. What is measured here is the steady state, as with
+    the allocators that PyTorch recommends on CPUs. Elsewhere than on glibc this does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    for parameter, value in ((-3, 32 << 20), (-1, 2**31 - 1)):  # M_MMAP_, M_TRIM_THRESHOLD
+        mallopt(parameter, value)
 
 
 def timings(steps, device, rounds=15, seconds=0.01, clock='wall'):

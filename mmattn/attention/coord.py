@@ -8,6 +8,16 @@ from .checks import check_int
 from .gate import Gate, batch_norm
 
 
+class PointConv(nn.Conv1d):
+    """A 1-D convolution of kernel 1, as the matrix product it is: on CPUs that is quicker."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__(in_channels, out_channels, 1)
+
+    def forward(self, x):
+        return torch.matmul(self.weight.squeeze(2), x) + self.bias[:, None]
+
+
 @MODELS.register_module()
 class CoordAttention(Gate):
     """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
@@ -28,11 +38,11 @@ class CoordAttention(Gate):
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         hidden = max(8, in_channels // reduction)
-        self.conv = nn.Conv1d(in_channels, hidden, 1)
+        self.conv = PointConv(in_channels, hidden)
         self.norm = nn.BatchNorm1d(hidden)
         self.act = nn.Hardswish()
-        self.height_conv = nn.Conv1d(hidden, in_channels, 1)
-        self.width_conv = nn.Conv1d(hidden, in_channels, 1)
+        self.height_conv = PointConv(hidden, in_channels)
+        self.width_conv = PointConv(hidden, in_channels)
 
     def gate(self, x):
         x, ch, cw = ops.strip_pool(x, impl=self.impl)

@@ -9,6 +9,18 @@ from .checks import check_number, check_odd
 from .gate import Gate
 
 
+class ChannelConv(nn.Conv1d):
+    """A convolution along the channels of a descriptor, (N, C) -> (N, C), by `ops.spatial_conv`."""
+
+    def __init__(self, kernel_size):
+        super().__init__(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, avg, impl=None):
+        # A descriptor is a map one position high.
+        out = ops.spatial_conv(avg[:, None, None], self.weight.unsqueeze(2), impl=impl)
+        return out.squeeze(1) if self.bias is None else out.squeeze(1) + self.bias
+
+
 @MODELS.register_module()
 class ECA(Gate):
     """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
@@ -35,10 +47,10 @@ class ECA(Gate):
         if kernel_size is None:
             kernel_size = int(abs((math.log2(in_channels) + b) / gamma)) // 2 * 2 + 1
         check_odd('kernel_size', kernel_size)
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.conv = ChannelConv(kernel_size)
 
     def gate(self, x):
         x, avg = ops.channel_pool(x, impl=self.impl)
         avg = avg.to(self.conv.weight.dtype)
-        c = self.conv(avg.unsqueeze(1)).squeeze(1).sigmoid()
+        c = self.conv(avg, impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -47,9 +47,9 @@ w: (N, W).
     spatial_pool(x, c) -> avg, max, argmax              # over the channels of x * c
     spatial_pool_grad(x, c, gx, gavg, gmax, argmax, inplace) -> dx, dc
 
-    spatial_conv(maps, weight) -> out                   # (N, M, H, W), (1, M, k, k) -> (N, H, W)
+    spatial_conv(maps, weight) -> out                   # (N, M, H, W), (1, M, kh, kw) -> (N, H, W)
     spatial_conv_grad(maps, weight, dy) -> dmaps, dweight
-        # all `acc` and contiguous; k odd, zero padding
+        # all `acc` and contiguous; kh, kw odd, zero padding
 
     entropy_pool(x, taps, channel, spatial, avg, max, ent)
         -> (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved

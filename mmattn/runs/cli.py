@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,14 @@ def one_line_errors(debug):
         State.interrupted = True
         raise KeyboardInterrupt
 
+    def excepthook(kind, error, trace):
+        # A thread of a data worker, which inherits this, that finds us gone after Ctrl-C.
+        if (threading.current_thread() is threading.main_thread()
+                or not issubclass(kind, (ConnectionError, EOFError))):
+            hook(kind, error, trace)
+
     before = signal.signal(signal.SIGINT, interrupt)
+    hook, sys.excepthook = sys.excepthook, excepthook
     try:
         yield State
     except (Exception, KeyboardInterrupt) as error:
@@ -187,6 +195,7 @@ def one_line_errors(debug):
         return
     finally:
         signal.signal(signal.SIGINT, before)
+        sys.excepthook = hook
     # The other processes may be waiting in a collective call: no goodbyes.
     sys.stdout.flush()
     sys.stderr.flush()

@@ -53,7 +53,8 @@ def test_min_max(shape, values):
 
 
 @pytest.mark.parametrize('shape, k', (
-    *conv_cases.SIZES, ((8, 2, 56, 56), 7), ((2, 1, 200, 336), 7)), ids=str)
+    *conv_cases.SIZES, ((8, 2, 56, 56), (7, 7)), ((2, 1, 200, 336), (7, 7)),
+    ((256, 1, 1, 2048), (1, 7))), ids=str)
 def test_spatial_conv(shape, k):
     cases.compare_conv(shape, k, device='cuda')
 

@@ -4,10 +4,13 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+
+from mmattn.runs.cli import one_line_errors
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'quickstart' / 'resnet18-cat_digits-cifar.py'
@@ -151,3 +154,21 @@ def test_two_processes_say_it_once(tmp_path):
     assert ran.returncode == 2
     assert len(re.findall('^error: .*reducton', ran.stderr, re.M)) == 1
     assert 'Traceback' not in ran.stdout + ran.stderr
+
+
+def test_broken_connections_of_threads_say_nothing(capfd):
+    """After Ctrl-C data workers may find nobody to hand their tensors to."""
+    def report(error):
+        thread = threading.Thread(target=lambda: sys.excepthook(type(error), error, None))
+        thread.start()
+        thread.join()
+        return capfd.readouterr().err
+
+    before = sys.excepthook
+    with one_line_errors(debug=False):
+        assert report(ConnectionResetError('gone')) == ''
+        assert report(EOFError()) == ''
+        assert 'KeyError' in report(KeyError('fault'))
+        sys.excepthook(BrokenPipeError, BrokenPipeError('ours'), None)
+        assert 'ours' in capfd.readouterr().err
+    assert sys.excepthook is before

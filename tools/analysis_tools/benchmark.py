@@ -45,6 +45,11 @@ def parse_args(argv):
     common.add_argument(
         '--rounds', type=int, help='interleaved rounds (default: 15 modules, 5 network)'
     )
+    common.add_argument(
+        '--plain-malloc',
+        action='store_true',
+        help='on a CPU, let freed memory go back to the system as it would (see keep_memory)',
+    )
     common.add_argument('--json', type=Path, help='file for the rows and the machine, as JSON')
     common.add_argument(
         '--markdown', type=Path, help='file for the table (default: standard output)'
@@ -107,6 +112,8 @@ def main(argv=None):
     args = parse_args(sys.argv[1:] if argv is None else argv)
     if args.threads:
         torch.set_num_threads(args.threads)
+    if args.device == 'cpu' and not args.plain_malloc:
+        b.keep_memory()
     if args.command == 'modules':
         rows = b.modules(
             [s for group in args.shapes for s in group],

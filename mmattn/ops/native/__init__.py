@@ -201,15 +201,14 @@ def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
 def spatial_conv(maps, weight):
     n, _, h, w = maps.shape
     out = torch.empty((n, h, w), dtype=maps.dtype)
-    _run('spatial_conv', maps, maps, weight, out, *maps.shape, weight.shape[-1])
+    _run('spatial_conv', maps, maps, weight, out, *maps.shape, *weight.shape[2:])
     return out
 
 
 def spatial_conv_grad(maps, weight, *, dy):
     dmaps, dweight = torch.empty_like(maps), torch.empty_like(weight)
-    _run(
-        'spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *maps.shape, weight.shape[-1]
-    )  # fmt: skip
+    sizes = *maps.shape, *weight.shape[2:]
+    _run('spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *sizes)
     return dmaps, dweight
 
 

@@ -65,7 +65,8 @@ def rank1_pool(planes, weights, chunks, taken=None):
 
 
 def spatial_conv(maps, weight):
-    return F.conv2d(maps, weight, padding=int(weight.shape[-1]) // 2).squeeze(1)
+    padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
+    return F.conv2d(maps, weight, padding=padding).squeeze(1)
 
 
 def _entropy(z, dim):

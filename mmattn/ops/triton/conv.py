@@ -23,39 +23,39 @@ def _shifted(plane_ptr, i, j, height, width):
     return tl.load(plane_ptr + i[:, None] * width + j[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=['maps', 'height', 'width', 'k'])
-def spatial_conv_kernel(x_ptr, f_ptr, y_ptr, maps, height, width, k, BH: tl.constexpr,
+@triton.jit(do_not_specialize=['maps', 'height', 'width', 'kh', 'kw'])
+def spatial_conv_kernel(x_ptr, f_ptr, y_ptr, maps, height, width, kh, kw, BH: tl.constexpr,
                         BW: tl.constexpr):
     n, i, j, mask = _block(height, width, BH, BW)
     y = tl.zeros([BH, BW], tl.float32)
     for m in range(maps):
-        for a in range(k):
-            for b in range(k):
-                f = tl.load(f_ptr + (m * k + a) * k + b)
-                y += f * _shifted(x_ptr + (n * maps + m) * height * width, i + (a - k // 2),
-                                  j + (b - k // 2), height, width)
+        for a in range(kh):
+            for b in range(kw):
+                f = tl.load(f_ptr + (m * kh + a) * kw + b)
+                y += f * _shifted(x_ptr + (n * maps + m) * height * width, i + (a - kh // 2),
+                                  j + (b - kw // 2), height, width)
     tl.store(y_ptr + n * height * width + i[:, None] * width + j[None, :], y, mask=mask)
 
 
-@triton.jit(do_not_specialize=['maps', 'height', 'width', 'k'])
-def spatial_conv_grad_kernel(x_ptr, f_ptr, dy_ptr, dx_ptr, df_ptr, maps, height, width, k,
+@triton.jit(do_not_specialize=['maps', 'height', 'width', 'kh', 'kw'])
+def spatial_conv_grad_kernel(x_ptr, f_ptr, dy_ptr, dx_ptr, df_ptr, maps, height, width, kh, kw,
                              BH: tl.constexpr, BW: tl.constexpr):
-    """dx, and each program's part of df: (programs, maps, k, k)."""
+    """dx, and each program's part of df: (programs, maps, kh, kw)."""
     n, i, j, mask = _block(height, width, BH, BW)
     dy_ptr += n * height * width
     dy = _shifted(dy_ptr, i, j, height, width)
     for m in range(maps):
         plane = (n * maps + m) * height * width
         dx = tl.zeros([BH, BW], tl.float32)
-        for a in range(k):
-            for b in range(k):
-                down = a - k // 2
-                right = b - k // 2
-                at = (m * k + a) * k + b
+        for a in range(kh):
+            for b in range(kw):
+                down = a - kh // 2
+                right = b - kw // 2
+                at = (m * kh + a) * kw + b
                 dx += tl.load(f_ptr + at) * _shifted(dy_ptr, i - down, j - right, height, width)
                 x = _shifted(x_ptr + plane, i + down, j + right, height, width)
                 part = tl.sum(tl.sum(dy * x, 1), 0)
-                tl.store(df_ptr + tl.program_id(0) * maps * k * k + at, part)
+                tl.store(df_ptr + tl.program_id(0) * maps * kh * kw + at, part)
         tl.store(dx_ptr + plane + i[:, None] * width + j[None, :], dx, mask=mask)
 
 
@@ -70,7 +70,8 @@ def spatial_conv(maps, weight):
     n, m, h, w = maps.shape
     programs, block = _programs(maps)
     y = floats(maps, n, h, w)
-    launch(spatial_conv_kernel, programs, maps, weight, y, m, h, w, weight.shape[-1], **block)
+    launch(spatial_conv_kernel, programs, maps, weight, y, m, h, w, *weight.shape[2:],
+           **block)
     return y
 
 
@@ -79,5 +80,5 @@ def spatial_conv_grad(maps, weight, *, dy):
     programs, block = _programs(maps)
     dmaps, parts = torch.empty_like(maps), floats(maps, programs, *weight.shape)
     launch(spatial_conv_grad_kernel, programs, maps, weight, dy, dmaps, parts, m, h, w,
-           weight.shape[-1], **block)
+           *weight.shape[2:], **block)
     return dmaps, parts.sum(0)
