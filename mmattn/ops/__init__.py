@@ -119,14 +119,14 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
 
 
 def spatial_conv(maps, weight, impl=None):
-    """The zero-padded convolution of maps (N, M, H, W) to one, (N, H, W), by a weight (1, M, kh, kw).
+    """The zero-padded convolution of maps (N, M, H, W) by a weight (1, M, kh, kw): (N, H, W).
 
     kh and kw are odd. Maps and weight are of one dtype, which the result has.
     """
     if not torch.jit.is_tracing() and (
             maps.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (1, maps.shape[1])
             or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0):
-        raise ValueError('spatial_conv takes maps (N, M, H, W), weight (1, M, odd, odd), got '
+        raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd), got '
                          f'{tuple(maps.shape)} and {tuple(weight.shape)}')
     kernels = kernels_for(maps, impl) if maps.dtype == stats_dtype(maps) else None
     if kernels is None:
