@@ -7,6 +7,11 @@ from .checks import check_flags, check_int
 from .gate import Gate, batch_norm, mlp
 
 
+def _normalise(v, norm):
+    """Batch norm of a vector (N, L) as of one channel."""
+    return batch_norm(norm, v.to(norm.weight.dtype).unsqueeze(1)).squeeze(1)
+
+
 class RTAM(nn.Module):
     """Rank-1 tensor attention (3.1): planes (N, C, H), (N, C, W), (N, H, W) -> factors c, h, w."""
 
@@ -25,11 +30,10 @@ class RTAM(nn.Module):
 
     def forward(self, planes, mlp, taken=None, impl=None):
         weights = self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
-        c, h, w = (
-            batch_norm(norm, v.to(norm.weight.dtype).unsqueeze(1)).squeeze(1) for norm, v in zip(
-                (self.channel_norm, self.height_norm, self.width_norm),
-                ops.rank1_pool(planes, weights, self.chunks, taken, impl=impl), strict=True))
-        return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
+        c, h, w = ops.rank1_pool(planes, weights, self.chunks, taken, impl=impl)
+        c = mlp(_normalise(c, self.channel_norm))
+        h, w = _normalise(h, self.height_norm), _normalise(w, self.width_norm)
+        return c.sigmoid(), h.sigmoid(), w.sigmoid()
 
 
 @MODELS.register_module()

@@ -1,8 +1,9 @@
 """The arithmetic of the gates: pooling a feature map into descriptors, applying factors to it.
 
-A gate is pool -> middle (plain PyTorch modules on descriptors) -> apply. Every pooling op returns
-the feature map first, and the gate hands that one on to the applying op: the gradient of the
-feature map then flows back through the pooling op, which adds its own terms in the same pass.
+A gate is pool -> middle (layers on descriptors) -> apply. Every pooling op of a feature map returns
+that map first, and the gate hands it on to the applying op: the gradient of the feature map then
+flows back through the pooling op, which adds its own terms in the same pass. `rank1_pool`,
+`min_max` and `spatial_conv` belong to middles; the rest of these is plain PyTorch modules.
 
 Feature maps `x` and outputs `y` are (N, C, H, W) of one dtype and one memory format. Descriptors
 are float32 (float64 for a float64 `x`); factors are brought to that. `c` is (N, C), `s` (N, H, W);
