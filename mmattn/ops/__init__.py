@@ -29,6 +29,11 @@ def _run(op, x, impl, *args, **kwargs):
     return getattr(functions, op)(kernels, x, *args, **kwargs)
 
 
+def _impl_in(descriptors, impl):
+    """`impl`, but the equations for descriptors in 16 bits, which no kernel takes."""
+    return impl if descriptors.dtype == stats_dtype(descriptors) else 'reference'
+
+
 def _check_shapes(shape, axes, tensors):
     """Raise ValueError unless each has its axes of the (N, C, H, W) `shape`: 'nc' is (N, C)."""
     if torch.jit.is_tracing():
@@ -82,10 +87,8 @@ def min_max(v, low, high, impl=None):
     A constant sample becomes `low`. Differences that rounding alone can make count as none: eq. 4
     would blow them up to the whole range.
     """
-    kernels = kernels_for(v.flatten(1).unsqueeze(1), impl) if v.dtype == stats_dtype(v) else None
-    if kernels is None:
-        return reference.min_max(v, low, high)
-    return functions.min_max(kernels, v, float(low), float(high))
+    samples = v.flatten(1).unsqueeze(1)  # as planes, which kernels take
+    return _run('min_max', samples, _impl_in(v, impl), float(low), float(high)).view_as(v)
 
 
 def rank1_pool(planes, weights, chunks, taken=None, impl=None):
@@ -129,10 +132,7 @@ def spatial_conv(maps, weight, impl=None):
             or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0):
         raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd), got '
                          f'{tuple(maps.shape)} and {tuple(weight.shape)}')
-    kernels = kernels_for(maps, impl) if maps.dtype == stats_dtype(maps) else None
-    if kernels is None:
-        return reference.spatial_conv(maps, weight)
-    return functions.spatial_conv(kernels, maps, weight)
+    return _run('spatial_conv', maps, _impl_in(maps, impl), weight)
 
 
 def spatial_pool(x, c, impl=None):

@@ -59,7 +59,7 @@ w: (N, W).
     entropy_pool_grad(x, taps, gx, grads, saved, inplace) -> dx
         # grads: the six gradients in the order of the statistics, each may be None
 
-    min_max(v, low, high) -> u          # v: `acc`, (N, 1, L); each sample to [low, high]
+    min_max(v, low, high) -> u          # v: `acc`, (N, ...), contiguous; each sample
     min_max_grad(v, low, high, dy) -> dv
 
     channel_gate(x, c) -> y             # x * c
@@ -316,10 +316,10 @@ class _MinMax(torch.autograd.Function):
 
 def min_max(kernels, v, low, high):
     """Each sample of v stretched to [low, high]."""
-    flat = v.reshape(v.shape[0], 1, -1)
-    if _recorded(flat):
-        return _MinMax.apply(kernels, flat, low, high).view_as(v)
-    return kernels.min_max(flat, low, high).view_as(v)
+    v = v.contiguous()
+    if _recorded(v):
+        return _MinMax.apply(kernels, v, low, high)
+    return kernels.min_max(v, low, high)
 
 
 class _SpatialPool(_Pool):

@@ -14,12 +14,15 @@ class CPUAmpOptimWrapper(OptimWrapper):
     """
 
     training = False  # validation is in full precision
+    model = None
 
     @contextmanager
     def optim_context(self, model):
-        for name, module in model.named_modules():
-            if name.split('.')[-1] == 'backbone' and 'forward' not in vars(module):
-                module.forward = self._autocast(module.forward)
+        if self.model is not model:  # every iteration comes here, with the same one
+            self.model = model
+            for name, module in model.named_modules():
+                if name.split('.')[-1] == 'backbone':
+                    module.forward = self._autocast(module.forward)
         self.training = True
         try:
             with super().optim_context(model):

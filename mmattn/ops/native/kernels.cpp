@@ -264,6 +264,15 @@ void add_parts(const A* partial, A* out, i64 n, i64 parts, i64 pitch, i64 lanes_
   });
 }
 
+// out[l] = sum over samples of partial[n][l], whose rows are `pitch` apart
+template <class A> void add_samples(const double* partial, A* out, i64 n_, i64 pitch, i64 length) {
+  for (i64 l = 0; l < length; ++l) {
+    double s = 0;
+    for (i64 n = 0; n < n_; ++n) s += partial[n * pitch + l];
+    out[l] = A(s);
+  }
+}
+
 // ------------------------------------------------------------------------------------- gates
 
 // y = x * f(a, b): a belongs to the row, b to the lane. `back` adds P * df/da to ra and
@@ -1145,11 +1154,7 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
   });
   const i64 sizes[3] = {4 * p.chunks, kernel, kernel};
   for (i64 i = 0, from = 0; i < 3; from += sizes[i++])
-    for (i64 j = 0; j < sizes[i]; ++j) {
-      double sum = 0;
-      for (i64 n = 0; n < p.n; ++n) sum += partial[n * each + from + j];
-      dweights[i][j] = A(sum);
-    }
+    add_samples(&partial[from], dweights[i], p.n, each, sizes[i]);
 }
 
 // --------------------------------------------------- the convolution of maps to one (CBAM, CAT)
@@ -1238,11 +1243,7 @@ void spatial_conv_grad(const A* maps, const A* weights, const A* dy, A* dmaps, A
       grad(x, g, kh, kw, h, w, &partial[(n * m_ + m) * size]);
     }
   });
-  for (i64 i = 0; i < m_ * size; ++i) {
-    double sum = 0;
-    for (i64 n = 0; n < n_; ++n) sum += partial[n * m_ * size + i];
-    dweights[i] = A(sum);
-  }
+  add_samples(partial.data(), dweights, n_, m_ * size, m_ * size);
 }
 
 // ------------------------------------------------------------------------------ CAT's three pools

@@ -22,11 +22,29 @@ def _plane(ptr, n, i, j, rows, cols, in_rows, in_cols):
 
 
 @triton.jit
-def _kept(a_ptr, b_ptr, n, i, j, rows, cols, in_rows, in_cols):
-    """What an attention map of these two factors leaves of a plane."""
-    a = tl.load(a_ptr + n * rows + i, mask=in_rows, other=0.0)
-    b = tl.load(b_ptr + n * cols + j, mask=in_cols, other=0.0)
-    return 1 - a[:, None] * b[None, :]
+def _left(ptr, a_ptr, b_ptr, n, i, j, rows, cols, in_rows, in_cols, TAKEN: tl.constexpr):
+    """What an attention map of the factors a and b leaves of a plane; all of it without TAKEN."""
+    v = _plane(ptr, n, i, j, rows, cols, in_rows, in_cols)
+    if TAKEN:
+        a = tl.load(a_ptr + n * rows + i, mask=in_rows, other=0.0)
+        b = tl.load(b_ptr + n * cols + j, mask=in_cols, other=0.0)
+        v *= 1 - a[:, None] * b[None, :]
+    return v
+
+
+@triton.jit
+def _row_means(cuts_ptr, ptr, a_ptr, b_ptr, to_ptr, n, rows, cols, COUNT: tl.constexpr,
+               TAKEN: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr):
+    """The means of COUNT windows of a plane's rows, one strip after the other."""
+    j = tl.arange(0, BL)
+    in_cols = j < cols
+    for k in tl.static_range(COUNT):
+        begin, end, mean = _window(cuts_ptr, k)
+        sums = tl.zeros([BR, BL], tl.float32)
+        for start in range(begin, end, BR):
+            i = start + tl.arange(0, BR)
+            sums += _left(ptr, a_ptr, b_ptr, n, i, j, rows, cols, i < end, in_cols, TAKEN)
+        tl.store(to_ptr + k * cols + j, tl.sum(sums, 0) * mean, mask=in_cols)
 
 
 @triton.jit
@@ -41,9 +59,7 @@ def _side(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, part_ptr, st
     for start in range(0, channels, BR):
         i = start + tl.arange(0, BR)
         in_c = i < channels
-        v = _plane(plane_ptr, n, i, j, channels, length, in_c, in_l)
-        if TAKEN:
-            v *= _kept(c_ptr, f_ptr, n, i, j, channels, length, in_c, in_l)
+        v = _left(plane_ptr, c_ptr, f_ptr, n, i, j, channels, length, in_c, in_l, TAKEN)
         value = tl.zeros([BR], tl.float32)
         for s in tl.static_range(S):
             begin, end, mean = _window(in_l_ptr, s)
@@ -55,21 +71,12 @@ def _side(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, part_ptr, st
         v = tl.where(in_c[:, None], v, -float('inf'))
         arg = tl.where(v > best, tl.broadcast_to(i[:, None], [BR, BL]), arg)
         best = nan_max(v, best)
-    rows = strips_ptr + (n * (S + M + 1) + S) * length + j
+    strips_ptr += (n * (S + M + 1) + S) * length
     top = tl.reduce(best, 0, nan_max)
     arg = tl.min(tl.where(best == top[None, :], arg, BIG), 0)
-    tl.store(rows + M * length, top, mask=in_l)
+    tl.store(strips_ptr + M * length + j, top, mask=in_l)
     tl.store(at_ptr + n * length + j, tl.where(arg == BIG, 0, arg), mask=in_l)
-    for m in tl.static_range(M):
-        begin, end, mean = _window(in_c_ptr, m)
-        sums = tl.zeros([BR, BL], tl.float32)
-        for start in range(begin, end, BR):
-            i = start + tl.arange(0, BR)
-            v = _plane(plane_ptr, n, i, j, channels, length, i < end, in_l)
-            if TAKEN:
-                v *= _kept(c_ptr, f_ptr, n, i, j, channels, length, i < end, in_l)
-            sums += v
-        tl.store(rows + m * length, tl.sum(sums, 0) * mean, mask=in_l)
+    _row_means(in_c_ptr, plane_ptr, c_ptr, f_ptr, strips_ptr, n, channels, length, M, TAKEN, BR, BL)
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
@@ -95,24 +102,14 @@ def rank1_pool_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr, h_pt
         for start in range(0, height, BR):
             i = start + tl.arange(0, BR)
             in_h = i < height
-            v = _plane(hw_ptr, n, i, j, height, width, in_h, in_w)
-            if TAKEN:
-                v *= _kept(h_ptr, w_ptr, n, i, j, height, width, in_h, in_w)
+            v = _left(hw_ptr, h_ptr, w_ptr, n, i, j, height, width, in_h, in_w, TAKEN)
             for s in tl.static_range(S):
                 begin, end, mean = _window(cuts_ptr + 2 * S, s)
                 inside = ((j >= begin) & (j < end))[None, :]
                 tl.store(sh_ptr + (rows + s) * height + i,
                          tl.sum(tl.where(inside, v, 0.0), 1) * mean, mask=in_h)
-        for s in tl.static_range(S):
-            begin, end, mean = _window(cuts_ptr, s)
-            sums = tl.zeros([BR, BL], tl.float32)
-            for start in range(begin, end, BR):
-                i = start + tl.arange(0, BR)
-                v = _plane(hw_ptr, n, i, j, height, width, i < end, in_w)
-                if TAKEN:
-                    v *= _kept(h_ptr, w_ptr, n, i, j, height, width, i < end, in_w)
-                sums += v
-            tl.store(sw_ptr + (rows + s) * width + j, tl.sum(sums, 0) * mean, mask=in_w)
+        _row_means(cuts_ptr, hw_ptr, h_ptr, w_ptr, sw_ptr + rows * width, n, height, width, S,
+                   TAKEN, BR, BL)
 
 
 @triton.jit
@@ -193,7 +190,9 @@ def _side_grad(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, gc_ptr,
         raw = _plane(plane_ptr, n, i, j, channels, length, in_c, in_l)
         v = raw
         if TAKEN:
-            v *= _kept(c_ptr, f_ptr, n, i, j, channels, length, in_c, in_l)
+            c = tl.load(c_ptr + n * channels + i, mask=in_c, other=0.0)
+            kept = 1 - c[:, None] * f[None, :]
+            v *= kept
         gc = tl.load(gc_ptr + n * channels + i, mask=in_c, other=0.0)
         g = tl.where(i[:, None] == at[None, :], gpeak[None, :], 0.0)
         for m in tl.static_range(M):
@@ -217,9 +216,8 @@ def _side_grad(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, gc_ptr,
         if TAKEN:
             gd = g * raw
             tl.store(dc_ptr + n * channels + i, -tl.sum(gd * f[None, :], 1), mask=in_c)
-            c = tl.load(c_ptr + n * channels + i, mask=in_c, other=0.0)
             lost += gd * c[:, None]
-            g *= 1 - c[:, None] * f[None, :]
+            g *= kept
         tl.store(dplane_ptr + (n * channels + i)[:, None] * length + j[None, :], g,
                  mask=in_c[:, None] & in_l[None, :])
     tl.store(dweights_ptr + 4 * (slot // 2) + slot % 2, dweights, mask=slot < 2 * S)
