@@ -155,12 +155,14 @@ template <class A> INLINE Int<A> iota() {
 }
 template <class V> INLINE auto hsum(V v) {
   using A = std::remove_reference_t<decltype(v[0])>;
-  constexpr int n = sizeof(V) / sizeof(A);
-  A s[n];
-  std::memcpy(s, &v, sizeof v);
-  for (int k = n / 2; k; k /= 2)
-    for (int i = 0; i < k; ++i) s[i] += s[i + k];
-  return s[0];
+  if constexpr (sizeof v == 2 * sizeof(A)) {
+    return v[0] + v[1];
+  } else {
+    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
+    Half h[2];
+    std::memcpy(h, &v, sizeof v);
+    return hsum(Half(h[0] + h[1]));
+  }
 }
 
 // e^x, relative error below 2e-7 (float); below -87 the smallest normal number stands for zero.
@@ -628,12 +630,36 @@ template <class A> void transpose(const A* in, A* out, i64 n, i64 rows, i64 cols
   });
 }
 
+constexpr i64 kRows = 1024;  // a plane is taken so many elements of whole rows at a time
+
+// f(first column, number of vectors as a constant, columns in the last of them): the columns of a
+// contiguous plane, as many at once as their sums have registers. A sum that went through memory from
+// row to row would wait there: the end of one row is the beginning of the next.
+template <class A, class F> INLINE void columns(i64 width, F&& f) {
+  constexpr i64 N = Simd<A>::N;
+  for (i64 w = 0; w < width; w += 4 * N) {
+    i64 vectors = std::min<i64>(4, (width - w + N - 1) / N);
+    int last = int(std::min(width - w, 4 * N) - (vectors - 1) * N);
+    if (vectors == 4) f(w, std::integral_constant<int, 4>{}, last);
+    if (vectors == 3) f(w, std::integral_constant<int, 3>{}, last);
+    if (vectors == 2) f(w, std::integral_constant<int, 2>{}, last);
+    if (vectors == 1) f(w, std::integral_constant<int, 1>{}, last);
+  }
+}
+// f(offset, number of lanes) for each of NV vectors, of which the last has `last` lanes.
+template <class A, int NV, class F> INLINE void vectors(int last, F&& f) {
+  for (int j = 0; j + 1 < NV; ++j) f(j, Full<A>{});
+  f(NV - 1, last);
+}
+
 // A contiguous map's three means: over W, over H and (hw not null) over C.
 template <class T>
 void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
+  constexpr i64 N = Simd<A>::N;
   i64 area = m.h * m.w, pitch = padded<A>(area);
+  i64 rows = std::max<i64>(1, kRows / m.w);
   Cut cut(m.n, m.c);
   i64 units = m.n * cut.parts;
   Scratch<A> partial(hw ? units * pitch : 0);
@@ -645,24 +671,37 @@ void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
       constexpr int K = decltype(k_)::value;
       i64 plane = n * m.c + c;
       const T* xp = x + plane * area;
-      for (int k = 0; k < K; ++k) std::fill_n(cw + (plane + k) * m.w, m.w, A(0));
-      for (i64 h = 0; h < m.h; ++h) {
-        V row[K] = {};
-        lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
-          V across = hw ? ld(sum + h * m.w + w, r) : V{};
-          for (int k = 0; k < K; ++k) {
-            V v = ld(xp + k * area + h * m.w + w, r);
-            A* col = cw + (plane + k) * m.w + w;
-            row[k] += v;
-            across += v;
-            st(col, ld(col, r) + v, r);
-          }
-          if (hw) st(sum + h * m.w + w, across, r);
-        });
-        for (int k = 0; k < K; ++k) ch[(plane + k) * m.h + h] = hsum(row[k]) / A(m.w);
+      std::fill_n(ch + plane * m.h, K * m.h, A(0));
+      std::fill_n(cw + plane * m.w, K * m.w, A(0));
+      for (i64 h0 = 0; h0 < m.h; h0 += rows) {
+        i64 h1 = std::min(h0 + rows, m.h);
+        if (hw)
+          lanes<A>(h0 * m.w, h1 * m.w, [&](i64 l, auto r) FLAT {
+            V across = ld(sum + l, r);
+            for (int k = 0; k < K; ++k) across += ld(xp + k * area + l, r);
+            st(sum + l, across, r);
+          });
+        for (int k = 0; k < K; ++k)
+          columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
+            constexpr int NV = decltype(nv)::value;
+            V down[NV] = {};
+            for (i64 h = h0; h < h1; ++h) {
+              V along = {};
+              vectors<A, NV>(last, [&](int j, auto r) FLAT {
+                V v = ld(xp + k * area + h * m.w + w + j * N, r);
+                along += v;
+                down[j] += v;
+              });
+              ch[(plane + k) * m.h + h] += hsum(along);
+            }
+            vectors<A, NV>(last, [&](int j, auto r) FLAT {
+              A* to = cw + (plane + k) * m.w + w + j * N;
+              st(to, ld(to, r) + down[j], r);
+            });
+          });
       }
-      for (int k = 0; k < K; ++k)
-        for (i64 w = 0; w < m.w; ++w) cw[(plane + k) * m.w + w] /= A(m.h);
+      for (i64 i = 0; i < K * m.h; ++i) ch[plane * m.h + i] /= A(m.w);
+      for (i64 i = 0; i < K * m.w; ++i) cw[plane * m.w + i] /= A(m.h);
     };
     i64 c = c0;
     for (; long_rows<T>(area) && c + 4 <= c1; c += 4) step(c, std::integral_constant<int, 4>{});
@@ -732,17 +771,30 @@ void strips_grad(const T* gx, T* dx, Map m, bool last, const Acc<T>* gch, const 
   A ih = A(1. / m.h), iw = A(1. / m.w), ic = A(1. / m.c);
   i64 size = m.n * m.c * m.h * m.w;
   if (!last) {
-    parallel(m.n * m.c, size, threads, [&](i64 plane) {
-      for (i64 h = 0; h < m.h; ++h) {
-        i64 o = (plane * m.h + h) * m.w;
-        V row = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
-        const A* hw = ghw ? ghw + (plane / m.c * m.h + h) * m.w : nullptr;
-        lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
-          V v = ld(gx + o + w, r) + row;
-          if (gcw) v += ld(gcw + plane * m.w + w, r) * ih;
-          if (hw) v += ld(hw + w, r) * ic;
-          st(dx + o + w, v, r);
-        });
+    // What is added to a plane, then the plane as one long row: gx may be dx, and a row would wait for
+    // the end of the one before to be written.
+    constexpr i64 each = 8;
+    i64 area = m.h * m.w, groups = (m.c + each - 1) / each;
+    i64 rows = std::max<i64>(1, kRows / m.w);
+    parallel(m.n * groups, size, threads, [&](i64 u) {
+      i64 n = u / groups, c0 = u % groups * each;
+      Scratch<A> term(rows * m.w + Simd<A>::N), right(padded<A>(m.w));
+      const A* hw = ghw ? ghw + n * area : nullptr;
+      for (i64 plane = n * m.c + c0; plane < n * m.c + std::min(c0 + each, m.c); ++plane) {
+        for (i64 w = 0; w < m.w; ++w) right[w] = gcw ? gcw[plane * m.w + w] * ih : A(0);
+        for (i64 h0 = 0; h0 < m.h; h0 += rows) {
+          i64 h1 = std::min(h0 + rows, m.h);
+          for (i64 h = h0; h < h1; ++h) {
+            V row = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
+            for (i64 w = 0; w < m.w; w += Simd<A>::N)  // what is too much, the next row overwrites
+              st(term + (h - h0) * m.w + w, row + ld(right + w, Full<A>{}), Full<A>{});
+          }
+          lanes<A>(h0 * m.w, h1 * m.w, [&](i64 l, auto r) FLAT {
+            V v = ld(term + (l - h0 * m.w), Full<A>{});
+            if (hw) v += ld(hw + l, r) * ic;
+            st(dx + plane * area + l, ld(gx + plane * area + l, r) + v, r);
+          });
+        }
       }
     });
     return;
@@ -773,23 +825,33 @@ void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   using A = Acc<T>;
   using V = Vec<A>;
   parallel(m.n * m.c, m.n * m.c * m.h * m.w, threads, [&](i64 plane) {
-    const A* right = fw + plane * m.w;
-    A* col = dw ? dw + plane * m.w : nullptr;
-    if (dy) std::fill_n(col, m.w, A(0));
-    for (i64 h = 0; h < m.h; ++h) {
-      i64 o = (plane * m.h + h) * m.w;
-      V down = all<A>(fh[plane * m.h + h]), row = {};
-      lanes<A>(0, m.w, [&](i64 w, auto r) FLAT {
-        V f = ld(right + w, r), v = ld(x + o + w, r);
-        if (!dy) return st(out + o + w, v * (down * f), r);
-        V g = ld(dy + o + w, r);
-        if (out) st(out + o + w, g * (down * f), r);
-        v *= g;
-        row += v * f;
-        st(col + w, ld(col + w, r) + v * down, r);
+    if (dy) std::fill_n(dh + plane * m.h, m.h, A(0));
+    columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
+      constexpr int NV = decltype(nv)::value;
+      V f[NV], col[NV] = {};
+      vectors<A, NV>(last, [&](int j, auto r) FLAT {
+        f[j] = ld(fw + plane * m.w + w + j * Simd<A>::N, r);
       });
-      if (dy) dh[plane * m.h + h] = hsum(row);
-    }
+      for (i64 h = 0; h < m.h; ++h) {
+        i64 o = (plane * m.h + h) * m.w + w;
+        V down = all<A>(fh[plane * m.h + h]), row = {};
+        vectors<A, NV>(last, [&](int j, auto r) FLAT {
+          i64 at = o + j * Simd<A>::N;
+          V v = ld(x + at, r);
+          if (!dy) return st(out + at, v * (down * f[j]), r);
+          V g = ld(dy + at, r);
+          if (out) st(out + at, g * (down * f[j]), r);
+          v *= g;
+          row += v * f[j];
+          col[j] += v * down;
+        });
+        if (dy) dh[plane * m.h + h] += hsum(row);
+      }
+      if (dy)
+        vectors<A, NV>(last, [&](int j, auto r) FLAT {
+          st(dw + plane * m.w + w + j * Simd<A>::N, col[j], r);
+        });
+    });
   });
 }
 
