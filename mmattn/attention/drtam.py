@@ -4,7 +4,7 @@ from torch import nn
 from mmattn import ops
 
 from .checks import check_flags, check_int
-from .gate import Gate, batch_norm, mlp
+from .gate import Gate, batch_norm, is_plain, mlp, norm_state
 
 
 def _normalise(v, norm):
@@ -17,8 +17,7 @@ class RTAM(nn.Module):
 
     def __init__(self, num_chunks, num_channel_chunks):
         super().__init__()
-        self.chunks = (num_chunks, num_channel_chunks)
-        strips = sum(self.chunks) + 1
+        strips = num_chunks + num_channel_chunks + 1
         # These layers hold weights; `ops.rank1_pool` applies them together with the pooling.
         # Eq. 5's convolution of kernel (1, 4S) is over channels that lie last.
         self.channel_conv = nn.Linear(4 * num_chunks, 1, bias=False)
@@ -28,12 +27,20 @@ class RTAM(nn.Module):
         self.width_conv = nn.Conv1d(strips, 1, 3, padding=1, bias=False)
         self.width_norm = nn.BatchNorm1d(1)
 
+        self.chunks = (num_chunks, num_channel_chunks)
+
+    @property
+    def weights(self):
+        return self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
+
+    @property
+    def norms(self):
+        return self.channel_norm, self.height_norm, self.width_norm
+
     def forward(self, planes, mlp, taken=None, impl=None):
-        weights = self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
-        c, h, w = ops.rank1_pool(planes, weights, self.chunks, taken, impl=impl)
-        c = mlp(_normalise(c, self.channel_norm))
-        h, w = _normalise(h, self.height_norm), _normalise(w, self.width_norm)
-        return c.sigmoid(), h.sigmoid(), w.sigmoid()
+        descriptors = ops.rank1_pool(planes, self.weights, self.chunks, taken, impl=impl)
+        c, h, w = (_normalise(v, norm) for v, norm in zip(descriptors, self.norms, strict=True))
+        return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
 
 
 @MODELS.register_module()
@@ -72,10 +79,23 @@ class DRTAM(Gate):
         self.complement = RTAM(num_chunks, num_channel_chunks) if dual else None
 
     def gate(self, x):
+        modules = [self.initial] if self.complement is None else [self.initial, self.complement]
+        if self._is_plain(modules):
+            n, *lengths = x.shape
+            states = [(module.weights, [norm_state(norm, n * length) for norm, length
+                                        in zip(module.norms, lengths, strict=True)])
+                      for module in modules]
+            layers = self.mlp[0].weight, self.mlp[0].bias, self.mlp[2].weight, self.mlp[2].bias
+            return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
         x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
-        first = self.initial(planes, self.mlp, impl=self.impl)
-        if self.complement is None:
-            return ops.rank1_gate(x, first, impl=self.impl)
-        # Eq. 12-14: the second map sees what the first left of the planes.
-        second = self.complement(planes, self.mlp, taken=first, impl=self.impl)
-        return ops.rank1_gate(x, first, second, impl=self.impl)
+        factors = []
+        for module in modules:  # eq. 12-14: the second sees what the first left of the planes
+            factors.append(module(planes, self.mlp, *factors, impl=self.impl))
+        return ops.rank1_gate(x, *factors, impl=self.impl)
+
+    def _is_plain(self, modules):
+        """Whether one op may stand for all layers: none replaced (SyncBatchNorm) or listened to."""
+        return (is_plain(self.mlp, nn.Sequential)
+                and is_plain(self.mlp[0], nn.Linear) and is_plain(self.mlp[2], nn.Linear)
+                and all(is_plain(module, RTAM) for module in modules)
+                and all(is_plain(norm, nn.BatchNorm1d) for m in modules for norm in m.norms))

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmattn.ops import check_impl, spatial_conv
+from mmattn.ops import Norm, check_impl, spatial_conv
 
 from .checks import check_int
 
@@ -28,6 +28,27 @@ def batch_norm(norm, x):
         return F.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
     return norm(x)
+
+
+def is_plain(module, kind):
+    """Whether a module is of that very class and nobody listens to it: it may be stood in for."""
+    return type(module) is kind and not (
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
+        or module._backward_pre_hooks)
+
+
+def norm_state(norm, values):
+    """What a plain BatchNorm1d of one channel does to so many values, as an `ops.Norm`.
+
+    It is asked once for each batch, which it counts; of a single value as in `batch_norm`.
+    """
+    momentum = None
+    if norm.training and values > 1:
+        norm.num_batches_tracked.add_(1)
+        # Without a momentum the running statistics are those of all batches.
+        momentum = norm.momentum
+        momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
+    return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
 
 
 class SpatialConv(nn.Conv2d):

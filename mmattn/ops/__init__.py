@@ -4,6 +4,7 @@ A gate is pool -> middle (layers on descriptors) -> apply. Every pooling op of a
 that map first, and the gate hands it on to the applying op: the gradient of the feature map then
 flows back through the pooling op, which adds its own terms in the same pass. `rank1_pool`,
 `min_max` and `spatial_conv` belong to middles; the rest of these is plain PyTorch modules.
+`rank1_attention` is all three in one.
 
 Feature maps `x` and outputs `y` are (N, C, H, W) of one dtype and one memory format. Descriptors
 are float32 (float64 for a float64 `x`); factors are brought to that. `c` is (N, C), `s` (N, H, W);
@@ -14,11 +15,13 @@ import torch
 
 from . import functions, reference
 from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, use_impl
+from .norm import Norm
 
 __all__ = [
-    'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'min_max', 'product_gate', 'rank1_gate', 'rank1_pool', 'set_impl', 'spatial_conv',
-    'spatial_gate', 'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate', 'use_impl'
+    'Norm', 'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
+    'min_max', 'product_gate', 'rank1_attention', 'rank1_gate', 'rank1_pool', 'set_impl',
+    'spatial_conv', 'spatial_gate', 'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate',
+    'use_impl'
 ]
 
 
@@ -91,6 +94,16 @@ def min_max(v, low, high, impl=None):
     return _run('min_max', samples, _impl_in(v, impl), float(low), float(high)).view_as(v)
 
 
+def _check_weights(weights, chunks):
+    """Raise ValueError unless these are `rank1_pool`'s three."""
+    channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
+    for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
+        if tuple(weight.shape) != allowed:
+            raise ValueError(f'with {tuple(chunks)} chunks the weights must be '
+                             f'{(channel, strips, strips)}, got '
+                             f'{tuple(tuple(weight.shape) for weight in weights)}')
+
+
 def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10, 12-14).
 
@@ -107,12 +120,7 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     _check_shapes(shape, 'nch ncw nhw', planes)
     if taken is not None:
         _check_shapes(shape, 'nc nh nw', taken)
-    channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
-    for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
-        if tuple(weight.shape) != allowed:
-            raise ValueError(f'with {tuple(chunks)} chunks the weights must be '
-                             f'{(channel, strips, strips)}, got '
-                             f'{tuple(tuple(weight.shape) for weight in weights)}')
+    _check_weights(weights, chunks)
     dtype = stats_dtype(ch)
     weights = tuple(weight.to(dtype) for weight in weights)
     taken = None if taken is None else tuple(factor.to(dtype) for factor in taken)
@@ -120,6 +128,36 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     if kernels is None:
         return reference.rank1_pool(planes, weights, chunks, taken)
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
+
+
+def rank1_attention(x, modules, mlp, chunks, impl=None):
+    """All of DRTAM: `x * A` of one attention module, `x * (A + (1 - A) * A2)` of two.
+
+    `modules` holds for each the `weights` of its `rank1_pool`, and a `Norm` of each descriptor: c,
+    h and w. A descriptor is normalised as of one channel; c passes the MLP (eq. 6), `mlp` = weight
+    (hidden, C), bias (hidden,), weight (C, hidden), bias (C,); then all pass a sigmoid (eq. 11) and
+    are the factors of the map (eq. 2). The mean and var of a norm with a momentum are updated.
+    """
+    channels, hidden = x.shape[1], mlp[0].shape[0]
+    allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
+    if tuple(tuple(t.shape) for t in mlp) != allowed:
+        raise ValueError(f'of {channels} channels the MLP must be {allowed}, got '
+                         f'{tuple(tuple(t.shape) for t in mlp)}')
+    for weights, _ in modules:
+        _check_weights(weights, chunks)
+    kernels = kernels_for(x, impl)
+    if kernels is not None:
+        tensors = [*mlp]
+        for weights, norms in modules:
+            tensors += (*weights, *(t for norm in norms for t in norm[:4]))
+        if all(t.dtype == stats_dtype(x) for t in tensors):
+            return functions.rank1_attention(kernels, x, modules, mlp, chunks)
+    x, *planes = strip_pool(x, channel=True, impl=impl)
+    factors = []
+    for weights, norms in modules:
+        descriptors = rank1_pool(planes, weights, chunks, *factors, impl=impl)
+        factors.append(reference.rank1_layers(descriptors, norms, mlp))
+    return rank1_gate(x, *factors, impl=impl)
 
 
 def spatial_conv(maps, weight, impl=None):

@@ -44,6 +44,13 @@ w: (N, W).
     rank1_pool_grad(planes, weights, chunks, taken, grads, saved) -> dplanes, dweights, dtaken
         # grads: of c, h, w, each may be None; each result a tuple, dtaken None without taken
 
+    rank1_attention(x, params, states, chunks) -> y, saved
+        # all of DRTAM. params: the MLP's weight, bias, weight, bias, then of each of the one or two
+        # modules three weights of rank1_pool, three weights and three biases of norms; states: mean
+        # and var (updated in place), momentum or None, eps of each norm; `acc` and contiguous
+    rank1_attention_grad(x, params, rules, chunks, saved, dy, need_x) -> dx, dparams
+        # rules: momentum and eps of each norm
+
     spatial_pool(x, c) -> avg, max, argmax              # over the channels of x * c
     spatial_pool_grad(x, c, gx, gavg, gmax, argmax, inplace) -> dx, dc
 
@@ -277,6 +284,41 @@ def rank1_pool(kernels, planes, weights, chunks, taken=None):
     if _recorded(*tensors):
         return _Rank1Pool.apply(kernels, chunks, *tensors)
     return kernels.rank1_pool(tensors[:3], tensors[3:6], chunks, tensors[6:] or None)[0]
+
+
+class _Rank1Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, kernels, states, chunks, x, *params):
+        y, saved = kernels.rank1_attention(x, params, states, chunks)
+        for mean, var, momentum, _ in states:
+            if momentum is not None:  # the kernels wrote to them behind autograd's back
+                torch.autograd.graph.increment_version(mean)
+                torch.autograd.graph.increment_version(var)
+        ctx.kernels, ctx.chunks, ctx.last = kernels, chunks, _last(x)
+        ctx.rules = [state[2:] for state in states]
+        ctx.count = len(params)
+        ctx.save_for_backward(x, *params, *saved)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, *kept = ctx.saved_tensors
+        params, saved = kept[: ctx.count], kept[ctx.count :]
+        dx, dparams = ctx.kernels.rank1_attention_grad(
+            x, params, ctx.rules, ctx.chunks, saved, dy=_dense(dy, ctx.last),
+            need_x=ctx.needs_input_grad[3],
+        )  # fmt: skip
+        return None, None, None, dx, *dparams
+
+
+def rank1_attention(kernels, x, modules, mlp, chunks):
+    """All of DRTAM. `modules`: of each the weights of `rank1_pool` and its norms."""
+    params = list(mlp)
+    for weights, norms in modules:
+        params += [*weights, *(norm.weight for norm in norms), *(norm.bias for norm in norms)]
+    states = [norm[2:] for _, norms in modules for norm in norms]
+    return _Rank1Attention.apply(kernels, states, chunks, x, *(p.contiguous() for p in params))
 
 
 class _SpatialConv(torch.autograd.Function):

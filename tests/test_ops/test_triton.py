@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
+import attention_cases
 import conv_cases
 import min_max_cases
 import pytest
@@ -92,6 +93,23 @@ def test_planes(run, shape, chunks, taken):
 @pytest.mark.parametrize('used', ((0, ), (1, ), (0, 2)), ids=str)
 def test_planes_of_partly_used_descriptors(run, used):
     run(cases.compare_planes, (2, 9, 6, 5), (3, 2), True, used=used)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('shape, chunks, modules', attention_cases.SIZES, ids=str)
+def test_attention(run, shape, chunks, modules, last):
+    run(cases.compare_attention, shape, chunks, modules, last=last)
+
+
+@pytest.mark.parametrize('momenta', (attention_cases.EVAL, attention_cases.MIXED),
+                         ids=('eval', 'mixed'))
+def test_attention_by_running_statistics(run, momenta):
+    run(cases.compare_attention, (3, 6, 7, 5), (3, 2), 2, momenta=momenta)
+
+
+def test_attention_in_parts(run):
+    """Descriptors that many programs share."""
+    run(cases.compare_attention, (24, 400, 2, 3), (1, 1), 1)
 
 
 @pytest.mark.parametrize('values', min_max_cases.VALUES)

@@ -17,7 +17,8 @@ KERNELS = {
     'channel_pool_grad_kernel', 'spatial_pool_grad_kernel', 'strip_pool_kernel',
     'strip_pool_grad_kernel', 'rank1_pool_kernel', 'rank1_conv_kernel', 'rank1_conv_grad_kernel',
     'rank1_pool_grad_kernel', 'spatial_conv_kernel', 'spatial_conv_grad_kernel', 'min_max_kernel',
-    'min_max_grad_kernel',
+    'min_max_grad_kernel', 'moments_of_kernel', 'rank1_norm_kernel', 'rank1_norm_sums_kernel',
+    'rank1_norm_grad_kernel',
     'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
     'merge_kernel', 'maxima_kernel', 'entropy_grad_kernel'}
 
@@ -88,6 +89,13 @@ def launch_all(x, only=None):
             args = (nch, ncw, nhw), weights, (3, 1), taken
             out, saved = kernels.rank1_pool(*args)
             kernels.rank1_pool_grad(*args, out, saved)
+    if only in (None, 'rank1_attention'):
+        params = [torch.empty(s, device='meta') for s in (
+            (8, c), (8,), (c, 8), (c,), *((1, 12), (1, 5, 3), (1, 5, 3), *[(1,)] * 6) * 2)]
+        states = [(torch.empty(1, device='meta'), torch.empty(1, device='meta'), 0.1, 1e-5)] * 6
+        _, saved = kernels.rank1_attention(x, params, states, (3, 1))
+        rules = [state[2:] for state in states]
+        kernels.rank1_attention_grad(x, params, rules, (3, 1), saved, dy=x, need_x=True)
     if only in (None, 'min_max'):
         kernels.min_max(nhw.flatten(1), 0.0, 1.0)
         kernels.min_max_grad(nhw.flatten(1), 0.0, 1.0, dy=nhw.flatten(1))
@@ -120,13 +128,14 @@ def test_every_kernel_compiles(compiled, dtype, last):
 
 @pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'rank1_pool',
                                   'spatial_pool', 'spatial_conv', 'min_max', 'coord_gate',
-                                  'entropy_pool'))
+                                  'rank1_attention', 'entropy_pool'))
 def test_shapes_of_the_benchmark_compile(compiled, name):
     launch_all(empty((256, 256, 56, 56), torch.bfloat16, True), name)
     assert compiled
 
 
-@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'entropy_pool'))
+@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'rank1_attention',
+                                  'entropy_pool'))
 def test_odd_shapes_compile(compiled, name):
     launch_all(empty((1, 3, 1, 5), torch.bfloat16, False), name)
     assert compiled

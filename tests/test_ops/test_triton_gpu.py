@@ -1,4 +1,5 @@
 """The Triton kernels on a GPU, at the sizes of real networks. Run them wherever there is one."""
+import attention_cases
 import conv_cases
 import min_max_cases
 import pytest
@@ -44,6 +45,16 @@ def test_nan(name, last):
     ((2, 96, 200, 336), (3, 1))), ids=str)
 def test_planes(shape, chunks, taken):
     cases.compare_planes(shape, chunks, taken, device='cuda')
+
+
+@LAYOUTS
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize('shape, chunks, modules', (
+    *attention_cases.SIZES, ((8, 256, 56, 56), (3, 1), 2), ((64, 2048, 7, 7), (3, 4), 2),
+    ((2, 96, 200, 336), (3, 1), 1)), ids=str)
+def test_attention(shape, chunks, modules, dtype, last):
+    # Sums of many terms of both signs.
+    cases.compare_attention(shape, chunks, modules, dtype, last, device='cuda', sums=1e-3)
 
 
 @pytest.mark.parametrize('values', min_max_cases.VALUES)

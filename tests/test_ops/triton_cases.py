@@ -4,6 +4,7 @@ Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a 
 """
 import importlib
 
+import attention_cases
 import conv_cases
 import min_max_cases
 import rank1_cases
@@ -13,7 +14,7 @@ from mmattn.ops import dispatch, functions, reference
 from mmattn.ops import triton as kernels
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'planes', 'conv', 'norm', 'entropy')
+MODULES = ('gate', 'pool', 'strip', 'planes', 'attention', 'conv', 'norm', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc', ),
@@ -142,6 +143,10 @@ def compare_gate(name, shape, last, device='cpu'):
         results.append((y.detach(), z.grad, *(p.grad for p in module.parameters())))
     for i, (a, b) in enumerate(zip(*results, strict=True)):
         close(a, b, 2e-4, f'{name}, tensor {i}')
+
+
+def compare_attention(*args, **kwargs):
+    attention_cases.compare(kernels, *args, **kwargs)
 
 
 def compare_planes(shape, chunks, taken, device='cpu', **kwargs):

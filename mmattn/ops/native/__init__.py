@@ -260,6 +260,37 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
     return dplanes, dweights, dtaken
 
 
+def _attention(x, params, rules, chunks):
+    """What the kernels of `rank1_attention` take after x: sizes, parameters and rules."""
+    n, c, h, w, last = _meta(x)
+    cuts = windows_tensor(h, w, c, *chunks, torch.int64, x.device)
+    modules = (len(params) - 4) // 9
+    rules = [r for momentum, eps in rules for r in (-1.0 if momentum is None else momentum, eps)]
+    return (
+        (n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, _pointers(*params)),
+        (ctypes.c_double * len(rules))(*rules),
+    )
+
+
+def rank1_attention(x, params, states, chunks):
+    y = torch.empty_like(x)
+    sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
+    running = _pointers(*(t for state in states for t in state[:2]))
+    floats = _run('rank1_attention', x, None, None, *sizes, None, None, None, None)
+    n, _, h, w = x.shape
+    kept = _acc(x, floats), torch.empty((len(states) // 3 * n * (h + w),), dtype=torch.int32)
+    _run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
+    return y, kept
+
+
+def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
+    dx = torch.empty_like(x) if need_x else None
+    dparams = [torch.empty_like(p) for p in params]
+    sizes, rules = _attention(x, params, rules, chunks)
+    _run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, *saved, _pointers(*dparams))
+    return dx, dparams
+
+
 def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     n, c, h, w = x.shape
     sides = []

@@ -65,6 +65,8 @@ def _load(path):
         coord='ipppnnnnippppi',
         rank1_pool='ipppnnnnnnppppppi',
         rank1_pool_grad='ipppnnnnnnpppppppppi',
+        rank1_attention='ippnnnninnpnipppppi',
+        rank1_attention_grad='ipppnnnninnpnipppppi',
         spatial_conv='ipppnnnnnni',
         spatial_conv_grad='ipppppnnnnnni',
         min_max='ippnnddi',
@@ -76,7 +78,7 @@ def _load(path):
     ).items():
         function = getattr(lib, 'mmattn_' + name)
         function.argtypes = [kinds[a] for a in args]
-        function.restype = size if name == 'entropy' else None
+        function.restype = size if name in ('entropy', 'rank1_attention') else None
     return lib
 
 

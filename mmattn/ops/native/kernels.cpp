@@ -9,6 +9,7 @@
 // across cuts, so that no running sum gets long.
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -135,6 +136,32 @@ template <class T, class A = Acc<T>> INLINE void st(T* p, Vec<A> v, int n) {
   T buf[Simd<A>::N];
   st(buf, v, Full<A>{});
   for (int i = 0; i < n; ++i) p[i] = buf[i];
+}
+
+// A store past the caches: a line that is written whole need not be fetched first. For results that
+// the caches cannot keep, of aligned rows (`streams`); the loop ends with a `fence`.
+constexpr i64 kKept = 16 << 20;  // bytes
+#ifdef MASKED
+template <class T> bool streams(const T* to, i64 total, i64 lanes_) {
+  return total * i64(sizeof(T)) >= kKept && (reinterpret_cast<uintptr_t>(to) & 63) == 0 &&
+         lanes_ * i64(sizeof(T)) % 64 == 0;
+}
+template <class T, class A = Acc<T>> INLINE void stream(T* p, Vec<A> v, Full<A>) {
+  if constexpr (std::is_same_v<T, A>)
+    _mm512_stream_si512((__m512i*)p, (__m512i)v);
+  else
+    _mm256_stream_si256((__m256i*)p, (__m256i)narrow(v, T{}));
+}
+inline void fence() { _mm_sfence(); }
+#else
+template <class T> bool streams(const T*, i64, i64) { return false; }
+template <class T, class A = Acc<T>> INLINE void stream(T* p, Vec<A> v, Full<A> n) { st(p, v, n); }
+inline void fence() {}
+#endif
+template <class T, class A = Acc<T>> INLINE void stream(T* p, Vec<A> v, int n) { st(p, v, n); }
+template <bool Past, class T, class N> INLINE void store(T* p, Vec<Acc<T>> v, N n) {
+  if constexpr (Past) stream(p, v, n);
+  else st(p, v, n);
 }
 
 template <class T> INLINE Acc<T> get(const T* p) { return ld(p, 1)[0]; }
@@ -321,7 +348,7 @@ struct DualGate {  // A + (1 - A) * A2 with A = a0 b0, A2 = a1 b1: DRTAM, eq. (1
 };
 
 // K rows at once, so that a lane's factors are fetched once for all of them.
-template <class G, int K, class T>
+template <class G, int K, bool Past, class T>
 INLINE void gate_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
                       const Acc<T>* const* b) {
   using A = Acc<T>;
@@ -332,7 +359,7 @@ INLINE void gate_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
   lanes<A>(0, n_lanes, [&](i64 l, auto n) FLAT {
     for (int i = 0; i < G::lanes; ++i) bv[i] = ld(b[i] + l, n);
     for (int k = 0; k < K; ++k)
-      st(y + k * n_lanes + l, ld(x + k * n_lanes + l, n) * G::f(av[k], bv), n);
+      store<Past>(y + k * n_lanes + l, ld(x + k * n_lanes + l, n) * G::f(av[k], bv), n);
   });
 }
 
@@ -340,6 +367,7 @@ template <class G, class T>
 void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const* b, int threads) {
   constexpr i64 K = 4;
   bool together = G::lanes && long_rows<T>(s.lanes);
+  bool past = streams(y, s.n * s.rows * s.lanes, s.lanes);
   i64 groups = (s.rows + K - 1) / K;
   parallel(s.n * groups, s.n * s.rows * s.lanes, threads, [&](i64 u) {
     i64 n = u / groups, r = n * s.rows + u % groups * K, end = std::min(r + K, (n + 1) * s.rows);
@@ -347,11 +375,14 @@ void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const
     auto step = [&](auto k) FLAT {
       for (int i = 0; i < G::rows; ++i) ar[i] = a[i] + r;
       for (int i = 0; i < G::lanes; ++i) br[i] = b[i] + n * s.lanes;
-      gate_rows<G, decltype(k)::value>(x + r * s.lanes, y + r * s.lanes, s.lanes, ar, br);
+      auto f = past ? gate_rows<G, decltype(k)::value, true, T>
+                    : gate_rows<G, decltype(k)::value, false, T>;
+      f(x + r * s.lanes, y + r * s.lanes, s.lanes, ar, br);
       r += decltype(k)::value;
     };
-    if (together && r + K == end) return step(std::integral_constant<int, K>{});
+    if (together && r + K == end) step(std::integral_constant<int, K>{});
     while (r < end) step(std::integral_constant<int, 1>{});
+    if (past) fence();
   });
 }
 
@@ -630,8 +661,6 @@ template <class A> void transpose(const A* in, A* out, i64 n, i64 rows, i64 cols
   });
 }
 
-constexpr i64 kRows = 1024;  // a plane is taken so many elements of whole rows at a time
-
 // f(first column, number of vectors as a constant, columns in the last of them): the columns of a
 // contiguous plane, as many at once as their sums have registers. A sum that went through memory from
 // row to row would wait there: the end of one row is the beginning of the next.
@@ -659,7 +688,7 @@ void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
   using V = Vec<A>;
   constexpr i64 N = Simd<A>::N;
   i64 area = m.h * m.w, pitch = padded<A>(area);
-  i64 rows = std::max<i64>(1, kRows / m.w);
+  i64 rows = std::max<i64>(1, 1024 / m.w);  // at once, of four planes: they stay in the next cache
   Cut cut(m.n, m.c);
   i64 units = m.n * cut.parts;
   Scratch<A> partial(hw ? units * pitch : 0);
@@ -762,40 +791,94 @@ void strips_nhwc(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
   transpose<A>(sums + 0, cw, m.n, m.w, m.c, threads);
 }
 
-// dx = gx + gch / W + gcw / H + ghw / C; a null gradient is zero.
-template <class T>
-void strips_grad(const T* gx, T* dx, Map m, bool last, const Acc<T>* gch, const Acc<T>* gcw,
+// What comes in at a row of the sample matrices (the rows of all samples counted on), in vectors: dy * f
+// of a gate's factors, or a gradient itself.
+template <class G, class T> struct Gated {
+  using A = Acc<T>;
+  struct Row {
+    const T* dy;
+    Vec<A> a[2];
+    const A* b[2];
+    template <class N> INLINE Vec<A> operator()(i64 l, N n) const {
+      Vec<A> bv[2];
+      for (int i = 0; i < G::lanes; ++i) bv[i] = ld(b[i] + l, n);
+      return ld(dy + l, n) * G::f(a, bv);
+    }
+  };
+  const T* dy;
+  Shape s;
+  const A *const *a, *const *b;
+  Row operator()(i64 r) const {
+    Row row{dy + r * s.lanes, {}, {}};
+    for (int i = 0; i < G::rows; ++i) row.a[i] = all<A>(a[i][r]);
+    for (int i = 0; i < G::lanes; ++i) row.b[i] = b[i] + r / s.rows * s.lanes;
+    return row;
+  }
+};
+template <class T> struct Plain {
+  struct Row {
+    const T* g;
+    template <class N> INLINE Vec<Acc<T>> operator()(i64 l, N n) const { return ld(g + l, n); }
+  };
+  const T* g;
+  i64 lanes;
+  Row operator()(i64 r) const { return {g + r * lanes}; }
+};
+
+// dx = incoming + gch / W + gcw / H + ghw / C; a null gradient is zero. Past: stores past the caches.
+template <bool Past, class T, class F>
+void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, const Acc<T>* gcw,
                  const Acc<T>* ghw, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
   A ih = A(1. / m.h), iw = A(1. / m.w), ic = A(1. / m.c);
   i64 size = m.n * m.c * m.h * m.w;
   if (!last) {
-    // What is added to a plane, then the plane as one long row: gx may be dx, and a row would wait for
-    // the end of the one before to be written.
-    constexpr i64 each = 8;
-    i64 area = m.h * m.w, groups = (m.c + each - 1) / each;
-    i64 rows = std::max<i64>(1, kRows / m.w);
+    // A plane is one long row: dx may be what comes in, and the rows of a plane would wait for each
+    // other, as the end of one is the beginning of the next. What is added to a vector of it belongs to
+    // two rows at most where these are as wide as a vector; of others it is laid out beforehand.
+    constexpr i64 N = Simd<A>::N, each = 8;
+    const bool wide = m.w >= N;
+    i64 area = m.h * m.w, groups = (m.c + each - 1) / each, around = m.w + N;
     parallel(m.n * groups, size, threads, [&](i64 u) {
-      i64 n = u / groups, c0 = u % groups * each;
-      Scratch<A> term(rows * m.w + Simd<A>::N), right(padded<A>(m.w));
+      i64 n = u / groups, plane = n * m.c + u % groups * each;
+      const i64 end = std::min(plane + each, (n + 1) * m.c);
       const A* hw = ghw ? ghw + n * area : nullptr;
-      for (i64 plane = n * m.c + c0; plane < n * m.c + std::min(c0 + each, m.c); ++plane) {
-        for (i64 w = 0; w < m.w; ++w) right[w] = gcw ? gcw[plane * m.w + w] * ih : A(0);
-        for (i64 h0 = 0; h0 < m.h; h0 += rows) {
-          i64 h1 = std::min(h0 + rows, m.h);
-          for (i64 h = h0; h < h1; ++h) {
-            V row = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
-            for (i64 w = 0; w < m.w; w += Simd<A>::N)  // what is too much, the next row overwrites
-              st(term + (h - h0) * m.w + w, row + ld(right + w, Full<A>{}), Full<A>{});
-          }
-          lanes<A>(h0 * m.w, h1 * m.w, [&](i64 l, auto r) FLAT {
-            V v = ld(term + (l - h0 * m.w), Full<A>{});
-            if (hw) v += ld(hw + l, r) * ic;
-            st(dx + plane * area + l, ld(gx + plane * area + l, r) + v, r);
-          });
+      Scratch<A> right(4 * around), down(4 * (m.h + 1)), term(wide ? 0 : 4 * (area + N));
+      const Int<A> ramp = iota<A>();
+      auto step = [&](auto k_) FLAT {
+        constexpr int K = decltype(k_)::value;
+        typename F::Row in[K];
+        for (int k = 0; k < K; ++k) {
+          A *r = right + k * around, *d = down + k * (m.h + 1);
+          in[k] = incoming(plane + k);
+          for (i64 w = 0; w < around; ++w) r[w] = gcw ? gcw[(plane + k) * m.w + w % m.w] * ih : A(0);
+          for (i64 h = 0; h < m.h; ++h) d[h] = gch ? gch[(plane + k) * m.h + h] * iw : A(0);
+          d[m.h] = 0;
+          for (i64 h = 0; !wide && h < m.h; ++h)  // what is too much, the next row overwrites
+            st(term + k * (area + N) + h * m.w, d[h] + ld(r, Full<A>{}), Full<A>{});
         }
-      }
+        i64 h = 0, w = 0;
+        lanes<A>(0, area, [&](i64 l, auto r) FLAT {
+          V across = hw ? ld(hw + l, r) * ic : V{};
+          for (int k = 0; k < K; ++k) {
+            V v = across;
+            if (wide) {
+              const A* d = down + k * (m.h + 1) + h;
+              v += ld(right + k * around + w, Full<A>{});
+              v += ramp < Int<A>{} + Index<A>(m.w - w) ? all<A>(d[0]) : all<A>(d[1]);
+            } else {
+              v += ld(term + k * (area + N) + l, Full<A>{});
+            }
+            store<Past>(dx + (plane + k) * area + l, in[k](l, r) + v, r);
+          }
+          if (wide && (w += N) >= m.w) w -= m.w, ++h;
+        });
+        plane += K;
+      };
+      while (long_rows<T>(area) && plane + 4 <= end) step(std::integral_constant<int, 4>{});
+      while (plane < end) step(std::integral_constant<int, 1>{});
+      if (Past) fence();
     });
     return;
   }
@@ -806,15 +889,17 @@ void strips_grad(const T* gx, T* dx, Map m, bool last, const Acc<T>* gch, const 
     const A* down = gch ? hc + nh * m.c : nullptr;
     for (i64 w = 0; w < m.w; ++w) {
       i64 p = nh * m.w + w;
+      auto in = incoming(p);
       V across = all<A>(ghw ? ghw[p] * ic : A(0));
       const A* right = gcw ? wc + (nh / m.h * m.w + w) * m.c : nullptr;
       lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
-        V v = ld(gx + p * m.c + c, r) + across;
+        V v = in(c, r) + across;
         if (down) v += ld(down + c, r) * iw;
         if (right) v += ld(right + c, r) * ih;
-        st(dx + p * m.c + c, v, r);
+        store<Past>(dx + p * m.c + c, v, r);
       });
     }
+    if (Past) fence();
   });
 }
 
@@ -1075,11 +1160,12 @@ void rank1_pool(const A* ch, const A* cw, const A* hw, Planes p, const A* const*
   });
 }
 
-// The gradients of one side. `gc` (C) or null; gavg, gpeak: those of its strips. Writes the plane's,
-// adds to those of the channel convolution's weights and of the factors taken.
+// The gradients of one side. `gc` (C) or null; gavg, gpeak: those of its strips. Writes the plane's (or
+// adds to it), adds to those of the channel convolution's weights and of the factors taken.
 template <class A>
 void side_pool_grad(const ChannelPlane<A>& side, const Planes& p, const A* gc, const A* gavg,
-                    const A* gpeak, const int32_t* at, A* dplane, double* dweights, A* dc, double* dl) {
+                    const A* gpeak, const int32_t* at, A* dplane, bool add, double* dweights, A* dc,
+                    double* dl) {
   using V = Vec<A>;
   using I = Int<A>;
   constexpr int N = Simd<A>::N;
@@ -1131,8 +1217,10 @@ void side_pool_grad(const ChannelPlane<A>& side, const Planes& p, const A* gc, c
       }
       st(dc + first, ld(dc + first, n) - sum, n);
     }
-    for (int k = 0; k < count; ++k)
-      for (i64 i = 0; i < length; ++i) dplane[(first + k) * length + i] = g[i * N + k];
+    for (int k = 0; k < count; ++k) {
+      A* to = dplane + (first + k) * length;
+      for (i64 i = 0; i < length; ++i) to[i] = add ? to[i] + g[i * N + k] : g[i * N + k];
+    }
   });
   for (i64 s = 0; s < p.chunks; ++s)
     for (int k = 0; k < 2; ++k) dweights[4 * s + k] += double(hsum(sums[2 * s + k]));
@@ -1156,11 +1244,12 @@ void strip_conv_grad(const A* strips, const A* kernel, i64 rows, i64 length, con
     }
 }
 
-// grads: of c, h, w, each may be null. dplanes, dweights, dtaken: in the order of the arguments.
+// grads: of c, h, w, each may be null. dplanes (`add`: added to), dweights, dtaken: in the order of the
+// arguments.
 template <class A>
 void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* const* weights,
                      const A* const* taken, const A* const* grads, const A* const* strips,
-                     const int32_t* const* at, A* const* dplanes, A* const* dweights,
+                     const int32_t* const* at, A* const* dplanes, bool add, A* const* dweights,
                      A* const* dtaken, int threads) {
   i64 rows = p.strips(), kernel = 3 * rows, each = 4 * p.chunks + 2 * kernel;
   std::vector<double> partial(p.n * each, 0.);
@@ -1185,7 +1274,7 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
       const A* gavg = gs + p.chunks * length;
       side_pool_grad(ChannelPlane<A>{plane + n * p.c * length, t[0], l, p.c, length, in_l, w}, p, g[0], gavg,
                      gavg + p.channel_chunks * length, where + n * length, out + n * p.c * length,
-                     dws, dc, dl);
+                     add, dws, dc, dl);
     };
     side(cw, p.w, t[2], p.in_w, weights[0], gw + 0, at[1], dplanes[1], dw, dv.data());
     side(ch, p.h, t[1], p.in_h, weights[0] + 2, gh + 0, at[0], dplanes[0], dw + 2, dh.data());
@@ -1203,7 +1292,8 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
       i64 o = (n * p.h + h) * p.w;
       for (i64 w = 0; w < p.w; ++w) {
         A keep = t[0] ? 1 - t[1][h] * t[2][w] : A(1);
-        dplanes[2][o + w] = row[w] * keep;
+        A* to = dplanes[2] + o + w;
+        *to = add ? *to + row[w] * keep : row[w] * keep;
         if (!t[0]) continue;
         double lost = double(row[w]) * double(hw[o + w]);
         dh[h] -= lost * double(t[2][w]);
@@ -1217,6 +1307,337 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
   const i64 sizes[3] = {4 * p.chunks, kernel, kernel};
   for (i64 i = 0, from = 0; i < 3; from += sizes[i++])
     add_samples(&partial[from], dweights[i], p.n, each, sizes[i]);
+}
+
+// -------------------------------------------------- the batch norms of DRTAM's three descriptors
+
+// One of them: v (N, length), normalised as of one channel. By the batch's mean and variance, towards
+// which mean and var move by `momentum`; with a negative momentum by mean and var.
+template <class A> struct Norm {
+  i64 length;
+  const A *v, *weight, *bias;
+  A *mean, *var;
+  double momentum, eps;
+  bool sigmoid;
+};
+
+// f(first element, number of lanes) over sample n.
+template <class A, class F> INLINE void elements(const Norm<A>& norm, i64 n, F&& f) {
+  lanes<A>(n * norm.length, (n + 1) * norm.length, f);
+}
+
+// The sum of f over all elements of each norm, in the order of the samples.
+template <class A, class F>
+void norm_sums(const Norm<A>* norms, i64 n_, double* sums, int threads, F&& f) {
+  std::vector<double> partial(3 * n_, 0.);
+  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
+    Vec<A> sum = {};
+    int i = int(u / n_);
+    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+      Vec<A> v = f(i, at, n);
+      if (n < Simd<A>::N) v = iota<A>() < Int<A>{} + int(n) ? v : Vec<A>{};
+      sum += v;
+    });
+    partial[u] = double(hsum(sum));
+  });
+  for (int i = 0; i < 3; ++i) {
+    sums[i] = 0;
+    for (i64 n = 0; n < n_; ++n) sums[i] += partial[i * n_ + n];
+  }
+}
+
+// out: of c, h and w, of the last two the sigmoid. moments (3, 2): mean, 1 / deviation.
+template <class A>
+void rank1_norm(const Norm<A>* norms, i64 n_, A* const* out, A* moments, int threads) {
+  double mean[3], squares[3];
+  A shift[3], scale[3];
+  norm_sums(norms, n_, mean, threads, [&](int i, i64 at, auto n) FLAT { return ld(norms[i].v + at, n); });
+  for (int i = 0; i < 3; ++i) {
+    mean[i] = norms[i].momentum < 0 ? double(*norms[i].mean) : mean[i] / double(n_ * norms[i].length);
+    shift[i] = A(mean[i]);
+  }
+  norm_sums(norms, n_, squares, threads, [&](int i, i64 at, auto n) FLAT {
+    Vec<A> d = ld(norms[i].v + at, n) - shift[i];
+    return d * d;
+  });
+  for (int i = 0; i < 3; ++i) {
+    const Norm<A>& norm = norms[i];
+    double count = double(n_ * norm.length), m = norm.momentum;
+    double var = m < 0 ? double(*norm.var) : squares[i] / count;
+    if (m >= 0) {
+      *norm.mean = A((1 - m) * double(*norm.mean) + m * mean[i]);
+      *norm.var = A((1 - m) * double(*norm.var) + m * squares[i] / (count - 1));
+    }
+    moments[2 * i] = shift[i];
+    moments[2 * i + 1] = A(1 / std::sqrt(var + norm.eps));
+    scale[i] = moments[2 * i + 1] * *norm.weight;
+  }
+  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
+    int i = int(u / n_);
+    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+      Vec<A> v = (ld(norms[i].v + at, n) - shift[i]) * scale[i] + *norms[i].bias;
+      st(out[i] + at, norms[i].sigmoid ? 1 / (1 + vexp(-v)) : v, n);
+    });
+  });
+}
+
+// grads, out: of and as given by the function above. dv, and the gradients of weight and bias.
+template <class A>
+void rank1_norm_grad(const Norm<A>* norms, i64 n_, const A* const* out, const A* moments,
+                     const A* const* grads, A* const* dv, A* const* dweight, A* const* dbias,
+                     int threads) {
+  using V = Vec<A>;
+  double sum[3], dot[3];
+  auto incoming = [&](int i, i64 at, auto n) FLAT {
+    V g = ld(grads[i] + at, n);
+    if (norms[i].sigmoid) {
+      V y = ld(out[i] + at, n);
+      g *= y * (1 - y);
+    }
+    return g;
+  };
+  auto unit = [&](int i, i64 at, auto n) FLAT {
+    return (ld(norms[i].v + at, n) - moments[2 * i]) * moments[2 * i + 1];
+  };
+  norm_sums(norms, n_, sum, threads, incoming);
+  norm_sums(norms, n_, dot, threads, [&](int i, i64 at, auto n) FLAT {
+    return incoming(i, at, n) * unit(i, at, n);
+  });
+  A level[3], slope[3];
+  for (int i = 0; i < 3; ++i) {
+    double count = double(n_ * norms[i].length);
+    *dbias[i] = A(sum[i]);
+    *dweight[i] = A(dot[i]);
+    level[i] = norms[i].momentum < 0 ? 0 : A(sum[i] / count);
+    slope[i] = norms[i].momentum < 0 ? 0 : A(dot[i] / count);
+  }
+  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
+    int i = int(u / n_);
+    A scale = moments[2 * i + 1] * *norms[i].weight;
+    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+      V g = incoming(i, at, n);
+      if (norms[i].momentum >= 0) g -= level[i] + unit(i, at, n) * slope[i];
+      st(dv[i] + at, g * scale, n);
+    });
+  });
+}
+
+// Two fully connected layers: v (N, C) -> relu -> hidden (N, K) -> sigmoid -> out (N, C).
+template <class A> struct Mlp {
+  i64 n, channels, hidden;
+  const A *w1, *b1, *w2, *b2;  // (K, C), (K), (C, K), (C)
+  i64 work() const { return n * channels * hidden / 4; }
+};
+
+// f(row, row . v) for the rows of a matrix (rows, length), four at once.
+template <class A, class F>
+INLINE void products(const A* matrix, i64 rows, i64 length, const A* v, F&& f) {
+  i64 r = 0;
+  auto step = [&](auto k_) FLAT {
+    constexpr int K = decltype(k_)::value;
+    Vec<A> sum[K] = {};
+    lanes<A>(0, length, [&](i64 l, auto n) FLAT {
+      Vec<A> b = ld(v + l, n);
+      for (int k = 0; k < K; ++k) sum[k] += ld(matrix + (r + k) * length + l, n) * b;
+    });
+    for (int k = 0; k < K; ++k) f(r + k, hsum(sum[k]));
+    r += K;
+  };
+  while (r + 4 <= rows) step(std::integral_constant<int, 4>{});
+  while (r < rows) step(std::integral_constant<int, 1>{});
+}
+
+template <class A> void mlp(const Mlp<A>& m, const A* v, A* hidden, A* out, int threads) {
+  parallel(m.n, m.work(), threads, [&](i64 n) {
+    A *h = hidden + n * m.hidden, *o = out + n * m.channels;
+    products(m.w1, m.hidden, m.channels, v + n * m.channels, [&](i64 k, A dot) FLAT {
+      A u = dot + m.b1[k];
+      h[k] = u < 0 ? 0 : u;  // a NaN stays one
+    });
+    products(m.w2, m.channels, m.hidden, h, [&](i64 c, A dot) FLAT { o[c] = dot + m.b2[c]; });
+    lanes<A>(0, m.channels, [&](i64 c, auto k) FLAT { st(o + c, 1 / (1 + vexp(-ld(o + c, k))), k); });
+  });
+}
+
+// to[l] += sum over i < count of a[i * step] * rows[i][l], the rows (count, length); returns sum of a.
+template <class A>
+INLINE A combine(const A* a, i64 step, i64 count, const A* rows, i64 length, A* to) {
+  lanes<A>(0, length, [&](i64 l, auto n) FLAT {
+    Vec<A> sum = ld(to + l, n);
+    for (i64 i = 0; i < count; ++i) sum += a[i * step] * ld(rows + i * length + l, n);
+    st(to + l, sum, n);
+  });
+  A sum = 0;
+  for (i64 i = 0; i < count; ++i) sum += a[i * step];
+  return sum;
+}
+
+// g: of out. Writes dv, adds to the gradients dw of w1, b1, w2, b2.
+template <class A>
+void mlp_grad(const Mlp<A>& m, const A* v, const A* hidden, const A* out, const A* g, A* dv,
+              A* const* dw, int threads) {
+  Scratch<A> outer(m.n * m.channels), inner(m.n * m.hidden);
+  parallel(m.n, m.work(), threads, [&](i64 n) {
+    A *go = outer + n * m.channels, *gh = inner + n * m.hidden;
+    lanes<A>(n * m.channels, (n + 1) * m.channels, [&](i64 at, auto k) FLAT {
+      Vec<A> y = ld(out + at, k);
+      st(outer + at, ld(g + at, k) * y * (1 - y), k);
+    });
+    std::fill_n(gh, m.hidden, A(0));
+    std::fill_n(dv + n * m.channels, m.channels, A(0));
+    combine(go, 1, m.channels, m.w2, m.hidden, gh);
+    for (i64 k = 0; k < m.hidden; ++k)
+      if (hidden[n * m.hidden + k] <= 0) gh[k] = 0;
+    combine(gh, 1, m.hidden, m.w1, m.channels, dv + n * m.channels);
+  });
+  parallel(m.hidden, m.work(), threads, [&](i64 k) {
+    dw[1][k] += combine(inner + k, m.hidden, m.n, v, m.channels, dw[0] + k * m.channels);
+  });
+  parallel(m.channels, m.work(), threads, [&](i64 c) {
+    dw[3][c] += combine(outer + c, m.channels, m.n, hidden, m.hidden, dw[2] + c * m.hidden);
+  });
+}
+
+// ---------------------------------------------------------------------------------- all of DRTAM
+
+// The parameters of one attention module, or their gradients: weights of the channels', the height's
+// and the width's convolution, and of their norms weights and biases.
+template <class A> struct Module {
+  static constexpr int count = 9;
+  A *const *conv, *const *weight, *const *bias;
+  explicit Module(A* const* p) : conv(p), weight(p + 3), bias(p + 6) {}
+};
+
+// The descriptors on their way: what one attention module computes, and backward needs.
+template <class A> struct Stage {
+  A *vectors[3], *strips[2], *moments, *v, *hidden, *out[3];
+  int32_t* at[2];
+};
+
+// x (N, C, H, W) -> y = x * A, or x * (A + (1 - A) * A2) with two modules.
+template <class A> struct Rank1 {
+  Map m;
+  bool last;
+  Planes p;
+  i64 hidden;
+  int modules;
+  A* const* params;      // the MLP's four, then each module's
+  A* const* running;     // mean and var of each norm
+  const double* rules;   // momentum and eps of each norm
+  A *ch, *cw, *hw;
+  Stage<A> stages[2];
+
+  // Cuts the floats and integers kept for backward into their parts; returns the number of floats.
+  i64 lay_out(A* kept, int32_t* at) {
+    i64 used = 0;
+    auto take = [&](i64 size) { return kept + (used += size) - size; };
+    ch = take(m.n * m.c * m.h), cw = take(m.n * m.c * m.w), hw = take(m.n * m.h * m.w);
+    for (int i = 0; i < modules; ++i) {
+      Stage<A>& s = stages[i];
+      for (int k = 0; k < 3; ++k) {
+        s.vectors[k] = take(m.n * length(k));
+        s.out[k] = take(m.n * length(k));
+      }
+      s.strips[0] = take(m.n * p.strips() * m.h), s.strips[1] = take(m.n * p.strips() * m.w);
+      s.moments = take(6), s.v = take(m.n * m.c), s.hidden = take(m.n * hidden);
+      s.at[0] = at + i * m.n * (m.h + m.w), s.at[1] = s.at[0] + m.n * m.h;
+    }
+    return used;
+  }
+  i64 length(int k) const { return k == 0 ? m.c : k == 1 ? m.h : m.w; }
+  Module<A> module(int i) const { return Module<A>(params + 4 + i * Module<A>::count); }
+  const A* const* taken(int i) const {
+    static constexpr A* none[3] = {};
+    return i ? stages[0].out : none;
+  }
+  Mlp<A> layers() const { return {m.n, m.c, hidden, params[0], params[1], params[2], params[3]}; }
+  std::array<Norm<A>, 3> norms(int i) const {
+    std::array<Norm<A>, 3> found;
+    for (int k = 0; k < 3; ++k) {
+      int j = 3 * i + k;
+      found[k] = {length(k), stages[i].vectors[k], module(i).weight[k], module(i).bias[k],
+                  running ? running[2 * j] : nullptr, running ? running[2 * j + 1] : nullptr,
+                  rules[2 * j], rules[2 * j + 1], k > 0};
+    }
+    return found;
+  }
+  // f(gate, row factors, lane factors) with the maps q, q2 of the positions (N, H * W).
+  template <class F> void gated(A* const* q, F&& f) const {
+    A* c[2] = {stages[0].out[0], modules > 1 ? stages[1].out[0] : nullptr};
+    if (modules > 1) f(DualGate{}, last ? q : c, last ? c : q);
+    else f(ProductGate{}, last ? q : c, last ? c : q);
+  }
+};
+
+template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r, int threads) {
+  using A = Acc<T>;
+  (r.last ? strips_nhwc<T> : strips_nchw<T>)(x, r.m, r.ch, r.cw, r.hw, threads);
+  i64 places = r.m.n * r.m.h * r.m.w;
+  Scratch<A> maps(r.modules * places);
+  A* q[2] = {maps + 0, maps + (r.modules - 1) * places};
+  for (int i = 0; i < r.modules; ++i) {
+    const Stage<A>& s = r.stages[i];
+    rank1_pool<A>(r.ch, r.cw, r.hw, r.p, r.module(i).conv, r.taken(i), s.vectors, s.strips, s.at,
+                  threads);
+    A* const to[3] = {s.v, s.out[1], s.out[2]};
+    rank1_norm<A>(r.norms(i).data(), r.m.n, to, s.moments, threads);
+    mlp<A>(r.layers(), s.v, s.hidden, s.out[0], threads);
+    outer<A>(s.out[1], s.out[2], q[i], r.m);
+  }
+  Shape shape = r.last ? Shape{r.m.n, r.m.h * r.m.w, r.m.c} : Shape{r.m.n, r.m.c, r.m.h * r.m.w};
+  r.gated(q, [&](auto g, auto a, auto b) { gate<decltype(g)>(x, y, shape, a, b, threads); });
+}
+
+// dx may be null; dparams: as the parameters.
+template <class T>
+void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r,
+                          Acc<T>* const* dparams, int threads) {
+  using A = Acc<T>;
+  const Map& m = r.m;
+  i64 places = m.n * m.h * m.w, sizes[3] = {m.n * m.c, m.n * m.h, m.n * m.w};
+  i64 vectors = sizes[0] + sizes[1] + sizes[2];
+  Scratch<A> maps(2 * r.modules * places), grads(2 * r.modules * vectors + sizes[0]);
+  Scratch<A> planes(m.n * (m.c * (m.h + m.w) + m.h * m.w));
+  A *q[2], *dq[2], *dout[2][3], *dv[3], *gv = grads + 2 * r.modules * vectors;
+  for (int i = 0; i < r.modules; ++i) {
+    q[i] = maps + 2 * i * places, dq[i] = q[i] + places;
+    outer<A>(r.stages[i].out[1], r.stages[i].out[2], q[i], m);
+    A* to = grads + i * vectors;
+    for (int k = 0; k < 3; to += sizes[k++]) dout[i][k] = to;
+  }
+  Shape shape = r.last ? Shape{m.n, m.h * m.w, m.c} : Shape{m.n, m.c, m.h * m.w};
+  A* dc[2] = {dout[0][0], dout[r.modules - 1][0]};
+  r.gated(q, [&](auto g, auto a, auto b) {
+    gate_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
+  });
+  A* const dplanes[3] = {planes + 0, planes + m.n * m.c * m.h, planes + m.n * m.c * (m.h + m.w)};
+  i64 weights = r.layers().channels * r.hidden;
+  const i64 mlp_sizes[4] = {weights, r.hidden, weights, m.c};
+  for (int k = 0; k < 4; ++k) std::fill_n(dparams[k], mlp_sizes[k], A(0));
+  for (int i = 0; i < r.modules; ++i)
+    outer_grad<A>(r.stages[i].out[1], r.stages[i].out[2], dq[i], dout[i][1], dout[i][2], m);
+  for (int i = r.modules - 1; i >= 0; --i) {
+    const Stage<A>& s = r.stages[i];
+    Module<A> d(dparams + 4 + i * Module<A>::count);
+    A* to = grads + (r.modules + i) * vectors;
+    for (int k = 0; k < 3; to += sizes[k++]) dv[k] = to;
+    mlp_grad<A>(r.layers(), s.v, s.hidden, s.out[0], dout[i][0], gv, dparams, threads);
+    const A* const g[3] = {gv, dout[i][1], dout[i][2]};
+    rank1_norm_grad<A>(r.norms(i).data(), m.n, s.out, s.moments, g, dv, d.weight, d.bias, threads);
+    Scratch<A> lost(i ? vectors : 0);  // the first module's factors, taken from the planes
+    A* const dtaken[3] = {lost + 0, lost + sizes[0], lost + sizes[0] + sizes[1]};
+    rank1_pool_grad<A>(r.ch, r.cw, r.hw, r.p, r.module(i).conv, r.taken(i), dv, s.strips, s.at,
+                       dplanes, i + 1 < r.modules, d.conv, dtaken, threads);
+    for (i64 l = 0; i && l < vectors; ++l) grads[l] += lost[l];
+  }
+  if (!dx) return;
+  bool past = streams(dx, shape.n * shape.rows * shape.lanes, shape.lanes);
+  r.gated(q, [&](auto gate, auto a, auto b) {
+    Gated<decltype(gate), T> incoming{dy, shape, a, b};
+    auto finish = past ? strips_grad<true, T, decltype(incoming)>
+                       : strips_grad<false, T, decltype(incoming)>;
+    finish(incoming, dx, m, r.last, dplanes[0], dplanes[1], dplanes[2], threads);
+  });
 }
 
 // --------------------------------------------------- the convolution of maps to one (CBAM, CAT)
@@ -1972,8 +2393,8 @@ void mmattn_strips_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h
                         const void* gch, const void* gcw, const void* ghw, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    strips_grad<T>((const T*)gx, (T*)dx, Map{n, c, h, w}, last, (const A_*)gch, (const A_*)gcw,
-                   (const A_*)ghw, threads);
+    strips_grad<false>(Plain<T>{(const T*)gx, last ? c : h * w}, (T*)dx, Map{n, c, h, w}, last,
+                       (const A_*)gch, (const A_*)gcw, (const A_*)ghw, threads);
   });
 }
 
@@ -2022,7 +2443,39 @@ void mmattn_rank1_pool_grad(int dtype, const void* ch, const void* cw, const voi
   typed(dtype, [&](auto tag) {
     rank1_pool_grad<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
                         (const A_**)taken, (const A_**)grads, (const A_**)strips,
-                        (const int32_t**)at, (A_**)dplanes, (A_**)dweights, (A_**)dtaken, threads);
+                        (const int32_t**)at, (A_**)dplanes, false, (A_**)dweights, (A_**)dtaken,
+                        threads);
+  });
+}
+
+// chunks: as above; params, running, rules, dparams: as `Rank1` has them; kept, at: what forward leaves
+// for backward. The first returns the number of floats of `kept`; without y that is all it does.
+i64 mmattn_rank1_attention(int dtype, const void* x, void* y, i64 n, i64 c, i64 h, i64 w, int last,
+                           i64 s, i64 m, const void* chunks, i64 hidden, int modules,
+                           void** params, void** running, const double* rules, void* kept, void* at,
+                           int threads) {
+  auto in = (const Window*)chunks;
+  i64 size = 0;
+  typed(dtype, [&](auto tag) {
+    Rank1<A_> r{{n, c, h, w}, bool(last), {n, c, h, w, s, m, in, in + s, in + 2 * s}, hidden, modules,
+                (A_**)params, (A_**)running, rules};
+    size = r.lay_out((A_*)kept, (int32_t*)at);
+    if (y) rank1_attention((const decltype(tag)*)x, (decltype(tag)*)y, r, threads);
+  });
+  return size;
+}
+
+void mmattn_rank1_attention_grad(int dtype, const void* x, const void* dy, void* dx, i64 n, i64 c,
+                                 i64 h, i64 w, int last, i64 s, i64 m, const void* chunks,
+                                 i64 hidden, int modules, void** params, const double* rules,
+                                 void* kept, void* at, void** dparams, int threads) {
+  auto in = (const Window*)chunks;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    Rank1<A_> r{{n, c, h, w}, bool(last), {n, c, h, w, s, m, in, in + s, in + 2 * s}, hidden, modules,
+                (A_**)params, nullptr, rules};
+    r.lay_out((A_*)kept, (int32_t*)at);
+    rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, threads);
   });
 }
 

@@ -4,6 +4,7 @@ from .pooling import (
     channel_pool,
     entropy_pool,
     min_max,
+    rank1_layers,
     rank1_pool,
     spatial_conv,
     spatial_pool,
@@ -12,6 +13,6 @@ from .pooling import (
 
 __all__ = [
     'channel_gate', 'channel_pool', 'coord_gate', 'entropy_pool', 'min_max', 'product_gate',
-    'rank1_gate', 'rank1_pool', 'spatial_conv', 'spatial_gate', 'spatial_pool', 'strip_pool',
-    'sum_gate'
+    'rank1_gate', 'rank1_layers', 'rank1_pool', 'spatial_conv', 'spatial_gate', 'spatial_pool',
+    'strip_pool', 'sum_gate'
 ]

@@ -64,6 +64,20 @@ def rank1_pool(planes, weights, chunks, taken=None):
     return c, h, _strips(hw, cw, weights[2], *chunks)
 
 
+def _normalise(v, norm):
+    v = v.to(norm.weight.dtype).unsqueeze(1)
+    by_batch = norm.momentum is not None
+    return F.batch_norm(v, norm.mean, norm.var, norm.weight, norm.bias, by_batch,
+                        norm.momentum or 0.0, norm.eps).squeeze(1)
+
+
+def rank1_layers(vectors, norms, mlp):
+    c, h, w = (_normalise(v, norm) for v, norm in zip(vectors, norms, strict=True))
+    weight, bias, weight2, bias2 = mlp
+    c = F.linear(F.linear(c, weight, bias).relu(), weight2, bias2)
+    return c.sigmoid(), h.sigmoid(), w.sigmoid()
+
+
 def spatial_conv(maps, weight):
     padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
     return F.conv2d(maps, weight, padding=padding).squeeze(1)

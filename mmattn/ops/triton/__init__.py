@@ -28,6 +28,7 @@ _MODULES = {
     'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
     'planes': ('rank1_pool', 'rank1_pool_grad'),
+    'attention': ('rank1_attention', 'rank1_attention_grad'),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
     'norm': ('min_max', 'min_max_grad'),
     'entropy': ('entropy_pool', 'entropy_pool_grad'),
