@@ -150,7 +150,8 @@ def rank1_attention(x, modules, mlp, chunks, impl=None):
         tensors = [*mlp]
         for weights, norms in modules:
             tensors += (*weights, *(t for norm in norms for t in norm[:4]))
-        if all(t.dtype == stats_dtype(x) for t in tensors):
+        dtype = stats_dtype(x)
+        if all(t.dtype == dtype for t in tensors):
             return functions.rank1_attention(kernels, x, modules, mlp, chunks)
     x, *planes = strip_pool(x, channel=True, impl=impl)
     factors = []

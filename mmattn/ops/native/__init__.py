@@ -1,6 +1,7 @@
 """The CPU kernels (`kernels.cpp`) as a backend of `mmattn.ops.functions`, which documents it."""
 
 import ctypes
+import functools
 
 import torch
 
@@ -260,6 +261,15 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
     return dplanes, dweights, dtaken
 
 
+@functools.lru_cache
+def _kept(dtype, sizes, chunks, hidden, modules):
+    """How many floats `rank1_attention` keeps for backward."""
+    none = (None,) * 5
+    return library().mmattn_rank1_attention(
+        _DTYPES[dtype], None, None, *sizes, *chunks, None, hidden, modules, *none, 1
+    )
+
+
 def _attention(x, params, rules, chunks):
     """What the kernels of `rank1_attention` take after x: sizes, parameters and rules."""
     n, c, h, w, last = _meta(x)
@@ -276,9 +286,12 @@ def rank1_attention(x, params, states, chunks):
     y = torch.empty_like(x)
     sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
     running = _pointers(*(t for state in states for t in state[:2]))
-    floats = _run('rank1_attention', x, None, None, *sizes, None, None, None, None)
-    n, _, h, w = x.shape
-    kept = _acc(x, floats), torch.empty((len(states) // 3 * n * (h + w),), dtype=torch.int32)
+    n, _, h, w, _ = sizes[:5]
+    hidden, modules = sizes[8:10]
+    kept = (
+        _acc(x, _kept(x.dtype, sizes[:5], chunks, hidden, modules)),
+        torch.empty((modules * n * (h + w),), dtype=torch.int32),
+    )
     _run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
     return y, kept
 
