@@ -246,8 +246,8 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
     planes, mlp, modules = saved[:3], params[:4], _modules(params)
     stages = [(saved[i:i + 3], saved[i + 3:i + 7], saved[i + 7:i + 10], saved[i + 10:i + 13])
               for i in range(3, len(saved), 13)]
-    factors = [f for _, _, out, _ in stages for f in out]
-    dx, *grads = rank1_gate_grad(x, *factors, dy=dy, need_x=need_x)
+    maps = [out for _, _, out, _ in stages]
+    _, *grads = rank1_gate_grad(x, *(f for out in maps for f in out), dy=dy, need_x=False)
     dparams, dmlp, dplanes = [], None, None
     # The MLP's products stay in full precision; the meta device has no autocast to switch off.
     with (contextlib.nullcontext() if x.device.type == 'meta'
@@ -265,6 +265,6 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
             dplanes = found if dplanes is None else torch._foreach_add(dplanes, found)
             if i:
                 grads = [*torch._foreach_add(grads[:3], dtaken), *grads[3:]]
-    if need_x:
-        dx = strip_pool_grad(dx, *dplanes, inplace=True)
+    # dy is gated only here, together with the gradient of the planes: a pass less.
+    dx = strip_pool_grad(dy, *dplanes, inplace=False, maps=maps) if need_x else None
     return dx, [*dmlp, *dparams]

@@ -75,11 +75,22 @@ def strip_pool_kernel(x_ptr, ab_ptr, ak_ptr, bk_ptr, samples, na, nb, groups, sp
                  mask=in_bk)
 
 
+@triton.jit
+def _rank1(a_ptr, b_ptr, k_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk):
+    """The product of three vectors over a block."""
+    fa = tl.load(a_ptr + n * na + a, mask=in_a, other=0.0)
+    fb = tl.load(b_ptr + n * nb + b, mask=in_b, other=0.0)
+    fk = tl.load(k_ptr + n * nk + k, mask=in_k, other=0.0)
+    return (fa[:, None] * fb[None, :])[:, :, None] * fk[None, None, :]
+
+
 @triton.jit(do_not_specialize=['na', 'nb', 'groups'])
-def strip_pool_grad_kernel(gx_ptr, dx_ptr, ab_ptr, ak_ptr, bk_ptr, na, nb, groups,
-                           mean_k, mean_b, mean_a, VEC: tl.constexpr, LAST: tl.constexpr,
-                           AB: tl.constexpr, AK: tl.constexpr, BK: tl.constexpr,
+def strip_pool_grad_kernel(gx_ptr, dx_ptr, ab_ptr, ak_ptr, bk_ptr, a1_ptr, b1_ptr, k1_ptr, a2_ptr,
+                           b2_ptr, k2_ptr, na, nb, groups, mean_k, mean_b, mean_a,
+                           VEC: tl.constexpr, LAST: tl.constexpr, AB: tl.constexpr,
+                           AK: tl.constexpr, BK: tl.constexpr, MAPS: tl.constexpr,
                            SA: tl.constexpr, SB: tl.constexpr, SK: tl.constexpr):
+    """The gradient of x: what comes in, gated by MAPS rank-1 attention maps, and the planes'."""
     nk = groups * VEC
     a_blocks = tl.cdiv(na, SA)
     b_blocks = tl.cdiv(nb, SB)
@@ -97,6 +108,11 @@ def strip_pool_grad_kernel(gx_ptr, dx_ptr, ab_ptr, ak_ptr, bk_ptr, na, nb, group
     mask = (in_a[:, None] & in_b[None, :])[:, :, None] & in_k[None, None, :]
     at = n * na * nb * nk + ((a[:, None] * nb + b[None, :])[:, :, None] * nk + k[None, None, :])
     dx = tl.load(gx_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if MAPS > 0:
+        f = _rank1(a1_ptr, b1_ptr, k1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
+        if MAPS > 1:
+            f += (1 - f) * _rank1(a2_ptr, b2_ptr, k2_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
+        dx *= f
     if AB:
         g = _load_plane(ab_ptr, n, a, b, in_a, in_b, na, nb, False)
         dx += (g * mean_k)[:, :, None]
@@ -237,17 +253,20 @@ def strip_pool(x, *, channel):
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
+def strip_pool_grad(gx, gch, gcw, ghw, *, inplace, maps=()):
+    """`maps`: factors c, h, w of one or two rank-1 attention maps that gate gx first."""
     dx = gx if inplace else torch.empty_like(gx)
     n, na, nb, nk = box(gx)
     last = channels_last(gx)
     vec = vector(nk, gx)
     block = _shares(na, nb, nk)
-    ab, ak, bk = (ghw, gch, gcw) if last else (gch, gcw, ghw)
+    planes = (ghw, gch, gcw) if last else (gch, gcw, ghw)
+    factors = [f for c, h, w in maps for f in ((h, w, c) if last else (c, h, w))]
     launch(strip_pool_grad_kernel, _plane_blocks(n, na, nb, nk, block), gx, dx,
-           *(gx if plane is None else plane for plane in (ab, ak, bk)),
-           na, nb, nk // vec, 1 / nk, 1 / nb, 1 / na, VEC=vec, LAST=last,
-           AB=ab is not None, AK=ak is not None, BK=bk is not None, **block)
+           *(gx if plane is None else plane for plane in planes),
+           *factors, *[gx] * (6 - len(factors)), na, nb, nk // vec, 1 / nk, 1 / nb, 1 / na,
+           VEC=vec, LAST=last, AB=planes[0] is not None, AK=planes[1] is not None,
+           BK=planes[2] is not None, MAPS=len(maps), **block)
     return dx
 
 
