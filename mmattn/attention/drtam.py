@@ -80,12 +80,14 @@ class DRTAM(Gate):
 
     def gate(self, x):
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
-        if self._is_plain(modules):
+        norms = [module.norms for module in modules]
+        if self._is_plain(modules, norms):
             n, *lengths = x.shape
-            states = [(module.weights, [norm_state(norm, n * length) for norm, length
-                                        in zip(module.norms, lengths, strict=True)])
-                      for module in modules]
-            layers = self.mlp[0].weight, self.mlp[0].bias, self.mlp[2].weight, self.mlp[2].bias
+            states = [(module.weights, [norm_state(norm, n * length)
+                                        for norm, length in zip(three, lengths, strict=True)])
+                      for module, three in zip(modules, norms, strict=True)]
+            first, _, second = self.mlp
+            layers = first.weight, first.bias, second.weight, second.bias
             return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
         x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
@@ -93,9 +95,10 @@ class DRTAM(Gate):
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
         return ops.rank1_gate(x, *factors, impl=self.impl)
 
-    def _is_plain(self, modules):
+    def _is_plain(self, modules, norms):
         """Whether one op may stand for all layers: none replaced (SyncBatchNorm) or listened to."""
         return (is_plain(self.mlp, nn.Sequential)
-                and is_plain(self.mlp[0], nn.Linear) and is_plain(self.mlp[2], nn.Linear)
+                and [type(layer) for layer in self.mlp] == [nn.Linear, nn.ReLU, nn.Linear]
+                and all(is_plain(layer, type(layer)) for layer in self.mlp)
                 and all(is_plain(module, RTAM) for module in modules)
-                and all(is_plain(norm, nn.BatchNorm1d) for m in modules for norm in m.norms))
+                and all(is_plain(norm, nn.BatchNorm1d) for three in norms for norm in three))

@@ -229,6 +229,11 @@ template <class A> struct Peak {
     value = take ? v : value;
     index = take ? at : index;
   }
+  INLINE void raise(Vec<A> v, Int<A> at) {  // where no NaN comes, or need not stay
+    Int<A> take = v > value;
+    value = take ? v : value;
+    index = take ? at : index;
+  }
   INLINE void best(A* top, int32_t* at) const {  // over the lanes, the first of equals
     A v = value[0];
     Index<A> i = index[0];
@@ -795,14 +800,19 @@ void strips_nhwc(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
 // of a gate's factors, or a gradient itself.
 template <class G, class T> struct Gated {
   using A = Acc<T>;
+  using V = Vec<A>;
+  struct Lanes { V b[2]; };  // of all rows of a sample
   struct Row {
     const T* dy;
-    Vec<A> a[2];
+    V a[2];
     const A* b[2];
-    template <class N> INLINE Vec<A> operator()(i64 l, N n) const {
-      Vec<A> bv[2];
-      for (int i = 0; i < G::lanes; ++i) bv[i] = ld(b[i] + l, n);
-      return ld(dy + l, n) * G::f(a, bv);
+    template <class N> INLINE Lanes lanes(i64 l, N n) const {
+      Lanes found;
+      for (int i = 0; i < G::lanes; ++i) found.b[i] = ld(b[i] + l, n);
+      return found;
+    }
+    template <class N> INLINE V operator()(const Lanes& at, i64 l, N n) const {
+      return ld(dy + l, n) * G::f(a, at.b);
     }
   };
   const T* dy;
@@ -816,9 +826,11 @@ template <class G, class T> struct Gated {
   }
 };
 template <class T> struct Plain {
+  struct Lanes {};
   struct Row {
     const T* g;
-    template <class N> INLINE Vec<Acc<T>> operator()(i64 l, N n) const { return ld(g + l, n); }
+    template <class N> INLINE Lanes lanes(i64, N) const { return {}; }
+    template <class N> INLINE Vec<Acc<T>> operator()(Lanes, i64 l, N n) const { return ld(g + l, n); }
   };
   const T* g;
   i64 lanes;
@@ -861,16 +873,18 @@ void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, 
         i64 h = 0, w = 0;
         lanes<A>(0, area, [&](i64 l, auto r) FLAT {
           V across = hw ? ld(hw + l, r) * ic : V{};
+          auto shared = in[0].lanes(l, r);
           for (int k = 0; k < K; ++k) {
             V v = across;
             if (wide) {
               const A* d = down + k * (m.h + 1) + h;
               v += ld(right + k * around + w, Full<A>{});
-              v += ramp < Int<A>{} + Index<A>(m.w - w) ? all<A>(d[0]) : all<A>(d[1]);
+              if (w + N <= m.w) v += d[0];
+              else v += ramp < Int<A>{} + Index<A>(m.w - w) ? all<A>(d[0]) : all<A>(d[1]);
             } else {
               v += ld(term + k * (area + N) + l, Full<A>{});
             }
-            store<Past>(dx + (plane + k) * area + l, in[k](l, r) + v, r);
+            store<Past>(dx + (plane + k) * area + l, in[k](shared, l, r) + v, r);
           }
           if (wide && (w += N) >= m.w) w -= m.w, ++h;
         });
@@ -893,7 +907,7 @@ void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, 
       V across = all<A>(ghw ? ghw[p] * ic : A(0));
       const A* right = gcw ? wc + (nh / m.h * m.w + w) * m.c : nullptr;
       lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
-        V v = in(c, r) + across;
+        V v = in(in.lanes(c, r), c, r) + across;
         if (down) v += ld(down + c, r) * iw;
         if (right) v += ld(right + c, r) * ih;
         store<Past>(dx + p * m.c + c, v, r);
@@ -1065,7 +1079,8 @@ template <class A> INLINE Vec<A> within(Window in, i64 at, Vec<A> v) {  // chann
   return (channel >= Index<A>(in.begin)) & (channel < Index<A>(in.end)) ? v : Vec<A>{};
 }
 
-// Adds to `out` (C), writes the strips avg (channel chunks, L) and peak (L) with its channel.
+// Adds to `out` (C), writes the strips avg (channel chunks, L) and peak (L) with its channel. A NaN passes
+// through the averages to all that a maximum adds to: the maxima need not care.
 template <class A>
 void side_pool(const ChannelPlane<A>& side, const Planes& p, A* out, A* avg, A* peak, int32_t* at) {
   using V = Vec<A>;
@@ -1080,7 +1095,7 @@ void side_pool(const ChannelPlane<A>& side, const Planes& p, A* out, A* avg, A* 
     for (i64 i = 0; i < length; ++i) {
       V v = ld(tile + i * N, Full<A>{}) * side.kept(i, cv);
       st(tile + i * N, v, Full<A>{});
-      tops[i].add(count < N ? outside<A>(v, count) : v, iota<A>() + Index<A>(first));
+      tops[i].raise(count < N ? outside<A>(v, count) : v, iota<A>() + Index<A>(first));
       for (i64 m = 0; m < p.channel_chunks; ++m) {
         A* sum = sums + (m * length + i) * N;
         st(sum, ld(sum, Full<A>{}) + within<A>(p.in_c[m], first, v), Full<A>{});
@@ -1093,7 +1108,7 @@ void side_pool(const ChannelPlane<A>& side, const Planes& p, A* out, A* avg, A* 
       for (i64 i = in.begin; i < in.end; ++i) {
         V v = ld(tile + i * N, Full<A>{});
         sum += v;
-        top = (v > top) | (v != v) ? v : top;
+        top = v > top ? v : top;
       }
       value += sum * (side.weights[4 * s] / A(in.end - in.begin)) + top * side.weights[4 * s + 1];
     }
@@ -1178,32 +1193,41 @@ void side_pool_grad(const ChannelPlane<A>& side, const Planes& p, const A* gc, c
     for (i64 i = in.begin; i < in.end; ++i)
       level[i] += side.weights[4 * s] / A(in.end - in.begin);
   }
+  Scratch<A> mean(p.channel_chunks * length);
+  for (i64 m = 0; m < p.channel_chunks; ++m)
+    for (i64 i = 0; i < length; ++i)
+      mean[m * length + i] = gavg[m * length + i] / A(p.in_c[m].end - p.in_c[m].begin);
   std::vector<V> sums(2 * p.chunks, V{});
   side.blocks([&](i64 first, int count, auto n) FLAT {
     side.load(first, count, raw + 0);
     V cv = side.c ? ld(side.c + first, n) : V{}, gv = gc ? ld(gc + first, n) : V{};
     I channel = iota<A>() + Index<A>(first);
-    for (i64 i = 0; i < length; ++i) {
+    for (i64 i = 0; i < length; ++i)
       st(tile + i * N, ld(raw + i * N, Full<A>{}) * side.kept(i, cv), Full<A>{});
-      V gi = gv * level[i];
-      for (i64 m = 0; m < p.channel_chunks; ++m) {
-        A mean = gavg[m * length + i] / A(p.in_c[m].end - p.in_c[m].begin);
-        gi += within<A>(p.in_c[m], first, all<A>(mean));
-      }
-      gi += channel == I{} + Index<A>(at[i]) ? all<A>(gpeak[i]) : V{};
-      st(g + i * N, gi, Full<A>{});
-    }
-    for (i64 s = 0; s < p.chunks && gc; ++s) {
+    i64 done = 0;  // windows overlap on axes shorter than their number
+    for (i64 s = 0; s < p.chunks; ++s) {
       Window in = side.in_l[s];
       V sum = {}, gm = gv * side.weights[4 * s + 1];
       Peak<A> top;
       for (i64 i = in.begin; i < in.end; ++i) {
         V v = ld(tile + i * N, Full<A>{});
         sum += v;
-        top.add(v, I{} + Index<A>(i));
+        top.raise(v, I{} + Index<A>(i));
       }
-      for (i64 i = in.begin; i < in.end; ++i)
-        st(g + i * N, ld(g + i * N, Full<A>{}) + (top.index == I{} + Index<A>(i) ? gm : V{}), Full<A>{});
+      for (i64 i = in.begin; i < in.end; ++i) {
+        V gi = top.index == I{} + Index<A>(i) ? gm : V{};
+        if (i < done) {
+          gi += ld(g + i * N, Full<A>{});
+        } else {
+          gi += gv * level[i];
+          for (i64 m = 0; m < p.channel_chunks; ++m)
+            gi += within<A>(p.in_c[m], first, all<A>(mean[m * length + i]));
+          gi += channel == I{} + Index<A>(at[i]) ? all<A>(gpeak[i]) : V{};
+        }
+        st(g + i * N, gi, Full<A>{});
+      }
+      done = std::max(done, in.end);
+      if (!gc) continue;
       sums[2 * s] += gv * sum / A(in.end - in.begin);
       sums[2 * s + 1] += gv * top.value;
     }
