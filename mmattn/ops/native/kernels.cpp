@@ -18,6 +18,9 @@
 #include <type_traits>
 #include <vector>
 
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 #if defined(__AVX512BW__) && defined(__AVX512VL__)
 #include <immintrin.h>
 #define MASKED 1
@@ -655,14 +658,43 @@ void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, cons
 
 struct Map { i64 n, c, h, w; };
 
+// to[j][i] = from[i][j] (Add: is added to), whose rows are their pitch apart.
+template <bool Add = false, class A>
+INLINE void turn(const A* from, i64 from_pitch, A* to, i64 to_pitch, i64 rows, i64 cols) {
+  auto one = [&](i64 i, i64 j) FLAT {
+    A* t = to + j * to_pitch + i;
+    *t = Add ? *t + from[i * from_pitch + j] : from[i * from_pitch + j];
+  };
+  i64 i = 0;
+#ifdef __SSE__
+  if constexpr (std::is_same_v<A, float>)
+    for (; i + 4 <= rows; i += 4) {
+      i64 j = 0;
+      for (; j + 4 <= cols; j += 4) {
+        const float* f = from + i * from_pitch + j;
+        __m128 a[4] = {_mm_loadu_ps(f), _mm_loadu_ps(f + from_pitch), _mm_loadu_ps(f + 2 * from_pitch),
+                       _mm_loadu_ps(f + 3 * from_pitch)};
+        _MM_TRANSPOSE4_PS(a[0], a[1], a[2], a[3]);
+        for (int k = 0; k < 4; ++k) {
+          float* t = to + (j + k) * to_pitch + i;
+          _mm_storeu_ps(t, Add ? _mm_add_ps(_mm_loadu_ps(t), a[k]) : a[k]);
+        }
+      }
+      for (; j < cols; ++j)
+        for (int k = 0; k < 4; ++k) one(i + k, j);
+    }
+#endif
+  for (; i < rows; ++i)
+    for (i64 j = 0; j < cols; ++j) one(i, j);
+}
+
 // out[n][j][i] = in[n][i][j]
 template <class A> void transpose(const A* in, A* out, i64 n, i64 rows, i64 cols, int threads) {
   parallel(n, n * rows * cols, threads, [&](i64 b) {
     const A* s = in + b * rows * cols;
     A* d = out + b * rows * cols;
-    for (i64 j0 = 0; j0 < cols; j0 += 16)  // whole cache lines on both sides
-      for (i64 i = 0; i < rows; ++i)
-        for (i64 j = j0; j < std::min(j0 + 16, cols); ++j) d[j * rows + i] = s[i * cols + j];
+    for (i64 j = 0; j < cols; j += 16)  // whole cache lines on both sides
+      turn(s + j, cols, d + j * rows, rows, rows, std::min<i64>(16, cols - j));
   });
 }
 
@@ -1068,8 +1100,7 @@ template <class A> struct ChannelPlane {
   INLINE void load(i64 at, int n, A* tile) const {
     const A* from = plane + at * length;
     if (n < N) std::fill_n(tile, length * N, A(0));
-    for (int k = 0; k < n; ++k)
-      for (i64 i = 0; i < length; ++i) tile[i * N + k] = from[k * length + i];
+    turn(from, length, tile, N, n, length);
   }
   INLINE V kept(i64 i, V cv) const { return c ? 1 - cv * l[i] : all<A>(1); }
 };
@@ -1241,10 +1272,8 @@ void side_pool_grad(const ChannelPlane<A>& side, const Planes& p, const A* gc, c
       }
       st(dc + first, ld(dc + first, n) - sum, n);
     }
-    for (int k = 0; k < count; ++k) {
-      A* to = dplane + (first + k) * length;
-      for (i64 i = 0; i < length; ++i) to[i] = add ? to[i] + g[i * N + k] : g[i * N + k];
-    }
+    if (add) turn<true>(g + 0, N, dplane + first * length, length, length, count);
+    else turn(g + 0, N, dplane + first * length, length, length, count);
   });
   for (i64 s = 0; s < p.chunks; ++s)
     for (int k = 0; k < 2; ++k) dweights[4 * s + k] += double(hsum(sums[2 * s + k]));
@@ -1302,7 +1331,8 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
     };
     side(cw, p.w, t[2], p.in_w, weights[0], gw + 0, at[1], dplanes[1], dw, dv.data());
     side(ch, p.h, t[1], p.in_h, weights[0] + 2, gh + 0, at[0], dplanes[0], dw + 2, dh.data());
-    Scratch<A> row(p.w);
+    Scratch<A> row(p.w), across(p.w);
+    std::fill_n(across + 0, p.w, A(0));
     for (i64 h = 0; h < p.h; ++h) {
       std::fill_n(row + 0, p.w, A(0));
       for (i64 s = 0; s < p.chunks; ++s) {
@@ -1314,16 +1344,21 @@ void rank1_pool_grad(const A* ch, const A* cw, const A* hw, Planes p, const A* c
           for (i64 w = 0; w < p.w; ++w) row[w] += gw[s * p.w + w] / A(in.end - in.begin);
       }
       i64 o = (n * p.h + h) * p.w;
-      for (i64 w = 0; w < p.w; ++w) {
-        A keep = t[0] ? 1 - t[1][h] * t[2][w] : A(1);
-        A* to = dplanes[2] + o + w;
-        *to = add ? *to + row[w] * keep : row[w] * keep;
-        if (!t[0]) continue;
-        double lost = double(row[w]) * double(hw[o + w]);
-        dh[h] -= lost * double(t[2][w]);
-        dv[w] -= lost * double(t[1][h]);
-      }
+      A* to = dplanes[2] + o;
+      A share = t[0] ? t[1][h] : A(0);
+      Vec<A> sum = {};
+      lanes<A>(0, p.w, [&](i64 w, auto r) FLAT {
+        Vec<A> g = ld(row + w, r), before = add ? ld(to + w, r) : Vec<A>{};
+        Vec<A> b = t[0] ? ld(t[2] + w, r) : Vec<A>{};
+        st(to + w, before + g * (1 - share * b), r);
+        if (!t[0]) return;
+        Vec<A> lost = g * ld(hw + o + w, r);
+        sum += lost * b;
+        st(across + w, ld(across + w, r) + lost * share, r);
+      });
+      dh[h] -= double(hsum(sum));
     }
+    for (i64 w = 0; w < p.w; ++w) dv[w] -= double(across[w]);
     if (!t[0]) return;
     for (i64 h = 0; h < p.h; ++h) dtaken[1][n * p.h + h] = A(dh[h]);
     for (i64 w = 0; w < p.w; ++w) dtaken[2][n * p.w + w] = A(dv[w]);
