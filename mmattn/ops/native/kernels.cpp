@@ -195,6 +195,29 @@ template <class V> INLINE auto hsum(V v) {
   }
 }
 
+// The four sums are added to `to`.
+template <class V, class A> INLINE void add_hsums(const V* v, A* to) {
+#ifdef __SSE__
+  if constexpr (std::is_same_v<A, float>) {
+    auto quarter = [](auto self, auto u) FLAT {
+      if constexpr (sizeof u == 16) {
+        return (__m128)u;
+      } else {
+        typedef float Half __attribute__((vector_size(sizeof(u) / 2)));
+        Half h[2];
+        std::memcpy(h, &u, sizeof u);
+        return self(self, Half(h[0] + h[1]));
+      }
+    };
+    __m128 a = quarter(quarter, v[0]), b = quarter(quarter, v[1]), c = quarter(quarter, v[2]),
+           d = quarter(quarter, v[3]);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    return _mm_storeu_ps(to, _mm_loadu_ps(to) + ((a + c) + (b + d)));
+  }
+#endif
+  for (int i = 0; i < 4; ++i) to[i] += hsum(v[i]);
+}
+
 // e^x, relative error below 2e-7 (float); below -87 the smallest normal number stands for zero.
 INLINE VF vexp(VF x) {
   const VF lo = all<float>(-87.3f), hi = all<float>(88.7f);
@@ -292,12 +315,16 @@ template <class A> struct Scratch {
 template <class A>
 void add_parts(const A* partial, A* out, i64 n, i64 parts, i64 pitch, i64 lanes_, double scale,
                int threads) {
-  parallel(n, n * parts * lanes_, threads, [&](i64 b) {
-    for (i64 l = 0; l < lanes_; ++l) {
-      double s = 0;
-      for (i64 q = 0; q < parts; ++q) s += double(partial[(b * parts + q) * pitch + l]);
-      out[b * lanes_ + l] = A(s * scale);
+  constexpr i64 block = 512;
+  i64 blocks = (lanes_ + block - 1) / block;
+  parallel(n * blocks, n * parts * lanes_, threads, [&](i64 u) {
+    i64 b = u / blocks, first = u % blocks * block, count = std::min(block, lanes_ - first);
+    double sum[block] = {};
+    for (i64 q = 0; q < parts; ++q) {
+      const A* from = partial + (b * parts + q) * pitch + first;
+      for (i64 l = 0; l < count; ++l) sum[l] += double(from[l]);
     }
+    for (i64 l = 0; l < count; ++l) out[b * lanes_ + first + l] = A(sum[l] * scale);
   });
 }
 
@@ -751,15 +778,22 @@ void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
           columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
             constexpr int NV = decltype(nv)::value;
             V down[NV] = {};
-            for (i64 h = h0; h < h1; ++h) {
+            auto row = [&](i64 h) FLAT {
               V along = {};
               vectors<A, NV>(last, [&](int j, auto r) FLAT {
                 V v = ld(xp + k * area + h * m.w + w + j * N, r);
                 along += v;
                 down[j] += v;
               });
-              ch[(plane + k) * m.h + h] += hsum(along);
+              return along;
+            };
+            A* to = ch + (plane + k) * m.h;
+            i64 h = h0;
+            for (; h + 4 <= h1; h += 4) {
+              const V four[4] = {row(h), row(h + 1), row(h + 2), row(h + 3)};
+              add_hsums(four, to + h);
             }
+            for (; h < h1; ++h) to[h] += hsum(row(h));
             vectors<A, NV>(last, [&](int j, auto r) FLAT {
               A* to = cw + (plane + k) * m.w + w + j * N;
               st(to, ld(to, r) + down[j], r);
