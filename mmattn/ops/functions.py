@@ -92,7 +92,9 @@ How backward saves a pass
 A pool returns x itself first, and the gate applies its factors to that x. The gradient of the
 apply op with respect to x therefore arrives in the pool's backward, which adds its own terms: in
 place where the buffer is one that our own apply op made for this very pool (it carries the pool's
-token), into a new tensor otherwise.
+token), into a new tensor otherwise. `rank1_attention`, which is pool and gate in one, saves one
+more: its gate's backward makes only the factors' gradients, and dy is gated in the pass that adds
+the pool's terms.
 """
 
 import torch

@@ -11,8 +11,9 @@ Passes over memory in units of the input (read + write), vectors and maps left o
     spatial_pool             1        3 (x, gx, dx)
     entropy_pool             2        3; 1 in place of 2 with means and entropies, or maxima, alone
     any gate                 2        3 (x, dy, dx)
+    rank1_attention          3        4 (x, dy; dy, dx)
 
-So with both pool and gate SE, ECA, CoordAttention and DRTAM move 8, CBAM 14 (two pools), CAT 10
+So DRTAM moves 7, with both pool and gate SE, ECA and CoordAttention 8, CBAM 14 (two pools), CAT 10
 times the input in a training step's forward and backward, where y = 1.5 x moves 4.
 """
 import functools
