@@ -17,7 +17,8 @@ class RTAM(nn.Module):
 
     def __init__(self, num_chunks, num_channel_chunks):
         super().__init__()
-        strips = num_chunks + num_channel_chunks + 1
+        self.chunks = (num_chunks, num_channel_chunks)
+        strips = sum(self.chunks) + 1
         # These layers hold weights; `ops.rank1_pool` applies them together with the pooling.
         # Eq. 5's convolution of kernel (1, 4S) is over channels that lie last.
         self.channel_conv = nn.Linear(4 * num_chunks, 1, bias=False)
@@ -26,8 +27,6 @@ class RTAM(nn.Module):
         self.height_norm = nn.BatchNorm1d(1)
         self.width_conv = nn.Conv1d(strips, 1, 3, padding=1, bias=False)
         self.width_norm = nn.BatchNorm1d(1)
-
-        self.chunks = (num_chunks, num_channel_chunks)
 
     @property
     def weights(self):

@@ -183,34 +183,28 @@ template <class A> INLINE Int<A> iota() {
   for (int k = 0; k < Simd<A>::N; ++k) i[k] = k;
   return i;
 }
-template <class V> INLINE auto hsum(V v) {
-  using A = std::remove_reference_t<decltype(v[0])>;
-  if constexpr (sizeof v == 2 * sizeof(A)) {
-    return v[0] + v[1];
+// A vector's halves added until it has so many bytes.
+template <size_t Bytes, class V> INLINE auto folded(V v) {
+  if constexpr (sizeof v == Bytes) {
+    return v;
   } else {
-    typedef A Half __attribute__((vector_size(sizeof(V) / 2)));
+    typedef std::remove_reference_t<decltype(v[0])> Half __attribute__((vector_size(sizeof(V) / 2)));
     Half h[2];
     std::memcpy(h, &v, sizeof v);
-    return hsum(Half(h[0] + h[1]));
+    return folded<Bytes>(Half(h[0] + h[1]));
   }
+}
+template <class V> INLINE auto hsum(V v) {
+  auto pair = folded<2 * sizeof(v[0])>(v);
+  return pair[0] + pair[1];
 }
 
 // The four sums are added to `to`.
 template <class V, class A> INLINE void add_hsums(const V* v, A* to) {
 #ifdef __SSE__
   if constexpr (std::is_same_v<A, float>) {
-    auto quarter = [](auto self, auto u) FLAT {
-      if constexpr (sizeof u == 16) {
-        return (__m128)u;
-      } else {
-        typedef float Half __attribute__((vector_size(sizeof(u) / 2)));
-        Half h[2];
-        std::memcpy(h, &u, sizeof u);
-        return self(self, Half(h[0] + h[1]));
-      }
-    };
-    __m128 a = quarter(quarter, v[0]), b = quarter(quarter, v[1]), c = quarter(quarter, v[2]),
-           d = quarter(quarter, v[3]);
+    __m128 a = (__m128)folded<16>(v[0]), b = (__m128)folded<16>(v[1]), c = (__m128)folded<16>(v[2]),
+           d = (__m128)folded<16>(v[3]);
     _MM_TRANSPOSE4_PS(a, b, c, d);
     return _mm_storeu_ps(to, _mm_loadu_ps(to) + ((a + c) + (b + d)));
   }
@@ -1113,6 +1107,12 @@ struct Planes {
   i64 strips() const { return chunks + channel_chunks + 1; }
 };
 
+// chunks: the windows of height and width (S each), then of the channels (M).
+inline Planes planes_of(Map m, i64 s, i64 channel_chunks, const void* chunks) {
+  auto in = (const Window*)chunks;
+  return {m.n, m.c, m.h, m.w, s, channel_chunks, in, in + s, in + 2 * s};
+}
+
 // One plane with channels, (C, L): L is the height or the width. `c` and `l` are the factors of an
 // attention map whose share is taken from it, or null. `weights` are the channel convolution's, two
 // (average, maximum) in every four. A row is short, so channels are worked on side by side, as the
@@ -1414,24 +1414,27 @@ template <class A> struct Norm {
   bool sigmoid;
 };
 
-// f(first element, number of lanes) over sample n.
-template <class A, class F> INLINE void elements(const Norm<A>& norm, i64 n, F&& f) {
-  lanes<A>(n * norm.length, (n + 1) * norm.length, f);
+// f(norm, sample, first element, one past the last) over the samples of each of the three norms.
+template <class A, class F> void each_norm(const Norm<A>* norms, i64 n_, int threads, F&& f) {
+  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
+    int i = int(u / n_);
+    i64 n = u % n_, length = norms[i].length;
+    f(i, n, n * length, (n + 1) * length);
+  });
 }
 
 // The sum of f over all elements of each norm, in the order of the samples.
 template <class A, class F>
 void norm_sums(const Norm<A>* norms, i64 n_, double* sums, int threads, F&& f) {
   std::vector<double> partial(3 * n_, 0.);
-  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
+  each_norm(norms, n_, threads, [&](int i, i64 sample, i64 begin, i64 end) {
     Vec<A> sum = {};
-    int i = int(u / n_);
-    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+    lanes<A>(begin, end, [&](i64 at, auto n) FLAT {
       Vec<A> v = f(i, at, n);
       if (n < Simd<A>::N) v = iota<A>() < Int<A>{} + int(n) ? v : Vec<A>{};
       sum += v;
     });
-    partial[u] = double(hsum(sum));
+    partial[i * n_ + sample] = double(hsum(sum));
   });
   for (int i = 0; i < 3; ++i) {
     sums[i] = 0;
@@ -1465,9 +1468,8 @@ void rank1_norm(const Norm<A>* norms, i64 n_, A* const* out, A* moments, int thr
     moments[2 * i + 1] = A(1 / std::sqrt(var + norm.eps));
     scale[i] = moments[2 * i + 1] * *norm.weight;
   }
-  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
-    int i = int(u / n_);
-    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+  each_norm(norms, n_, threads, [&](int i, i64, i64 begin, i64 end) {
+    lanes<A>(begin, end, [&](i64 at, auto n) FLAT {
       Vec<A> v = (ld(norms[i].v + at, n) - shift[i]) * scale[i] + *norms[i].bias;
       st(out[i] + at, norms[i].sigmoid ? 1 / (1 + vexp(-v)) : v, n);
     });
@@ -1504,10 +1506,9 @@ void rank1_norm_grad(const Norm<A>* norms, i64 n_, const A* const* out, const A*
     level[i] = norms[i].momentum < 0 ? 0 : A(sum[i] / count);
     slope[i] = norms[i].momentum < 0 ? 0 : A(dot[i] / count);
   }
-  parallel(3 * n_, n_ * (norms[0].length + norms[1].length + norms[2].length), threads, [&](i64 u) {
-    int i = int(u / n_);
+  each_norm(norms, n_, threads, [&](int i, i64, i64 begin, i64 end) {
     A scale = moments[2 * i + 1] * *norms[i].weight;
-    elements(norms[i], u % n_, [&](i64 at, auto n) FLAT {
+    lanes<A>(begin, end, [&](i64 at, auto n) FLAT {
       V g = incoming(i, at, n);
       if (norms[i].momentum >= 0) g -= level[i] + unit(i, at, n) * slope[i];
       st(dv[i] + at, g * scale, n);
@@ -1637,6 +1638,7 @@ template <class A> struct Rank1 {
     }
     return used;
   }
+  Shape shape() const { return last ? Shape{m.n, m.h * m.w, m.c} : Shape{m.n, m.c, m.h * m.w}; }
   i64 length(int k) const { return k == 0 ? m.c : k == 1 ? m.h : m.w; }
   Module<A> module(int i) const { return Module<A>(params + 4 + i * Module<A>::count); }
   const A* const* taken(int i) const {
@@ -1677,7 +1679,7 @@ template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r
     mlp<A>(r.layers(), s.v, s.hidden, s.out[0], threads);
     outer<A>(s.out[1], s.out[2], q[i], r.m);
   }
-  Shape shape = r.last ? Shape{r.m.n, r.m.h * r.m.w, r.m.c} : Shape{r.m.n, r.m.c, r.m.h * r.m.w};
+  Shape shape = r.shape();
   r.gated(q, [&](auto g, auto a, auto b) { gate<decltype(g)>(x, y, shape, a, b, threads); });
 }
 
@@ -1698,7 +1700,7 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     A* to = grads + i * vectors;
     for (int k = 0; k < 3; to += sizes[k++]) dout[i][k] = to;
   }
-  Shape shape = r.last ? Shape{m.n, m.h * m.w, m.c} : Shape{m.n, m.c, m.h * m.w};
+  Shape shape = r.shape();
   A* dc[2] = {dout[0][0], dout[r.modules - 1][0]};
   r.gated(q, [&](auto g, auto a, auto b) {
     gate_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
@@ -2519,8 +2521,7 @@ void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const void* fh, const voi
 void mmattn_rank1_pool(int dtype, const void* ch, const void* cw, const void* hw, i64 n, i64 c, i64 h,
                        i64 w, i64 s, i64 m, const void* chunks, void** weights, void** taken,
                        void** out, void** strips, void** at, int threads) {
-  auto in = (const Window*)chunks;
-  Planes p{n, c, h, w, s, m, in, in + s, in + 2 * s};
+  Planes p = planes_of({n, c, h, w}, s, m, chunks);
   typed(dtype, [&](auto tag) {
     rank1_pool<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
                    (const A_**)taken, (A_**)out, (A_**)strips, (int32_t**)at, threads);
@@ -2531,8 +2532,7 @@ void mmattn_rank1_pool_grad(int dtype, const void* ch, const void* cw, const voi
                             i64 h, i64 w, i64 s, i64 m, const void* chunks, void** weights,
                             void** taken, void** grads, void** strips, void** at, void** dplanes,
                             void** dweights, void** dtaken, int threads) {
-  auto in = (const Window*)chunks;
-  Planes p{n, c, h, w, s, m, in, in + s, in + 2 * s};
+  Planes p = planes_of({n, c, h, w}, s, m, chunks);
   typed(dtype, [&](auto tag) {
     rank1_pool_grad<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
                         (const A_**)taken, (const A_**)grads, (const A_**)strips,
@@ -2547,10 +2547,9 @@ i64 mmattn_rank1_attention(int dtype, const void* x, void* y, i64 n, i64 c, i64 
                            i64 s, i64 m, const void* chunks, i64 hidden, int modules,
                            void** params, void** running, const double* rules, void* kept, void* at,
                            int threads) {
-  auto in = (const Window*)chunks;
   i64 size = 0;
   typed(dtype, [&](auto tag) {
-    Rank1<A_> r{{n, c, h, w}, bool(last), {n, c, h, w, s, m, in, in + s, in + 2 * s}, hidden, modules,
+    Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
                 (A_**)params, (A_**)running, rules};
     size = r.lay_out((A_*)kept, (int32_t*)at);
     if (y) rank1_attention((const decltype(tag)*)x, (decltype(tag)*)y, r, threads);
@@ -2562,10 +2561,9 @@ void mmattn_rank1_attention_grad(int dtype, const void* x, const void* dy, void*
                                  i64 h, i64 w, int last, i64 s, i64 m, const void* chunks,
                                  i64 hidden, int modules, void** params, const double* rules,
                                  void* kept, void* at, void** dparams, int threads) {
-  auto in = (const Window*)chunks;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    Rank1<A_> r{{n, c, h, w}, bool(last), {n, c, h, w, s, m, in, in + s, in + 2 * s}, hidden, modules,
+    Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
                 (A_**)params, nullptr, rules};
     r.lay_out((A_*)kept, (int32_t*)at);
     rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, threads);

@@ -110,13 +110,13 @@ def rank1_norm_kernel(c_ptr, h_ptr, w_ptr, parts_ptr, weight_c, weight_h, weight
 
 
 @triton.jit
-def _incoming(g_ptr, o_ptr, i, end, which):
-    """The gradient of what a norm gave: of h and w, before the sigmoid."""
+def _incoming(v_ptr, mean, scale, g_ptr, o_ptr, i, end, which):
+    """The gradient of what a norm gave (h's and w's before the sigmoid), the unit descriptor."""
     g = tl.load(g_ptr + i, mask=i < end, other=0.0)
     if which > 0:
         y = tl.load(o_ptr + i, mask=i < end, other=0.0)
         g = g * y * (1 - y)
-    return g
+    return g, (tl.load(v_ptr + i, mask=i < end, other=0.0) - mean) * scale
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
@@ -136,9 +136,9 @@ def rank1_norm_sums_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_
     dots = tl.zeros([B], tl.float32)
     for start in range(begin, end, B):
         i = start + tl.arange(0, B)
-        g = _incoming(g_ptr, o_ptr, i, end, which)
+        g, unit = _incoming(v_ptr, mean, scale, g_ptr, o_ptr, i, end, which)
         sums += g
-        dots += g * ((tl.load(v_ptr + i, mask=i < end, other=0.0) - mean) * scale)
+        dots += g * unit
     tl.store(parts_ptr + 2 * pid, tl.sum(sums, 0))
     tl.store(parts_ptr + 2 * pid + 1, tl.sum(dots, 0))
 
@@ -169,8 +169,7 @@ def rank1_norm_grad_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_
     weight = tl.load(_mine(weight_c, weight_h, weight_w, which))
     for start in range(begin, end, B):
         i = start + tl.arange(0, B)
-        g = _incoming(g_ptr, o_ptr, i, end, which)
-        unit = (tl.load(v_ptr + i, mask=i < end, other=0.0) - mean) * scale
+        g, unit = _incoming(v_ptr, mean, scale, g_ptr, o_ptr, i, end, which)
         g -= (level + unit * slope) * by_batch
         tl.store(dv_ptr + i, g * (scale * weight), mask=i < end)
 
