@@ -3,6 +3,7 @@
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengine's root registry,
 the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each installed codebase.
 """
+
 from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
 from .version import __version__
 

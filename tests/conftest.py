@@ -8,8 +8,12 @@ from mmengine.registry import DefaultScope
 
 # The same examples in every run, and no deadline: a busy machine is not a failing test.
 settings.register_profile(
-    'mmattn', derandomize=True, deadline=None, database=None,
-    suppress_health_check=[HealthCheck.too_slow])
+    'mmattn',
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile('mmattn')
 
 

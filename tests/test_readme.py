@@ -1,4 +1,5 @@
 """The README's examples run as printed, and its links lead somewhere."""
+
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def test_there_is_an_example_for_each_codebase():
 @pytest.mark.parametrize('code', [code for _, code in EXAMPLES], ids=[name for name, _ in EXAMPLES])
 def test_example_runs_and_has_its_gates(code, monkeypatch):
     from mmengine.registry import MODELS, DefaultScope
+
     monkeypatch.chdir(ROOT)
     scope = {}
     with DefaultScope.overwrite_default_scope('mmengine'):  # restores what the example sets
@@ -27,9 +29,14 @@ def test_example_runs_and_has_its_gates(code, monkeypatch):
     assert gates == {'DRTAM': 17, 'CAT': 9, 'CBAM': 4}[gate_type.__name__]
 
 
-@pytest.mark.parametrize('page', sorted(
-    str(path.relative_to(ROOT)) for pattern in ('*.md', 'docs/*.md', 'configs/**/*.md')
-    for path in ROOT.glob(pattern)))
+@pytest.mark.parametrize(
+    'page',
+    sorted(
+        str(path.relative_to(ROOT))
+        for pattern in ('*.md', 'docs/*.md', 'configs/**/*.md')
+        for path in ROOT.glob(pattern)
+    ),
+)
 def test_links_to_files_lead_somewhere(page):
     path = ROOT / page
     for target in re.findall(r'\]\(([^)#\s]+)', path.read_text()):

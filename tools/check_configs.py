@@ -6,6 +6,7 @@ Kept as in the config: model, depth, number of classes, transforms, losses, opti
 evaluator. Made smaller: images (sizes by 8, CIFAR's left alone), batches (2), the proposals and
 detections of a detector. Pretrained weights are not loaded.
 """
+
 import argparse
 import contextlib
 import io
@@ -19,11 +20,13 @@ from mmattn.papers import config_root, trial
 
 def parse_args(argv):
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('configs', nargs='*', help=f'paths relative to {config_root()}')
     parser.add_argument('--all', action='store_true', help='every config of every table')
     parser.add_argument(
-        '--data-root', help='where to make the digits (default: a temporary folder)')
+        '--data-root', help='where to make the digits (default: a temporary folder)'
+    )
     parser.add_argument('--verbose', action='store_true', help="show the codebases' own output")
     return parser.parse_args(argv)
 

@@ -11,6 +11,7 @@ fi
 cd "$ROOT"
 
 "$PYTHON" -m ruff check .
+"$PYTHON" -m ruff format --check .
 # One thread a test process: they share the cores, and so do the processes that some tests start.
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest -n 2 "$@"

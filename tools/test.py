@@ -1,4 +1,5 @@
 """Tests a checkpoint of mmpretrain, mmdetection or mmsegmentation."""
+
 import argparse
 import copy
 from pathlib import Path
@@ -22,8 +23,10 @@ def parse_args():
     parser.add_argument('config')
     parser.add_argument('checkpoint')
     parser.add_argument(
-        '--out', help='.json for the metrics, .pkl for the predictions; '
-        'for segmentation also a folder for the predicted masks')
+        '--out',
+        help='.json for the metrics, .pkl for the predictions; '
+        'for segmentation also a folder for the predicted masks',
+    )
     parser.add_argument('--show-dir', help='folder for pictures of the predictions')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     add_common_arguments(parser)
@@ -55,14 +58,17 @@ def add_tta(cfg):
         elif cfg.default_scope == 'mmdet':
             cfg.tta_model = dict(
                 type='DetTTAModel',
-                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100))
+                tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+            )
             # The merge has to know what to flip back.
             pack.meta_keys = (*pack.meta_keys, 'flip', 'flip_direction')
         else:
             cfg.tta_model = dict(type='SegTTAModel')
         flips = [dict(type='RandomFlip', prob=prob) for prob in (1.0, 0.0)]
         cfg.tta_pipeline = [
-            *dataset.pipeline[:-1], dict(type='TestTimeAug', transforms=[flips, [pack]])]
+            *dataset.pipeline[:-1],
+            dict(type='TestTimeAug', transforms=[flips, [pack]]),
+        ]
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     dataset.pipeline = cfg.tta_pipeline
 

@@ -1,4 +1,5 @@
 """Trains a model of mmpretrain, mmdetection or mmsegmentation."""
+
 import argparse
 
 from mmengine.device import get_device
@@ -17,14 +18,22 @@ def parse_args():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument(
-        '--resume', nargs='?', const='auto', metavar='CHECKPOINT',
-        help='go on from a checkpoint, or from the last one in the work directory')
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint, or from the last one in the work directory',
+    )
     parser.add_argument(
-        '--amp', action='store_true',
-        help='mixed precision: float16 on a GPU, bfloat16 in the backbone on a CPU')
+        '--amp',
+        action='store_true',
+        help='mixed precision: float16 on a GPU, bfloat16 in the backbone on a CPU',
+    )
     parser.add_argument(
-        '--auto-scale-lr', action='store_true',
-        help='scale the learning rate by the actual over the config\'s base batch size')
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the actual over the config's base batch size",
+    )
     parser.add_argument('--no-validate', action='store_true', help='train only')
     add_common_arguments(parser)
     return parser.parse_args()

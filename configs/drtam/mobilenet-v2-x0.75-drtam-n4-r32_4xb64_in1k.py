@@ -1,9 +1,6 @@
 _base_ = './mobilenet-v2-x0.75_4xb64_in1k.py'
 
 plugins = [
-    dict(
-        cfg=dict(
-            type='DRTAM', reduction=32, num_channel_chunks=4),
-        position='after_depthwise'),
+    dict(cfg=dict(type='DRTAM', reduction=32, num_channel_chunks=4), position='after_depthwise'),
 ]
 model = dict(backbone=dict(plugins=plugins))

@@ -1,9 +1,6 @@
 _base_ = './resnet50_4xb128_in1k.py'
 
 plugins = [
-    dict(
-        cfg=dict(
-            type='DRTAM', reduction=32, num_channel_chunks=2),
-        position='after_conv3'),
+    dict(cfg=dict(type='DRTAM', reduction=32, num_channel_chunks=2), position='after_conv3'),
 ]
 model = dict(backbone=dict(plugins=plugins))

@@ -15,14 +15,17 @@ model = dict(
         stem_channels=16,
         base_channels=16,
         init_cfg=None,
-        plugins=[dict(cfg=dict(type='DRTAM', reduction=4), position='after_stage')]),
+        plugins=[dict(cfg=dict(type='DRTAM', reduction=4), position='after_stage')],
+    ),
     # Nine pixels in ten are background.
     decode_head=dict(
         in_channels=128,
         channels=64,
         dropout_ratio=0.0,
-        loss_decode=dict(class_weight=[0.2] + [1.0] * 20)),
-    auxiliary_head=dict(in_channels=64, channels=32, dropout_ratio=0.0))
+        loss_decode=dict(class_weight=[0.2] + [1.0] * 20),
+    ),
+    auxiliary_head=dict(in_channels=64, channels=32, dropout_ratio=0.0),
+)
 
 data_root = 'data/digits/VOCdevkit/VOC2012'
 train_pipeline = [
@@ -41,23 +44,28 @@ digits = dict(type='PascalVOCDataset', data_root=data_root, pipeline=train_pipel
 train_dataloader = dict(
     **loader,
     batch_size=8,
-    dataset=dict(datasets=[
-        dict(
-            **digits,
-            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
-            ann_file='ImageSets/Segmentation/train.txt'),
-        dict(
-            **digits,
-            data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'),
-            ann_file='ImageSets/Segmentation/aug.txt'),
-    ]))
+    dataset=dict(
+        datasets=[
+            dict(
+                **digits,
+                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+                ann_file='ImageSets/Segmentation/train.txt',
+            ),
+            dict(
+                **digits,
+                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'),
+                ann_file='ImageSets/Segmentation/aug.txt',
+            ),
+        ]
+    ),
+)
 val_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
 max_iters = 240
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=0.005, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.005, weight_decay=0.05))
 param_scheduler = dict(
-    _delete_=True, type='OneCycleLR', eta_max=0.005, by_epoch=False, total_steps=max_iters)
+    _delete_=True, type='OneCycleLR', eta_max=0.005, by_epoch=False, total_steps=max_iters
+)
 train_cfg = dict(max_iters=max_iters, val_begin=max_iters + 1)
 default_hooks = dict(checkpoint=dict(interval=100))

@@ -11,21 +11,28 @@ model = dict(
         depth=18,
         stem_channels=16,
         base_channels=16,
-        plugins=[dict(cfg=dict(type='CAT', reduction=4), position='after_conv2')]),
-    head=dict(in_channels=128))
+        plugins=[dict(cfg=dict(type='CAT', reduction=4), position='after_conv2')],
+    ),
+    head=dict(in_channels=128),
+)
 
 # digits, unlike CIFAR's objects, are not the same when flipped
 train_pipeline = [dict(type='RandomCrop', crop_size=32, padding=2), dict(type='PackInputs')]
 digits = dict(type='DigitsCIFAR100', data_root='data/digits/cifar100')
 train_dataloader = dict(
-    batch_size=32, num_workers=0, dataset=dict(**digits, pipeline=train_pipeline))
+    batch_size=32, num_workers=0, dataset=dict(**digits, pipeline=train_pipeline)
+)
 val_dataloader = dict(num_workers=0, dataset=digits)
 test_dataloader = val_dataloader
 
 max_epochs = 6
-optim_wrapper = dict(
-    optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=0.004, weight_decay=0.05))
 param_scheduler = dict(
-    _delete_=True, type='OneCycleLR', eta_max=0.004, by_epoch=True, total_steps=max_epochs,
-    convert_to_iter_based=True)
+    _delete_=True,
+    type='OneCycleLR',
+    eta_max=0.004,
+    by_epoch=True,
+    total_steps=max_epochs,
+    convert_to_iter_based=True,
+)
 train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs + 1)

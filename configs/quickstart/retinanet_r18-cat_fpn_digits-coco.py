@@ -15,13 +15,16 @@ model = dict(
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None,
-        plugins=[dict(cfg=dict(type='CAT', reduction=4), position='after_conv2')]),
+        plugins=[dict(cfg=dict(type='CAT', reduction=4), position='after_conv2')],
+    ),
     neck=dict(in_channels=[16, 32, 64, 128], out_channels=64, num_outs=3),
     bbox_head=dict(
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
-        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32])))
+        anchor_generator=dict(octave_base_scale=3, strides=[8, 16, 32]),
+    ),
+)
 
 data_root = 'data/digits/coco/'
 train_pipeline = [
@@ -35,11 +38,13 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 loader = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    **loader, batch_size=8, dataset=dict(data_root=data_root, pipeline=train_pipeline))
+    **loader, batch_size=8, dataset=dict(data_root=data_root, pipeline=train_pipeline)
+)
 val_dataloader = dict(**loader, dataset=dict(data_root=data_root, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
@@ -48,8 +53,14 @@ test_evaluator = val_evaluator
 max_epochs = 4
 optim_wrapper = dict(
     optimizer=dict(_delete_=True, type='AdamW', lr=0.002, weight_decay=0.05),
-    clip_grad=dict(max_norm=10))
+    clip_grad=dict(max_norm=10),
+)
 param_scheduler = dict(
-    _delete_=True, type='OneCycleLR', eta_max=0.002, by_epoch=True, total_steps=max_epochs,
-    convert_to_iter_based=True)
+    _delete_=True,
+    type='OneCycleLR',
+    eta_max=0.002,
+    by_epoch=True,
+    total_steps=max_epochs,
+    convert_to_iter_based=True,
+)
 train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs + 1)

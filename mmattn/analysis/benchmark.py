@@ -134,13 +134,14 @@ class PlainCAT(attention.CAT):
         images, taps = x.reshape(-1, 1, *x.shape[2:]), self.taps
         found = []
         for wanted, dims, kernel in (
-            (channel, (2, 3), taps[:, None]), (spatial, (1,), taps[:, None] * taps)
+            (channel, (2, 3), taps[:, None]),
+            (spatial, (1,), taps[:, None] * taps),
         ):
             if not wanted:
                 found.append((None,) * 3)
                 continue
             smooth = F.conv2d(images, kernel[None, None], padding='same').view_as(x)
-            p = (x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1))
+            p = x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1)
             stats = dict(avg=x.mean(dims), max=smooth.amax(dims), ent=-(p * p.log()).sum(dims))
             found.append(tuple(stats[pool] if pool in self.pools else None for pool in stats))
         return x, *found

@@ -7,6 +7,7 @@ reductions). Other element-wise arithmetic, interpolation and RoIAlign count not
 the same for the network and for every gate in it; a table whose tool saw less says so
 (`Convention`).
 """
+
 import csv
 import io
 import json
@@ -24,12 +25,29 @@ from mmattn.ops import use_impl
 from mmattn.papers import config_root, entries, load
 
 aten = torch.ops.aten
-NORMS = (aten.native_batch_norm, aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm,
-         aten.native_group_norm, aten.native_layer_norm)
+NORMS = (
+    aten.native_batch_norm,
+    aten._native_batch_norm_legit_no_training,
+    aten.cudnn_batch_norm,
+    aten.native_group_norm,
+    aten.native_layer_norm,
+)
 ONE_AN_ELEMENT = (
-    aten.relu, aten.relu_, aten.leaky_relu, aten.leaky_relu_, aten.hardtanh, aten.hardtanh_,
-    aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.avg_pool2d, aten._adaptive_avg_pool2d,
-    aten.max_pool2d_with_indices)
+    aten.relu,
+    aten.relu_,
+    aten.leaky_relu,
+    aten.leaky_relu_,
+    aten.hardtanh,
+    aten.hardtanh_,
+    aten.mean,
+    aten.amax,
+    aten.amin,
+    aten.max,
+    aten.min,
+    aten.avg_pool2d,
+    aten._adaptive_avg_pool2d,
+    aten.max_pool2d_with_indices,
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,7 @@ class Convention:
         norms (bool): Whether the FLOPs of normalisation are in.
         entropies (bool): Whether those of entropies and of filters without weights are in.
     """
+
     mega: int = 10**6
     giga: int = 10**9
     size: tuple = (224, 224)
@@ -70,7 +89,7 @@ CONVENTIONS = {
     ('drtam', 3): Convention(),
     ('drtam', 4): Convention(),
     # Parameters of the frozen first stage are left out (those of the frozen stem are not).
-    ('drtam', 5): Convention(skip=('backbone.layer1.', )),
+    ('drtam', 5): Convention(skip=('backbone.layer1.',)),
     # The toolbox's counter does not know SyncBN, which the FCNs have throughout.
     ('drtam', 7): Convention(size=(512, 512), norms=False),
 }
@@ -138,6 +157,7 @@ class ReadableLinspace(TorchFunctionMode):
 @dataclass(frozen=True)
 class Complexity:
     """Parameters (those left out by the convention not counted) and FLOPs, whole and by part."""
+
     params: int
     flops: int
     parts: dict = field(default_factory=dict)
@@ -154,8 +174,7 @@ def build(config):
     model = config.model.copy()
     if scope == 'mmpretrain' and 'data_preprocessor' in config:
         model.setdefault('data_preprocessor', config.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), \
-            ReadableLinspace():
+    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), ReadableLinspace():
         return MODELS.build(model).eval()
 
 
@@ -235,6 +254,7 @@ def measure(config, convention=None):
 @dataclass(frozen=True)
 class Row:
     """One printed model, computed and printed side by side; None where the paper prints nothing."""
+
     paper: str
     table: int
     group: str
@@ -264,7 +284,8 @@ class Row:
         """Whether the paper's number is ours within 1 %, or within its last digit."""
         return self.paper_flops is None or (
             abs(self.flops_diff) < 0.0101
-            or abs(self.flops - self.paper_flops) <= 0.01 * self.paper_flops)
+            or abs(self.flops - self.paper_flops) <= 0.01 * self.paper_flops
+        )
 
 
 def convention_of(paper, table):
@@ -287,10 +308,19 @@ def table_rows(paper, table):
     for entry in entries(paper, table):
         counted, _ = measure(str(config_root() / entry.config), convention)
         rows.append(
-            Row(paper, table, entry.group, entry.name, entry.config,
-                round(counted.params / convention.mega, 2), entry.values.get('params'),
+            Row(
+                paper,
+                table,
+                entry.group,
+                entry.name,
+                entry.config,
+                round(counted.params / convention.mega, 2),
+                entry.values.get('params'),
                 round(counted.flops / convention.giga, 2),
-                entry.values.get('gflops', entry.values.get('gmac')), entry.contradicts))
+                entry.values.get('gflops', entry.values.get('gmac')),
+                entry.contradicts,
+            )
+        )
     return rows
 
 
@@ -324,15 +354,22 @@ def _markdown(rows):
         '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |',
     ]
     for row in rows:
-        cells = [row.group, row.method, *_cells(row.params, row.paper_params, row.params_diff),
-                 *_cells(row.flops, row.paper_flops, row.flops_diff)]
+        cells = [
+            row.group,
+            row.method,
+            *_cells(row.params, row.paper_params, row.params_diff),
+            *_cells(row.flops, row.paper_flops, row.flops_diff),
+        ]
         lines.append(f'| {" | ".join(cells)} |')
     return '\n'.join(lines) + '\n'
 
 
 def _cells(ours, paper, diff):
-    return (f'{ours:.2f}', '' if paper is None else f'{paper:.2f}',
-            '' if diff is None else f'{diff:+.2f}')
+    return (
+        f'{ours:.2f}',
+        '' if paper is None else f'{paper:.2f}',
+        '' if diff is None else f'{diff:+.2f}',
+    )
 
 
 def render_config(config, counted, convention, style='markdown'):
@@ -344,15 +381,24 @@ def render_config(config, counted, convention, style='markdown'):
     if style not in STYLES:
         raise ValueError(f'style must be one of {STYLES}, got {style!r}')
     if style == 'json':
-        return json.dumps({'config': str(config), 'size': convention.size, **asdict(counted)},
-                          indent=2) + '\n'
+        return (
+            json.dumps(
+                {'config': str(config), 'size': convention.size, **asdict(counted)}, indent=2
+            )
+            + '\n'
+        )
     flops = {**counted.parts, 'total': counted.flops}
     if style == 'csv':
         params = {'total': counted.params}
         return 'part,params,flops\n' + ''.join(
-            f'{part},{params.get(part, "")},{n}\n' for part, n in flops.items())
-    lines = [f'{config}: {counted.params / convention.mega:.3f} M parameters ({convention})', '',
-             '| Part | FLOPs (G) |', '| --- | ---: |']
+            f'{part},{params.get(part, "")},{n}\n' for part, n in flops.items()
+        )
+    lines = [
+        f'{config}: {counted.params / convention.mega:.3f} M parameters ({convention})',
+        '',
+        '| Part | FLOPs (G) |',
+        '| --- | ---: |',
+    ]
     lines += [f'| {part} | {n / convention.giga:.3f} |' for part, n in flops.items()]
     return '\n'.join(lines) + '\n'
 
@@ -368,9 +414,14 @@ def contradictions():
             continue
         for row in table_rows(paper, table):
             for metric, reason in row.contradicts.items():
-                printed, ours = ((row.paper_params, row.params) if metric == 'params' else
-                                 (row.paper_flops, row.flops))
+                printed, ours = (
+                    (row.paper_params, row.params)
+                    if metric == 'params'
+                    else (row.paper_flops, row.flops)
+                )
                 column = {'params': 'Params (M)', 'gflops': 'FLOPs (G)', 'gmac': 'GMac'}[metric]
-                lines.append(f'| {paper.upper()} {table} | {row.group} {row.method} | {column} '
-                             f'| {printed:.2f} | {ours:.2f} | {reason} |')
+                lines.append(
+                    f'| {paper.upper()} {table} | {row.group} {row.method} | {column} '
+                    f'| {printed:.2f} | {ours:.2f} | {reason} |'
+                )
     return '\n'.join(lines) + '\n'

@@ -1,4 +1,5 @@
 """The gates. Each maps (N, C, H, W) to (N, C, H, W) and registers in mmengine's root `MODELS`."""
+
 from .cat import CAT
 from .cbam import CBAM
 from .coord import CoordAttention

@@ -25,7 +25,7 @@ def gaussian(size, sigma=None):
     if sigma is None:
         sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
-    taps = torch.exp(-(offsets / sigma)**2 / 2)
+    taps = torch.exp(-((offsets / sigma) ** 2) / 2)
     return (taps / taps.sum()).to(torch.get_default_dtype())
 
 
@@ -64,11 +64,25 @@ class CAT(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'cat'
 
-    def __init__(self, in_channels, reduction=16, arrangement='parallel', formula='equation',
-                 pools=POOLS, entropy_range=(0, 1), gaussian_size=5, gaussian_sigma=None,
-                 spatial_kernel=7, interior=True, interior_softmax=False, exterior=True, impl=None):
+    def __init__(
+        self,
+        in_channels,
+        reduction=16,
+        arrangement='parallel',
+        formula='equation',
+        pools=POOLS,
+        entropy_range=(0, 1),
+        gaussian_size=5,
+        gaussian_sigma=None,
+        spatial_kernel=7,
+        interior=True,
+        interior_softmax=False,
+        exterior=True,
+        impl=None,
+    ):
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_choice('arrangement', arrangement, ARRANGEMENTS)
@@ -100,7 +114,8 @@ class CAT(Gate):
             self.exterior_logits = nn.Parameter(torch.zeros(2))
         # Not learned, so not in the state dict.
         self.register_buffer(
-            'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False)
+            'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False
+        )
 
     def gate(self, x):
         if self.arrangement == 'parallel':

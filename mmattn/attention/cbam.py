@@ -28,6 +28,7 @@ class CBAM(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'cbam'
 
     def __init__(self, in_channels, reduction=16, kernel_size=7, bias=True, norm=True, impl=None):

@@ -1,4 +1,5 @@
 """Checks of arguments: each raises a ValueError that names the argument and what is allowed."""
+
 import math
 import numbers
 
@@ -25,9 +26,12 @@ def check_number(name, value, low=-math.inf):
 
 
 def check_range(name, value):
-    if (not isinstance(value, (tuple, list)) or len(value) != 2
-            or not all(_is(numbers.Real, v) for v in value)
-            or not -math.inf < value[0] < value[1] < math.inf):
+    if (
+        not isinstance(value, (tuple, list))
+        or len(value) != 2
+        or not all(_is(numbers.Real, v) for v in value)
+        or not -math.inf < value[0] < value[1] < math.inf
+    ):
         raise ValueError(f'{name} must be two finite numbers, low < high, got {value!r}')
 
 

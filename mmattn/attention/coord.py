@@ -15,7 +15,7 @@ class PointConv(nn.Conv1d):
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, x):
-        if self.weight.numel() > 2 ** 14:
+        if self.weight.numel() > 2**14:
             return super().forward(x)
         weight = self.weight.squeeze(2).expand(x.shape[0], -1, -1)
         return torch.bmm(weight, x) + self.bias[:, None]
@@ -35,6 +35,7 @@ class CoordAttention(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'coord'
 
     def __init__(self, in_channels, reduction=32, impl=None):

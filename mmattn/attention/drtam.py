@@ -64,10 +64,12 @@ class DRTAM(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'drtam'
 
-    def __init__(self, in_channels, reduction=32, num_chunks=3, num_channel_chunks=1, dual=True,
-                 impl=None):
+    def __init__(
+        self, in_channels, reduction=32, num_chunks=3, num_channel_chunks=1, dual=True, impl=None
+    ):
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_int('num_chunks', num_chunks, 1)
@@ -82,9 +84,16 @@ class DRTAM(Gate):
         norms = [module.norms for module in modules]
         if self._is_plain(modules, norms):
             n, *lengths = x.shape
-            states = [(module.weights, [norm_state(norm, n * length)
-                                        for norm, length in zip(three, lengths, strict=True)])
-                      for module, three in zip(modules, norms, strict=True)]
+            states = [
+                (
+                    module.weights,
+                    [
+                        norm_state(norm, n * length)
+                        for norm, length in zip(three, lengths, strict=True)
+                    ],
+                )
+                for module, three in zip(modules, norms, strict=True)
+            ]
             first, _, second = self.mlp
             layers = first.weight, first.bias, second.weight, second.bias
             return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
@@ -96,8 +105,10 @@ class DRTAM(Gate):
 
     def _is_plain(self, modules, norms):
         """Whether one op may stand for all layers: none replaced (SyncBatchNorm) or listened to."""
-        return (is_plain(self.mlp, nn.Sequential)
-                and [type(layer) for layer in self.mlp] == [nn.Linear, nn.ReLU, nn.Linear]
-                and all(is_plain(layer, type(layer)) for layer in self.mlp)
-                and all(is_plain(module, RTAM) for module in modules)
-                and all(is_plain(norm, nn.BatchNorm1d) for three in norms for norm in three))
+        return (
+            is_plain(self.mlp, nn.Sequential)
+            and [type(layer) for layer in self.mlp] == [nn.Linear, nn.ReLU, nn.Linear]
+            and all(is_plain(layer, type(layer)) for layer in self.mlp)
+            and all(is_plain(module, RTAM) for module in modules)
+            and all(is_plain(norm, nn.BatchNorm1d) for three in norms for norm in three)
+        )

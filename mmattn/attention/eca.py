@@ -38,6 +38,7 @@ class ECA(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'eca'
 
     def __init__(self, in_channels, kernel_size=None, gamma=2, b=1, impl=None):

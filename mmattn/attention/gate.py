@@ -1,4 +1,5 @@
 """What the six gates share: checked input, full precision, batches of one value."""
+
 import contextlib
 
 import torch
@@ -13,7 +14,8 @@ from .checks import check_int
 def mlp(channels, hidden, bias):
     """Two fully connected layers with a ReLU between."""
     return nn.Sequential(
-        nn.Linear(channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, channels, bias=bias))
+        nn.Linear(channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, channels, bias=bias)
+    )
 
 
 def batch_norm(norm, x):
@@ -23,18 +25,25 @@ def batch_norm(norm, x):
     the running statistics instead, and leaves them alone. SyncBatchNorm counts the values of all
     processes, all of which have to take part, so it decides for itself.
     """
-    if (norm.training and x.numel() <= x.shape[1]
-            and not isinstance(norm, (nn.SyncBatchNorm, nn.Identity))):
+    if (
+        norm.training
+        and x.numel() <= x.shape[1]
+        and not isinstance(norm, (nn.SyncBatchNorm, nn.Identity))
+    ):
         return F.batch_norm(
-            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+        )
     return norm(x)
 
 
 def is_plain(module, kind):
     """Whether a module is of that very class and nobody listens to it: it may be stood in for."""
     return type(module) is kind and not (
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks
-        or module._backward_pre_hooks)
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def norm_state(norm, values):
@@ -90,8 +99,11 @@ class Gate(nn.Module):
         if not torch.jit.is_tracing():
             self._check(x)
         # The meta device has no autocast to switch off.
-        with (contextlib.nullcontext() if x.device.type == 'meta'
-              else torch.autocast(x.device.type, enabled=False)):
+        with (
+            contextlib.nullcontext()
+            if x.device.type == 'meta'
+            else torch.autocast(x.device.type, enabled=False)
+        ):
             return self.gate(x)
 
     def gate(self, x):
@@ -99,7 +111,9 @@ class Gate(nn.Module):
 
     def _check(self, x):
         if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
-            raise ValueError(f'{type(self).__name__} takes (N, {self.in_channels}, H, W) with '
-                             f'H, W >= 1, got {tuple(x.shape)}')
+            raise ValueError(
+                f'{type(self).__name__} takes (N, {self.in_channels}, H, W) with '
+                f'H, W >= 1, got {tuple(x.shape)}'
+            )
         if not x.is_floating_point():
             raise ValueError(f'{type(self).__name__} takes a floating-point input, got {x.dtype}')

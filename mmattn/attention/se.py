@@ -21,6 +21,7 @@ class SE(Gate):
     Raises:
         ValueError: see `Gate`.
     """
+
     _abbr_ = 'se'
 
     def __init__(self, in_channels, reduction=16, bias=False, impl=None):

@@ -1,4 +1,5 @@
 """Data sets the codebases lack."""
+
 from importlib.util import find_spec
 
 __all__ = []

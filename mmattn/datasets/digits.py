@@ -7,6 +7,7 @@ classes' names, so that a config for the real set runs on this one with nothing 
 data root. A digit belongs to one split only, the same for every set and seed, so that nothing a
 model is tested on was trained on.
 """
+
 import functools
 import json
 import pickle
@@ -21,8 +22,17 @@ from PIL import Image
 TASKS = ('imagenet', 'cifar', 'coco', 'voc', 'vocseg')
 
 IMAGENET_CLASSES = (
-    'n01440764', 'n01443537', 'n01484850', 'n01491361', 'n01494475', 'n01496331', 'n01498041',
-    'n01514668', 'n01514859', 'n01518878')
+    'n01440764',
+    'n01443537',
+    'n01484850',
+    'n01491361',
+    'n01494475',
+    'n01496331',
+    'n01498041',
+    'n01514668',
+    'n01514859',
+    'n01518878',
+)
 CIFAR100_FINE = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
     butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
@@ -43,20 +53,101 @@ CIFAR100_COARSE = """
 # of the first ten fine classes
 CIFAR100_COARSE_OF_DIGIT = (4, 1, 14, 8, 0, 6, 7, 7, 18, 3)
 COCO_CLASSES = (
-    'person', 'bicycle', 'car', 'motorcycle', 'airplane', 'bus', 'train', 'truck', 'boat',
-    'traffic light', 'fire hydrant', 'stop sign', 'parking meter', 'bench', 'bird', 'cat', 'dog',
-    'horse', 'sheep', 'cow', 'elephant', 'bear', 'zebra', 'giraffe', 'backpack', 'umbrella',
-    'handbag', 'tie', 'suitcase', 'frisbee', 'skis', 'snowboard', 'sports ball', 'kite',
-    'baseball bat', 'baseball glove', 'skateboard', 'surfboard', 'tennis racket', 'bottle',
-    'wine glass', 'cup', 'fork', 'knife', 'spoon', 'bowl', 'banana', 'apple', 'sandwich', 'orange',
-    'broccoli', 'carrot', 'hot dog', 'pizza', 'donut', 'cake', 'chair', 'couch', 'potted plant',
-    'bed', 'dining table', 'toilet', 'tv', 'laptop', 'mouse', 'remote', 'keyboard', 'cell phone',
-    'microwave', 'oven', 'toaster', 'sink', 'refrigerator', 'book', 'clock', 'vase', 'scissors',
-    'teddy bear', 'hair drier', 'toothbrush')
+    'person',
+    'bicycle',
+    'car',
+    'motorcycle',
+    'airplane',
+    'bus',
+    'train',
+    'truck',
+    'boat',
+    'traffic light',
+    'fire hydrant',
+    'stop sign',
+    'parking meter',
+    'bench',
+    'bird',
+    'cat',
+    'dog',
+    'horse',
+    'sheep',
+    'cow',
+    'elephant',
+    'bear',
+    'zebra',
+    'giraffe',
+    'backpack',
+    'umbrella',
+    'handbag',
+    'tie',
+    'suitcase',
+    'frisbee',
+    'skis',
+    'snowboard',
+    'sports ball',
+    'kite',
+    'baseball bat',
+    'baseball glove',
+    'skateboard',
+    'surfboard',
+    'tennis racket',
+    'bottle',
+    'wine glass',
+    'cup',
+    'fork',
+    'knife',
+    'spoon',
+    'bowl',
+    'banana',
+    'apple',
+    'sandwich',
+    'orange',
+    'broccoli',
+    'carrot',
+    'hot dog',
+    'pizza',
+    'donut',
+    'cake',
+    'chair',
+    'couch',
+    'potted plant',
+    'bed',
+    'dining table',
+    'toilet',
+    'tv',
+    'laptop',
+    'mouse',
+    'remote',
+    'keyboard',
+    'cell phone',
+    'microwave',
+    'oven',
+    'toaster',
+    'sink',
+    'refrigerator',
+    'book',
+    'clock',
+    'vase',
+    'scissors',
+    'teddy bear',
+    'hair drier',
+    'toothbrush',
+)
 # COCO's category ids run to 90 and leave these out.
 COCO_UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 VOC_CLASSES = (
-    'aeroplane', 'bicycle', 'bird', 'boat', 'bottle', 'bus', 'car', 'cat', 'chair', 'cow')
+    'aeroplane',
+    'bicycle',
+    'bird',
+    'boat',
+    'bottle',
+    'bus',
+    'car',
+    'cat',
+    'chair',
+    'cow',
+)
 
 # Three splits, because VOC07+12 trains on "trainval" and tests on "test".
 SPLITS = {'train': (0.0, 0.6), 'val': (0.6, 0.8), 'test': (0.8, 1.0)}
@@ -77,6 +168,7 @@ def load_strokes(split):
     if split not in SPLITS:
         raise ValueError(f'split must be one of {tuple(SPLITS)}, got {split!r}')
     from sklearn.datasets import load_digits
+
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
     begin, end = (int(round(bound * len(order))) for bound in SPLITS[split])
@@ -89,7 +181,7 @@ def _stroke(ink, size):
     alpha = cv2.resize(ink, (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 1)
     mask = alpha > 0.4
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = np.s_[rows[0]:rows[-1] + 1, columns[0]:columns[-1] + 1]
+    box = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     # A hard edge with a soft rim of one pixel or so: the mask is where the digit is seen.
     return ((alpha[box] - 0.2) / 0.4).clip(0, 1), mask[box]
 
@@ -103,7 +195,7 @@ def _background(rng, height, width):
 
 def _paste(rng, image, alpha, top, left):
     colour = rng.uniform(150, 255, 3).astype(np.float32)
-    part = image[top:top + alpha.shape[0], left:left + alpha.shape[1]]
+    part = image[top : top + alpha.shape[0], left : left + alpha.shape[1]]
     part += alpha[..., None] * (colour - part)
 
 
@@ -151,7 +243,7 @@ def draw_scene(rng, split, size):
         alpha, mask = _stroke(ink[chosen], int(rng.uniform(0.3, 0.5) * size))
         h, w = mask.shape
         top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-        place = np.s_[max(top - 1, 0):top + h + 1, max(left - 1, 0):left + w + 1]
+        place = np.s_[max(top - 1, 0) : top + h + 1, max(left - 1, 0) : left + w + 1]
         if taken[place].any():
             continue
         taken[place] = True
@@ -218,16 +310,26 @@ def make_cifar(root, num, num_val, size, seed):
     for split, count in (('train', num), ('test', num_val)):
         drawn = [draw_digit(_rng(seed, 'cifar', split, index), split, 32) for index in range(count)]
         digits = [digit for _, digit in drawn]
-        (folder / split).write_bytes(pickle.dumps({
-            'filenames': [f'{digit}_s_{index:06d}.png' for index, digit in enumerate(digits)],
-            'batch_label': f'{split}ing batch 1 of 1',
-            'fine_labels': digits,
-            'coarse_labels': [CIFAR100_COARSE_OF_DIGIT[digit] for digit in digits],
-            # (N, 3072): all red, then all green, then all blue values, row by row
-            'data': np.stack([image.transpose(2, 0, 1).ravel() for image, _ in drawn]),
-        }, protocol=2))
-    (folder / 'meta').write_bytes(pickle.dumps(
-        {'fine_label_names': CIFAR100_FINE, 'coarse_label_names': CIFAR100_COARSE}, protocol=2))
+        (folder / split).write_bytes(
+            pickle.dumps(
+                {
+                    'filenames': [
+                        f'{digit}_s_{index:06d}.png' for index, digit in enumerate(digits)
+                    ],
+                    'batch_label': f'{split}ing batch 1 of 1',
+                    'fine_labels': digits,
+                    'coarse_labels': [CIFAR100_COARSE_OF_DIGIT[digit] for digit in digits],
+                    # (N, 3072): all red, then all green, then all blue values, row by row
+                    'data': np.stack([image.transpose(2, 0, 1).ravel() for image, _ in drawn]),
+                },
+                protocol=2,
+            )
+        )
+    (folder / 'meta').write_bytes(
+        pickle.dumps(
+            {'fine_label_names': CIFAR100_FINE, 'coarse_label_names': CIFAR100_COARSE}, protocol=2
+        )
+    )
 
 
 def make_coco(root, num, num_val, size, seed):
@@ -244,16 +346,25 @@ def make_coco(root, num, num_val, size, seed):
             image, objects = draw_scene(_rng(seed, 'coco', split, index), split, size)
             name = f'{index + 1:012d}.jpg'
             _save_jpeg(image, folder / name)
-            images.append(dict(
-                id=index + 1, file_name=name, height=image.shape[0], width=image.shape[1]))
+            images.append(
+                dict(id=index + 1, file_name=name, height=image.shape[0], width=image.shape[1])
+            )
             for digit, (left, top), mask in objects:
                 polygons = _polygons(mask, left, top)
-                annotations.append(dict(
-                    id=len(annotations) + 1, image_id=index + 1, category_id=ids[digit], iscrowd=0,
-                    bbox=[left, top, mask.shape[1], mask.shape[0]],
-                    area=sum(map(_area, polygons)), segmentation=polygons))
-        (coco / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(
-            dict(images=images, annotations=annotations, categories=categories)))
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1,
+                        image_id=index + 1,
+                        category_id=ids[digit],
+                        iscrowd=0,
+                        bbox=[left, top, mask.shape[1], mask.shape[0]],
+                        area=sum(map(_area, polygons)),
+                        segmentation=polygons,
+                    )
+                )
+        (coco / 'annotations' / f'instances_{split}2017.json').write_text(
+            json.dumps(dict(images=images, annotations=annotations, categories=categories))
+        )
 
 
 def _voc_scenes(devkit, year, splits, size, seed):
@@ -281,12 +392,14 @@ def _voc_xml(year, name, image, objects):
     for digit, (left, top), mask in objects:
         item = ET.SubElement(root, 'object')
         for key, value in dict(
-                name=VOC_CLASSES[digit], pose='Unspecified', truncated=0, difficult=0).items():
+            name=VOC_CLASSES[digit], pose='Unspecified', truncated=0, difficult=0
+        ).items():
             ET.SubElement(item, key).text = str(value)
         box = ET.SubElement(item, 'bndbox')
         # VOC counts pixels from 1 and names the first and the last one.
-        for key, value in dict(xmin=left + 1, ymin=top + 1, xmax=left + mask.shape[1],
-                               ymax=top + mask.shape[0]).items():
+        for key, value in dict(
+            xmin=left + 1, ymin=top + 1, xmax=left + mask.shape[1], ymax=top + mask.shape[0]
+        ).items():
             ET.SubElement(box, key).text = str(value)
     return ET.tostring(root, encoding='unicode')
 
@@ -327,7 +440,7 @@ def _class_map(image, objects, void):
     """Class numbers (H, W); with void, a rim of 255 around every digit, as VOC draws it."""
     labels = np.zeros(image.shape[:2], np.uint8)
     for digit, (left, top), mask in objects:
-        labels[top:top + mask.shape[0], left:left + mask.shape[1]][mask] = digit + 1
+        labels[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = digit + 1
     if void:
         rim = cv2.dilate(labels, np.ones((3, 3), np.uint8)) > labels
         labels[rim] = 255
@@ -353,7 +466,8 @@ def make_vocseg(root, num, num_val, size, seed):
         lists[split].append(name)
         if split != 'val':
             Image.fromarray(_class_map(image, objects, void=False)).save(
-                year / 'SegmentationClassAug' / f'{name}.png')
+                year / 'SegmentationClassAug' / f'{name}.png'
+            )
         if split != 'aug':
             coloured = Image.fromarray(_class_map(image, objects, void=True)).convert('P')
             coloured.putpalette(palette)
@@ -364,9 +478,11 @@ def make_vocseg(root, num, num_val, size, seed):
 
 
 MAKERS = dict(
-    imagenet=make_imagenet, cifar=make_cifar, coco=make_coco, voc=make_voc, vocseg=make_vocseg)
+    imagenet=make_imagenet, cifar=make_cifar, coco=make_coco, voc=make_voc, vocseg=make_vocseg
+)
 FOLDERS = dict(
-    imagenet='imagenet', cifar='cifar100', coco='coco', voc='VOCdevkit', vocseg='VOCdevkit')
+    imagenet='imagenet', cifar='cifar100', coco='coco', voc='VOCdevkit', vocseg='VOCdevkit'
+)
 
 
 def make(root, task, num=1000, num_val=None, size=None, seed=0):
@@ -409,8 +525,9 @@ def make(root, task, num=1000, num_val=None, size=None, seed=0):
     if folder.exists() and FOLDERS[task] not in {FOLDERS[name] for name in made}:
         raise ValueError(f'{folder} is there and holds other data; choose another root')
     # Both VOC tasks draw VOC2012's images: with other settings, one undoes the other.
-    made = {name: old for name, old in made.items()
-            if FOLDERS[name] != FOLDERS[task] or old == settings}
+    made = {
+        name: old for name, old in made.items() if FOLDERS[name] != FOLDERS[task] or old == settings
+    }
     # An entry without settings marks a set that is begun and not finished.
     root.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(made | {task: None}, indent=1))

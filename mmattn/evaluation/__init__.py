@@ -1,4 +1,5 @@
 """Metrics of the papers that the codebases lack."""
+
 from importlib.util import find_spec
 
 __all__ = []

@@ -41,8 +41,9 @@ class VOCAPMetric(VOCMetric):
         if not aps:
             return {'AP': 0.0, 'AP50': 0.0, 'AP75': 0.0}
         logger = MMLogger.get_current_instance()
-        logger.info('AP of each class: ' + ', '.join(
-            f'{name} {ap.mean():.4f}' for name, ap in aps.items()))
+        logger.info(
+            'AP of each class: ' + ', '.join(f'{name} {ap.mean():.4f}' for name, ap in aps.items())
+        )
         mean = np.mean(list(aps.values()), 0)
         return {'AP': float(mean.mean()), 'AP50': float(mean[0]), 'AP75': float(mean[5])}
 
@@ -69,7 +70,8 @@ def class_ap(results, label, eval_mode):
         scores.append(found[:, 4])
         if len(boxes) + len(difficult) and len(found):
             iou = bbox_overlaps(
-                found[:, :4], np.vstack([boxes, difficult]), use_legacy_coordinate=True)
+                found[:, :4], np.vstack([boxes, difficult]), use_legacy_coordinate=True
+            )
             best = iou.argmax(1)
             overlaps.append(iou.max(1))
             # objects are numbered over all images, a difficult one is -1

@@ -1,4 +1,5 @@
 """Backbones with plugin slots, in the registry of each installed codebase (vocabulary: `slots`)."""
+
 import importlib
 import importlib.util
 import warnings
@@ -13,8 +14,11 @@ def _register(codebase):
     try:
         importlib.import_module(f'{codebase}.models')
     except Exception as error:
-        warnings.warn(f'{codebase} is installed but fails to import, so its hosts are missing: '
-                      f'{type(error).__name__}: {error}', stacklevel=2)
+        warnings.warn(
+            f'{codebase} is installed but fails to import, so its hosts are missing: '
+            f'{type(error).__name__}: {error}',
+            stacklevel=2,
+        )
     else:
         importlib.import_module(f'{__name__}.{codebase}')
 

@@ -1,4 +1,5 @@
 """ResNet with plugin slots for MMDetection."""
+
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.registry import MODELS
 
@@ -19,4 +20,5 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
 @MODELS.register_module()
 class PluginResNet(ResNetSlots, ResNet):
     """MMDetection's ResNet with slots; without plugins it is upstream's."""
+
     plugin_blocks = {BasicBlock: PluginBasicBlock, Bottleneck: PluginBottleneck}

@@ -1,4 +1,5 @@
 """Backbones with plugin slots for MMPreTrain."""
+
 import copy
 
 from mmcv.cnn import ConvModule
@@ -26,6 +27,7 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
 @MODELS.register_module()
 class PluginResNet(ResNetSlots, ResNet):
     """MMPreTrain's ResNet with slots; without plugins it is upstream's."""
+
     plugin_blocks = {BasicBlock: PluginBasicBlock, Bottleneck: PluginBottleneck}
 
     def get_layer_depth(self, param_name, prefix=''):
@@ -59,6 +61,7 @@ class SequentialSlots(StemSlot):
     Raises:
         ValueError: see `mmattn.hosts.slots.Plugin`.
     """
+
     positions = ()
     num_stages = 0
 
@@ -67,7 +70,8 @@ class SequentialSlots(StemSlot):
         self._slots = Slots(plugins, type(self).__name__, positions, self.num_stages)
         super().__init__(*args, **kwargs)
         self.after_stem = PluginSequence(
-            self._slots.at('after_stem'), self.conv1.out_channels, self.with_cp)
+            self._slots.at('after_stem'), self.conv1.out_channels, self.with_cp
+        )
         self._slots.check_placed()
 
     def _plug_stage(self, layer, stage, channels):
@@ -85,6 +89,7 @@ class PluginMobileNetV2(SequentialSlots, MobileNetV2):
     channels), 'after_project' (before the residual sum), 'after_stage', 'after_stem'. The block of
     the first stage does not expand, so that 'after_expand' begins in the second.
     """
+
     positions = ('after_expand', 'after_depthwise', 'after_project')
     num_stages = 7
 
@@ -94,7 +99,7 @@ class PluginMobileNetV2(SequentialSlots, MobileNetV2):
         for block in layer:
             conv = nn.Sequential()
             # Counted from the end: a block that does not expand begins with its depthwise part.
-            positions = self.positions[-len(block.conv):]
+            positions = self.positions[-len(block.conv) :]
             children = block.conv.named_children()
             for position, (name, module) in zip(positions, children, strict=True):
                 conv.add_module(name, module)
@@ -121,7 +126,8 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
     Positions: 'after_right_branch' (before the concatenation, on half of the block's channels),
     'after_stage', 'after_stem' (before the max pool).
     """
-    positions = ('after_right_branch', )
+
+    positions = ('after_right_branch',)
     num_stages = 3
 
     def _make_layer(self, out_channels, num_blocks):
@@ -190,8 +196,16 @@ class MobileNetV2_CIFAR(MobileNetV2):
         init_cfg (dict | list[dict], optional): As upstream's.
         kwargs: As upstream's, except `conv_cfg`.
     """
-    arch_settings = [[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 3, 2], [6, 64, 4, 2], [6, 96, 3, 1],
-                     [6, 160, 3, 1], [6, 320, 1, 1]]
+
+    arch_settings = [
+        [1, 16, 1, 1],
+        [6, 24, 2, 2],
+        [6, 32, 3, 2],
+        [6, 64, 4, 2],
+        [6, 96, 3, 1],
+        [6, 160, 3, 1],
+        [6, 320, 1, 1],
+    ]
 
     def __init__(self, init_cfg=None, **kwargs):
         super().__init__(conv_cfg=dict(type=BiasedConv2d), init_cfg=init_cfg, **kwargs)
@@ -199,7 +213,8 @@ class MobileNetV2_CIFAR(MobileNetV2):
 
     def _conv(self, *args, **kwargs):
         return ConvModule(
-            *args, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **kwargs)
+            *args, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **kwargs
+        )
 
     def make_layer(self, out_channels, num_blocks, stride, expand_ratio):
         layer = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
@@ -242,7 +257,8 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         layer[0].branch2 = nn.Sequential(
             self._conv(width, width, 1),
             self._conv(width, width, 3, stride=2, padding=1, groups=width, act_cfg=None),
-            self._conv(width, out_channels // 2, 1))
+            self._conv(width, out_channels // 2, 1),
+        )
         return layer
 
     def init_weights(self):

@@ -1,4 +1,5 @@
 """ResNet and ResNetV1c with plugin slots for MMSegmentation."""
+
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, ResNetV1c
 from mmseg.registry import MODELS
 
@@ -20,10 +21,12 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
 @MODELS.register_module()
 class PluginResNet(ResNetSlots, ResNet):
     """MMSegmentation's ResNet with slots; without plugins it is upstream's."""
+
     plugin_blocks = {BasicBlock: PluginBasicBlock, Bottleneck: PluginBottleneck}
 
 
 @MODELS.register_module()
 class PluginResNetV1c(ResNetSlots, ResNetV1c):
     """MMSegmentation's ResNetV1c (a stem of three 3x3 convolutions) with slots."""
+
     plugin_blocks = PluginResNet.plugin_blocks

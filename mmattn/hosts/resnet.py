@@ -1,4 +1,5 @@
 """Plugin slots for ResNets, the same in each codebase: mixins that stand before its own classes."""
+
 import torch.utils.checkpoint as cp
 from torch import nn
 
@@ -19,6 +20,7 @@ class PluginBlock:
         plugins (Sequence[Plugin]): The plugins of this block.
         args, kwargs: As the upstream block's.
     """
+
     positions = ()
 
     def __init__(self, *args, plugins=(), **kwargs):
@@ -55,6 +57,7 @@ class PluginBlock:
 
 class BasicBlockSlots(PluginBlock):
     """Slots in a block of two convolutions; 'after_conv2' is before the residual sum."""
+
     positions = ('after_conv1', 'after_conv2')
 
     def _residual(self, x):
@@ -64,6 +67,7 @@ class BasicBlockSlots(PluginBlock):
 
 class BottleneckSlots(PluginBlock):
     """Slots in a block of three convolutions; 'after_conv3' is before the residual sum."""
+
     positions = ('after_conv1', 'after_conv2', 'after_conv3')
 
     def _residual(self, x):
@@ -82,6 +86,7 @@ class ResNetSlots(StemSlot):
     Raises:
         ValueError: see `mmattn.hosts.slots.Plugin`.
     """
+
     # Upstream's block class -> the same with slots.
     plugin_blocks = {}
 

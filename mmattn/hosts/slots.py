@@ -10,6 +10,7 @@ A host takes `plugins`, a list of dicts with these keys:
 
 Plugins of one position run in the order of the list.
 """
+
 import difflib
 import inspect
 from collections.abc import Sequence
@@ -68,6 +69,7 @@ class Plugin:
             argument the type does not have, a position the host does not have, `stages` of the
             wrong length or not of bools.
     """
+
     keys = ('cfg', 'position', 'stages')
 
     def __init__(self, entry, host, positions, num_stages):
@@ -81,8 +83,9 @@ class Plugin:
             if key not in self.keys:
                 raise ValueError(f'{self.name}: unknown key {key!r}; {_choices(key, self.keys)}')
         if not typed:
-            raise ValueError(f'plugin: cfg must be a dict with a type, got {cfg!r}; '
-                             f'{_listed(_known_types())}')
+            raise ValueError(
+                f'plugin: cfg must be a dict with a type, got {cfg!r}; {_listed(_known_types())}'
+            )
         self._read_cfg(cfg)
         self._read_position(entry.get('position'), host, positions)
         self._read_stages(entry.get('stages'), host, num_stages)
@@ -93,22 +96,28 @@ class Plugin:
         type_ = self.args.pop('type')
         self.cls = _find_type(type_)
         if self.cls is None:
-            raise ValueError(f'{self.name}: no such type is registered; '
-                             f'{_choices(type_, _known_types())}')
+            raise ValueError(
+                f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'
+            )
         parameters = inspect.signature(self.cls).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if 'in_channels' not in parameters and not open_ended:
-            raise ValueError(f'{self.name}: no plugin, as it takes no in_channels; '
-                             f'{_listed(_known_types())}')
+            raise ValueError(
+                f'{self.name}: no plugin, as it takes no in_channels; {_listed(_known_types())}'
+            )
         self.postfix = self.args.pop('postfix', '')
         if not isinstance(self.postfix, (int, str)):
             raise ValueError(f'{self.name}: postfix {self.postfix!r}; allowed: an int or a str')
-        allowed = [name for name, p in parameters.items()
-                   if name != 'in_channels' and p.kind is not p.VAR_KEYWORD]
+        allowed = [
+            name
+            for name, p in parameters.items()
+            if name != 'in_channels' and p.kind is not p.VAR_KEYWORD
+        ]
         for key in self.args:
             if key == 'in_channels':
-                raise ValueError(f'{self.name}: in_channels is filled in by the host; '
-                                 f'{_listed(allowed)}')
+                raise ValueError(
+                    f'{self.name}: in_channels is filled in by the host; {_listed(allowed)}'
+                )
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
 
@@ -116,8 +125,9 @@ class Plugin:
         if position is None:
             raise ValueError(f'{self.name}: has no position; {_listed(positions)}')
         if position not in positions:
-            raise ValueError(f'{self.name}: {host} has no position {position!r}; '
-                             f'{_choices(position, positions)}')
+            raise ValueError(
+                f'{self.name}: {host} has no position {position!r}; {_choices(position, positions)}'
+            )
         self.position = position
         self.name += f' at {position}'
 
@@ -125,15 +135,19 @@ class Plugin:
         allowed = f'allowed: None or {num_stages} of True and False'
         if self.position == 'after_stem':
             if stages is not None:
-                raise ValueError(f'{self.name}: takes no stages, the stem lies before the first; '
-                                 f'allowed: None, got {stages!r}')
+                raise ValueError(
+                    f'{self.name}: takes no stages, the stem lies before the first; '
+                    f'allowed: None, got {stages!r}'
+                )
         elif stages is None:
-            stages = (True, ) * num_stages
+            stages = (True,) * num_stages
         elif not isinstance(stages, Sequence) or not all(isinstance(s, bool) for s in stages):
             raise ValueError(f'{self.name}: stages must hold bools, got {stages!r}; {allowed}')
         elif len(stages) != num_stages:
-            raise ValueError(f'{self.name}: stages has {len(stages)} flags, but {host} has '
-                             f'{num_stages} stages; {allowed}')
+            raise ValueError(
+                f'{self.name}: stages has {len(stages)} flags, but {host} has '
+                f'{num_stages} stages; {allowed}'
+            )
         self.stages = stages
 
     def add_to(self, module, in_channels):
@@ -149,8 +163,10 @@ class Plugin:
         name, number = f'{abbr}{self.postfix}', 2
         while hasattr(module, name):
             if self.postfix != '':
-                raise ValueError(f'{self.name}: the name {name!r} is taken; '
-                                 f'allowed: any postfix but {self.postfix!r}')
+                raise ValueError(
+                    f'{self.name}: the name {name!r} is taken; '
+                    f'allowed: any postfix but {self.postfix!r}'
+                )
             name, number = f'{abbr}{number}', number + 1
         try:
             layer = self.cls(in_channels=in_channels, **self.args)
@@ -179,21 +195,25 @@ class Slots:
         if plugins is None:
             plugins = ()
         if not isinstance(plugins, (list, tuple)):
-            raise ValueError(f'plugins must be a list of dicts, got {plugins!r}; keys '
-                             f'{_listed(Plugin.keys)}')
+            raise ValueError(
+                f'plugins must be a list of dicts, got {plugins!r}; keys {_listed(Plugin.keys)}'
+            )
         self.plugins = [Plugin(entry, host, positions, num_stages) for entry in plugins]
 
     def at(self, position, stage=None):
         """The plugins of a position, in list order; stages count from 0, None is the stem's."""
-        return [p for p in self.plugins
-                if p.position == position and (stage is None or p.stages[stage])]
+        return [
+            p for p in self.plugins if p.position == position and (stage is None or p.stages[stage])
+        ]
 
     def check_placed(self):
         """Raise ValueError if a plugin found no place: a gate is never lost without a word."""
         for plugin in self.plugins:
             if not plugin.placed:
-                raise ValueError(f'{plugin.name}: no block of stages {plugin.stages} has this '
-                                 'position; allowed: at least one stage that has, or no such entry')
+                raise ValueError(
+                    f'{plugin.name}: no block of stages {plugin.stages} has this '
+                    'position; allowed: at least one stage that has, or no such entry'
+                )
 
 
 class PluginSequence(Sequential):

@@ -11,6 +11,7 @@ are float32 (float64 for a float64 `x`); factors are brought to that. `c` is (N,
 a factor of another shape is a ValueError.
 Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'reference'.
 """
+
 import torch
 
 from . import functions, reference
@@ -18,10 +19,26 @@ from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, 
 from .norm import Norm
 
 __all__ = [
-    'Norm', 'channel_gate', 'channel_pool', 'check_impl', 'coord_gate', 'entropy_pool', 'get_impl',
-    'min_max', 'product_gate', 'rank1_attention', 'rank1_gate', 'rank1_pool', 'set_impl',
-    'spatial_conv', 'spatial_gate', 'spatial_pool', 'stats_dtype', 'strip_pool', 'sum_gate',
-    'use_impl'
+    'Norm',
+    'channel_gate',
+    'channel_pool',
+    'check_impl',
+    'coord_gate',
+    'entropy_pool',
+    'get_impl',
+    'min_max',
+    'product_gate',
+    'rank1_attention',
+    'rank1_gate',
+    'rank1_pool',
+    'set_impl',
+    'spatial_conv',
+    'spatial_gate',
+    'spatial_pool',
+    'stats_dtype',
+    'strip_pool',
+    'sum_gate',
+    'use_impl',
 ]
 
 
@@ -44,8 +61,10 @@ def _check_shapes(shape, axes, tensors):
     for names, tensor in zip(axes.split(), tensors, strict=True):
         allowed = tuple(shape['nchw'.index(axis)] for axis in names)
         if tuple(tensor.shape) != allowed:
-            raise ValueError(f'a factor of an input {tuple(shape)} must be ({names.upper()}) = '
-                             f'{allowed}, got {tuple(tensor.shape)}')
+            raise ValueError(
+                f'a factor of an input {tuple(shape)} must be ({names.upper()}) = '
+                f'{allowed}, got {tuple(tensor.shape)}'
+            )
 
 
 def _factors(x, axes, *factors):
@@ -99,9 +118,11 @@ def _check_weights(weights, chunks):
     channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
     for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
         if tuple(weight.shape) != allowed:
-            raise ValueError(f'with {tuple(chunks)} chunks the weights must be '
-                             f'{(channel, strips, strips)}, got '
-                             f'{tuple(tuple(weight.shape) for weight in weights)}')
+            raise ValueError(
+                f'with {tuple(chunks)} chunks the weights must be '
+                f'{(channel, strips, strips)}, got '
+                f'{tuple(tuple(weight.shape) for weight in weights)}'
+            )
 
 
 def rank1_pool(planes, weights, chunks, taken=None, impl=None):
@@ -141,8 +162,10 @@ def rank1_attention(x, modules, mlp, chunks, impl=None):
     channels, hidden = x.shape[1], mlp[0].shape[0]
     allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
     if tuple(tuple(t.shape) for t in mlp) != allowed:
-        raise ValueError(f'of {channels} channels the MLP must be {allowed}, got '
-                         f'{tuple(tuple(t.shape) for t in mlp)}')
+        raise ValueError(
+            f'of {channels} channels the MLP must be {allowed}, got '
+            f'{tuple(tuple(t.shape) for t in mlp)}'
+        )
     for weights, _ in modules:
         _check_weights(weights, chunks)
     kernels = kernels_for(x, impl)
@@ -167,10 +190,16 @@ def spatial_conv(maps, weight, impl=None):
     kh and kw are odd. Maps and weight are of one dtype, which the result has.
     """
     if not torch.jit.is_tracing() and (
-            maps.dim() != 4 or weight.dim() != 4 or weight.shape[:2] != (1, maps.shape[1])
-            or weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0):
-        raise ValueError('spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd), got '
-                         f'{tuple(maps.shape)} and {tuple(weight.shape)}')
+        maps.dim() != 4
+        or weight.dim() != 4
+        or weight.shape[:2] != (1, maps.shape[1])
+        or weight.shape[2] % 2 == 0
+        or weight.shape[3] % 2 == 0
+    ):
+        raise ValueError(
+            'spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd), got '
+            f'{tuple(maps.shape)} and {tuple(weight.shape)}'
+        )
     return _run('spatial_conv', maps, _impl_in(maps, impl), weight)
 
 

@@ -1,4 +1,5 @@
 """How DRTAM cuts an axis into chunks."""
+
 import functools
 
 import torch

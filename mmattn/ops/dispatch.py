@@ -4,6 +4,7 @@
 or a gate's own `impl='reference'` choose the plain PyTorch equations. The default, `'fast'`, takes
 the kernels of the device where they can be taken and the equations where they cannot.
 """
+
 import contextlib
 import functools
 import importlib
@@ -77,10 +78,12 @@ def kernels_for(x, impl=None):
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if (type(x) not in (torch.Tensor, torch.nn.Parameter)
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or torch._C._len_torch_dispatch_stack()
-            or forward_ad._current_level >= 0):
+    if (
+        type(x) not in (torch.Tensor, torch.nn.Parameter)
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack()
+        or forward_ad._current_level >= 0
+    ):
         return None
     kernels = backend(x.device.type)
     return kernels if kernels is not None and kernels.supports(x) else None

@@ -274,8 +274,12 @@ class _Rank1Pool(torch.autograd.Function):
         kept = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
         tensors, saved = kept[: ctx.count], kept[ctx.count :]
         dplanes, dweights, dtaken = ctx.kernels.rank1_pool_grad(
-            tensors[:3], tensors[3:6], ctx.chunks, tensors[6:] or None,
-            tuple(_vector(g) for g in grads), saved,
+            tensors[:3],
+            tensors[3:6],
+            ctx.chunks,
+            tensors[6:] or None,
+            tuple(_vector(g) for g in grads),
+            saved,
         )
         return None, None, *dplanes, *dweights, *(dtaken or ())
 

@@ -5,8 +5,12 @@ from pathlib import Path
 import yaml
 
 PAPERS = ('cat', 'drtam')
-TASKS = ('image-classification', 'object-detection', 'instance-segmentation',
-         'semantic-segmentation')
+TASKS = (
+    'image-classification',
+    'object-detection',
+    'instance-segmentation',
+    'semantic-segmentation',
+)
 TABLE_KEYS = {'id', 'caption', 'task', 'dataset', 'metrics', 'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
 OPTIONAL_ROW_KEYS = {'settings', 'contradicts'}
@@ -19,6 +23,7 @@ class Entry:
     `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which
     the paper contradicts itself to the reason. `config` is relative to `config_root()`.
     """
+
     paper: str
     table: int
     group: str
@@ -66,8 +71,10 @@ def load(paper):
             _check_keys(path, row, ROW_KEYS, OPTIONAL_ROW_KEYS)
             for _, values in _placements(row, row['paper']):
                 if set(values) != set(table['metrics']):
-                    raise ValueError(f'{path}: table {table["id"]} has the metrics '
-                                     f'{table["metrics"]}, a row has {list(values)}')
+                    raise ValueError(
+                        f'{path}: table {table["id"]} has the metrics '
+                        f'{table["metrics"]}, a row has {list(values)}'
+                    )
         tables[table['id']] = table
     return tables
 
@@ -92,8 +99,18 @@ def entries(paper=None, table=None):
             values = dict(_placements(row, row['paper']))
             for placement, config in _placements(row, row['config']):
                 found.append(
-                    Entry(paper, number, row['group'], row['method'], config, values[placement],
-                          row.get('settings', {}), row.get('contradicts', {}), placement))
+                    Entry(
+                        paper,
+                        number,
+                        row['group'],
+                        row['method'],
+                        config,
+                        values[placement],
+                        row.get('settings', {}),
+                        row.get('contradicts', {}),
+                        placement,
+                    )
+                )
     return found
 
 
@@ -104,5 +121,7 @@ def _placements(row, item):
 
 def _check_keys(path, item, required, optional=frozenset()):
     if not required <= set(item) <= required | optional:
-        raise ValueError(f'{path}: expected the keys {sorted(required)} (and perhaps '
-                         f'{sorted(optional)}), got {sorted(item)}')
+        raise ValueError(
+            f'{path}: expected the keys {sorted(required)} (and perhaps '
+            f'{sorted(optional)}), got {sorted(item)}'
+        )

@@ -1,4 +1,5 @@
 """A trial of a paper's config on the digits data: its whole pipeline and two optimiser steps."""
+
 import json
 import math
 import tempfile
@@ -23,6 +24,7 @@ SIZES = ('scale', 'scales', 'crop_size', 'size')
 @dataclass(frozen=True)
 class Trial:
     """The loss of each step, the metrics of the validation, the time taken."""
+
     losses: list
     metrics: dict
     seconds: float
@@ -53,8 +55,9 @@ def one_for_each_pipeline(paths):
     found = {}
     for path in paths:
         cfg = Config.fromfile(config_root() / path, import_custom_modules=False)
-        loaders = [dict(cfg[name], batch_size=None)
-                   for name in ('train_dataloader', 'val_dataloader')]
+        loaders = [
+            dict(cfg[name], batch_size=None) for name in ('train_dataloader', 'val_dataloader')
+        ]
         key = json.dumps([cfg.model.type, loaders, cfg.val_evaluator], default=str, sort_keys=True)
         gates = [plugin.cfg.type for plugin in cfg.model.backbone.get('plugins', [])]
         rank = len(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
@@ -83,7 +86,8 @@ def overlay(cfg, data_root):
     for name in ('train_dataloader', 'val_dataloader'):
         cfg[name] = _shrink(_move(cfg[name].to_dict(), data_root))
         cfg[name].update(
-            batch_size=min(2, cfg[name].batch_size), num_workers=0, persistent_workers=False)
+            batch_size=min(2, cfg[name].batch_size), num_workers=0, persistent_workers=False
+        )
         if cfg.default_scope == 'mmpretrain':
             cfg[name].setdefault('collate_fn', dict(type='default_collate'))
     cfg.val_evaluator = _move(cfg.val_evaluator.to_dict(), data_root)
@@ -113,7 +117,7 @@ def _move(item, data_root):
     if isinstance(item, (list, tuple)):
         return type(item)(_move(value, data_root) for value in item)
     if isinstance(item, str) and item.startswith('data/'):
-        return str(data_root) + item[len('data'):]
+        return str(data_root) + item[len('data') :]
     return item
 
 

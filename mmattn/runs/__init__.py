@@ -1,4 +1,5 @@
 """What the command lines in tools/ are made of."""
+
 from .amp import CPUAmpOptimWrapper
 from .hooks import EvaluateBeforeTraining
 from .runner import Runner

@@ -1,4 +1,5 @@
 """The parts that tools/train.py and tools/test.py share: arguments, configs, errors."""
+
 import argparse
 import difflib
 import inspect
@@ -23,19 +24,26 @@ class UserError(Exception):
 
 
 def add_common_arguments(parser):
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints '
-                        '(default: the config\'s, or work_dirs/<config name>)')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-        help='override the config: key=value, key=a,b or key="[a,b]", with dots for nested keys')
+        '--work-dir',
+        help="folder for logs and checkpoints (default: the config's, or work_dirs/<config name>)",
+    )
     parser.add_argument(
-        '--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='override the config: key=value, key=a,b or key="[a,b]", with dots for nested keys',
+    )
+    parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
-        '--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        '--debug', action='store_true', default=os.environ.get('MMATTN_DEBUG', '0') != '0',
-        help='show the traceback of every error (so does MMATTN_DEBUG=1)')
+        '--debug',
+        action='store_true',
+        default=os.environ.get('MMATTN_DEBUG', '0') != '0',
+        help='show the traceback of every error (so does MMATTN_DEBUG=1)',
+    )
 
 
 def check_file(path, what):
@@ -61,7 +69,8 @@ def load_config(args):
     path = Path(args.config)
     if not path.is_file():
         near = difflib.get_close_matches(
-            path.name, [other.name for other in path.parent.glob('*.py')], n=1)
+            path.name, [other.name for other in path.parent.glob('*.py')], n=1
+        )
         hint = f'; did you mean {path.parent / near[0]}?' if near else ''
         raise UserError(f'config not found: {path}{hint}')
     try:
@@ -86,6 +95,7 @@ def load_config(args):
         cfg.merge_from_dict(args.cfg_options)
     if cfg.get('default_scope') == 'mmdet':
         from mmdet.utils import setup_cache_size_limit_of_dynamo
+
         setup_cache_size_limit_of_dynamo()
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
@@ -159,6 +169,7 @@ def one_line_errors(debug):
     Args:
         debug (bool): Whether to let every exception through.
     """
+
     class State:
         runner = None
         interrupted = False
@@ -169,8 +180,9 @@ def one_line_errors(debug):
 
     def excepthook(kind, error, trace):
         # A thread of a data worker, which inherits this, that finds us gone after Ctrl-C.
-        if (threading.current_thread() is threading.main_thread()
-                or not issubclass(kind, (ConnectionError, EOFError))):
+        if threading.current_thread() is threading.main_thread() or not issubclass(
+            kind, (ConnectionError, EOFError)
+        ):
             hook(kind, error, trace)
 
     before = signal.signal(signal.SIGINT, interrupt)

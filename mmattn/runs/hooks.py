@@ -38,4 +38,5 @@ class EvaluateBeforeTraining(Hook):
         if is_main_process():
             mmengine.dump(
                 dict(parameters=parameters, metrics={k: float(v) for k, v in metrics.items()}),
-                Path(runner.work_dir) / 'untrained.json')
+                Path(runner.work_dir) / 'untrained.json',
+            )

@@ -4,6 +4,7 @@ It does what `torchrun` does for a fixed number of machines (environment variabl
 NODE_RANK, MASTER_ADDR and PORT), and keeps quiet: when a process fails, its own message is the last
 one. This file runs by its path, without importing the package, so that it starts at once.
 """
+
 import ctypes
 import os
 import signal
@@ -73,16 +74,24 @@ def start(command, count, nodes, node_rank):
     """Starts ``count`` processes of a command, each with its rank in the environment."""
     address, port = rendezvous(nodes, node_rank)
     environment = dict(
-        os.environ, MASTER_ADDR=address, MASTER_PORT=str(port), WORLD_SIZE=str(nodes * count),
-        LOCAL_WORLD_SIZE=str(count))
+        os.environ,
+        MASTER_ADDR=address,
+        MASTER_PORT=str(port),
+        WORLD_SIZE=str(nodes * count),
+        LOCAL_WORLD_SIZE=str(count),
+    )
     threads = max(1, len(os.sched_getaffinity(0)) // count)
     environment.setdefault('OMP_NUM_THREADS', str(threads))
     # In sessions of their own, a Ctrl-C of the terminal reaches them once, through the launcher.
     return [
         subprocess.Popen(
-            command, start_new_session=True, preexec_fn=die_with_parent,
-            env=dict(environment, RANK=str(node_rank * count + rank), LOCAL_RANK=str(rank)))
-        for rank in range(count)]
+            command,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+            env=dict(environment, RANK=str(node_rank * count + rank), LOCAL_RANK=str(rank)),
+        )
+        for rank in range(count)
+    ]
 
 
 def wait(processes):
@@ -106,8 +115,11 @@ def wait(processes):
                 process.kill()
             if 0 in running and first:
                 # Rank 0 prints the errors that all processes meet, and has met none.
-                print(f'error: process {first} failed with exit code {code}; MMATTN_DEBUG=1 '
-                      'shows its traceback', file=sys.stderr)
+                print(
+                    f'error: process {first} failed with exit code {code}; MMATTN_DEBUG=1 '
+                    'shows its traceback',
+                    file=sys.stderr,
+                )
             deadline = None
         time.sleep(0.05)
     return code

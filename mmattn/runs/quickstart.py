@@ -2,6 +2,7 @@
 
 Whatever is finished is kept, so that a second start goes on.
 """
+
 import hashlib
 import json
 import os
@@ -39,18 +40,47 @@ class Task(NamedTuple):
 
 
 TASKS = (
-    Task('resnet18-cat_digits-cifar.py', 'classification (CIFAR-100 files)', 'ResNet-18 + CAT',
-         'accuracy/top1', 'top-1'),
-    Task('resnet18-drtam_digits-in1k.py', 'classification (ImageNet folders)',
-         'ResNet-18 + DRTAM', 'accuracy/top1', 'top-1'),
-    Task('faster-rcnn_r18-cat_fpn_digits-voc.py', 'detection (VOC)', 'Faster R-CNN + CAT',
-         'pascal_voc/AP50', 'AP50', 100),
-    Task('retinanet_r18-cat_fpn_digits-coco.py', 'detection (COCO)', 'RetinaNet + CAT',
-         'coco/bbox_mAP_50', 'AP50', 100),
-    Task('mask-rcnn_r18-drtam_fpn_digits-coco.py', 'instances (COCO)', 'Mask R-CNN + DRTAM',
-         'coco/segm_mAP_50', 'mask AP50', 100),
-    Task('fcn_r18-d8-drtam-pool_digits-voc.py', 'segmentation (VOC)', 'FCN + DRTAM', 'mIoU',
-         'mIoU'),
+    Task(
+        'resnet18-cat_digits-cifar.py',
+        'classification (CIFAR-100 files)',
+        'ResNet-18 + CAT',
+        'accuracy/top1',
+        'top-1',
+    ),
+    Task(
+        'resnet18-drtam_digits-in1k.py',
+        'classification (ImageNet folders)',
+        'ResNet-18 + DRTAM',
+        'accuracy/top1',
+        'top-1',
+    ),
+    Task(
+        'faster-rcnn_r18-cat_fpn_digits-voc.py',
+        'detection (VOC)',
+        'Faster R-CNN + CAT',
+        'pascal_voc/AP50',
+        'AP50',
+        100,
+    ),
+    Task(
+        'retinanet_r18-cat_fpn_digits-coco.py',
+        'detection (COCO)',
+        'RetinaNet + CAT',
+        'coco/bbox_mAP_50',
+        'AP50',
+        100,
+    ),
+    Task(
+        'mask-rcnn_r18-drtam_fpn_digits-coco.py',
+        'instances (COCO)',
+        'Mask R-CNN + DRTAM',
+        'coco/segm_mAP_50',
+        'mask AP50',
+        100,
+    ),
+    Task(
+        'fcn_r18-d8-drtam-pool_digits-voc.py', 'segmentation (VOC)', 'FCN + DRTAM', 'mIoU', 'mIoU'
+    ),
 )
 
 
@@ -61,9 +91,12 @@ def run(command, log):
         SystemExit: After the last lines of the output, if the command fails.
     """
     environment = dict(os.environ, PYTHON=sys.executable)
-    with open(log, 'w') as file, subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True) as process:
+    with (
+        open(log, 'w') as file,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         last = deque(maxlen=15)
         for line in process.stdout:
             file.write(line)
@@ -93,17 +126,40 @@ def train_and_test(task, tools, configs):
         return known
     started = time.time()
     try:
-        run(['bash', tools / 'dist_train.sh', config, str(PROCESSES), '--work-dir', work_dir,
-             '--resume'], work_dir / 'train.log')
+        run(
+            [
+                'bash',
+                tools / 'dist_train.sh',
+                config,
+                str(PROCESSES),
+                '--work-dir',
+                work_dir,
+                '--resume',
+            ],
+            work_dir / 'train.log',
+        )
         checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-        run(['bash', tools / 'dist_test.sh', config, checkpoint, str(PROCESSES), '--work-dir',
-             work_dir, '--out', work_dir / 'test.json'], work_dir / 'test.log')
+        run(
+            [
+                'bash',
+                tools / 'dist_test.sh',
+                config,
+                checkpoint,
+                str(PROCESSES),
+                '--work-dir',
+                work_dir,
+                '--out',
+                work_dir / 'test.json',
+            ],
+            work_dir / 'test.log',
+        )
         untrained = json.loads((work_dir / 'untrained.json').read_text())
         known.update(
             parameters=untrained['parameters'],
             # COCO's evaluator has no metrics for a model that detects nothing
             untrained=untrained['metrics'].get(task.metric, 0) * task.scale,
-            trained=json.loads((work_dir / 'test.json').read_text())[task.metric] * task.scale)
+            trained=json.loads((work_dir / 'test.json').read_text())[task.metric] * task.scale,
+        )
     finally:
         known['seconds'] += time.time() - started
         record.write_text(json.dumps(known))
@@ -122,15 +178,24 @@ def table(results):
     rows = [('task', 'model', 'metric', 'untrained %', 'trained %', 'parameters', 'seconds')]
     for task, result in results:
         # COCO's evaluator says -1 when there is nothing to evaluate
-        rows.append((
-            task.name, task.model, task.label, f'{max(result["untrained"], 0):.1f}',
-            f'{max(result["trained"], 0):.1f}', f'{result["parameters"] / 1e6:.2f} M',
-            f'{result["seconds"]:.0f}'))
+        rows.append(
+            (
+                task.name,
+                task.model,
+                task.label,
+                f'{max(result["untrained"], 0):.1f}',
+                f'{max(result["trained"], 0):.1f}',
+                f'{result["parameters"] / 1e6:.2f} M',
+                f'{result["seconds"]:.0f}',
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [cell.ljust(width) if i < 3 else cell.rjust(width)
-                 for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.ljust(width) if i < 3 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append('  '.join(cells).rstrip())
     lines.insert(1, '-' * max(map(len, lines)))
     return '\n'.join(lines)

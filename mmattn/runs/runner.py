@@ -25,16 +25,23 @@ def init_cpu_processes(launcher):
     env = os.environ
     if launcher == 'slurm':
         env.update(
-            RANK=env['SLURM_PROCID'], WORLD_SIZE=env['SLURM_NTASKS'],
-            LOCAL_RANK=env['SLURM_LOCALID'])
+            RANK=env['SLURM_PROCID'],
+            WORLD_SIZE=env['SLURM_NTASKS'],
+            LOCAL_RANK=env['SLURM_LOCALID'],
+        )
         if 'MASTER_ADDR' not in env:
             env['MASTER_ADDR'] = subprocess.run(
-                ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']], check=True, text=True,
-                capture_output=True).stdout.split()[0]
+                ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']],
+                check=True,
+                text=True,
+                capture_output=True,
+            ).stdout.split()[0]
     elif launcher == 'mpi':
         env.update(
-            RANK=env['OMPI_COMM_WORLD_RANK'], WORLD_SIZE=env['OMPI_COMM_WORLD_SIZE'],
-            LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'])
+            RANK=env['OMPI_COMM_WORLD_RANK'],
+            WORLD_SIZE=env['OMPI_COMM_WORLD_SIZE'],
+            LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'],
+        )
         env.setdefault('MASTER_ADDR', '127.0.0.1')
     env.setdefault('MASTER_PORT', '29500')
     # gloo looks up the machine's own name, which need not resolve on a machine alone.
@@ -85,12 +92,14 @@ class Runner(MMEngineRunner):
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
             if any('SyncBatchNorm' in type(module).__name__ for module in model.modules()):
                 self.logger.warning(
-                    'SyncBN becomes BN, as CPUs have none: each process uses its own statistics.')
+                    'SyncBN becomes BN, as CPUs have none: each process uses its own statistics.'
+                )
             model = revert_sync_batchnorm(model)
             model_wrapper_cfg = {
                 'type': 'MMDistributedDataParallel',
                 'broadcast_buffers': False,
                 'find_unused_parameters': self.cfg.get('find_unused_parameters', False),
                 **(model_wrapper_cfg or {}),
-                'device_ids': None}
+                'device_ids': None,
+            }
         return super().wrap_model(model_wrapper_cfg, model)

@@ -8,6 +8,7 @@ iterations before. So here every sample and every iteration starts from a seed o
 the run's seed and their number. As a sample's number counts over all processes, training in two
 processes also augments as training in one does.
 """
+
 import random
 
 import numpy as np
@@ -115,9 +116,11 @@ def seeded(dataloader):
     A loader whose data set or sampler is an object already is returned as it is.
     """
     if not isinstance(dataloader, dict) or not all(
-            isinstance(dataloader.get(key), dict) for key in ('dataset', 'sampler')):
+        isinstance(dataloader.get(key), dict) for key in ('dataset', 'sampler')
+    ):
         return dataloader
     return {
         **dataloader,
         'dataset': dict(type=SeededDataset, dataset=dataloader['dataset']),
-        'sampler': dict(type=SeededSampler, sampler=dataloader['sampler'])}
+        'sampler': dict(type=SeededSampler, sampler=dataloader['sampler']),
+    }

@@ -1,4 +1,5 @@
 """CAT in float64 against eq. 1-7 and Algorithm 1 in plain numpy, sample by sample."""
+
 import math
 
 import numpy as np
@@ -16,10 +17,12 @@ TABLE_6 = {
     '+ channel w/o GEP': dict(arrangement='channel', interior=False, pools=('avg', 'max')),
     '+ channel + spatial': dict(arrangement='channel-spatial', interior=False),
     '+ channel + spatial w/o GEP': dict(
-        arrangement='channel-spatial', interior=False, pools=('avg', 'max')),
+        arrangement='channel-spatial', interior=False, pools=('avg', 'max')
+    ),
     '+ spatial + channel': dict(arrangement='spatial-channel', interior=False),
     '+ spatial + channel w/o GEP': dict(
-        arrangement='spatial-channel', interior=False, pools=('avg', 'max')),
+        arrangement='spatial-channel', interior=False, pools=('avg', 'max')
+    ),
     'CAT w/ exterior colla-factors': dict(interior=False),
     'CAT w/ exterior & interior colla-factors': dict(),
 }
@@ -29,7 +32,7 @@ OPTIONS = {
     'equation, no exterior factors': dict(exterior=False),
     'softmax': dict(interior_softmax=True),
     'range': dict(entropy_range=(-1, 1)),
-    'one pool': dict(pools=('ent', )),
+    'one pool': dict(pools=('ent',)),
     'pools in another order': dict(pools=('ent', 'avg')),
     'list of pools': dict(pools=['max']),
     'no filter': dict(gaussian_size=0),
@@ -56,7 +59,7 @@ def weights(size, sigma):
         return np.ones(1)
     if sigma is None:
         sigma = 0.3 * ((size - 1) * 0.5 - 1) + 0.8
-    taps = [math.exp(-(i - (size - 1) / 2)**2 / (2 * sigma**2)) for i in range(size)]
+    taps = [math.exp(-((i - (size - 1) / 2) ** 2) / (2 * sigma**2)) for i in range(size)]
     return np.float32(np.array(taps) / sum(taps)).astype(np.float64)
 
 
@@ -67,7 +70,7 @@ def smooth(plane, taps, both):
     for i in range(h):
         for j in range(w):
             for a in range(-reach, reach + 1):
-                for b in range(-reach, reach + 1) if both else (0, ):
+                for b in range(-reach, reach + 1) if both else (0,):
                     if 0 <= i + a < h and 0 <= j + b < w:
                         tap = taps[a + reach] * (taps[b + reach] if both else 1)
                         out[i, j] += tap * plane[i + a, j + b]
@@ -88,19 +91,28 @@ def normalise(values, low, high):
 def interior(p, name, pools, softmaxed):
     factors = p.get(f'{name}_factors')
     if factors is None:
-        return dict.fromkeys(pools, 1.)
+        return dict.fromkeys(pools, 1.0)
     factors = softmax(factors) if softmaxed else factors
     return dict(zip([k for k in ('avg', 'max', 'ent') if k in pools], factors, strict=True))
 
 
-def channel_attention(x, p, pools=('avg', 'max', 'ent'), entropy_range=(0, 1), gaussian_size=5,
-                      gaussian_sigma=None, interior_softmax=False, **_):
+def channel_attention(
+    x,
+    p,
+    pools=('avg', 'max', 'ent'),
+    entropy_range=(0, 1),
+    gaussian_size=5,
+    gaussian_sigma=None,
+    interior_softmax=False,
+    **_,
+):
     """Eq. 2-5: one sample (C, H, W) -> C'_A (C)."""
     taps = weights(gaussian_size, gaussian_sigma)
     stats = dict(
         avg=np.array([plane.mean() for plane in x]),
         max=np.array([smooth(plane, taps, both=False).max() for plane in x]),
-        ent=normalise(np.array([entropy(plane.ravel()) for plane in x]), *entropy_range))
+        ent=normalise(np.array([entropy(plane.ravel()) for plane in x]), *entropy_range),
+    )
     total = 0
     for pool, factor in interior(p, 'channel', pools, interior_softmax).items():
         hidden = np.maximum(p['mlp.0.weight'] @ stats[pool], 0)
@@ -108,24 +120,40 @@ def channel_attention(x, p, pools=('avg', 'max', 'ent'), entropy_range=(0, 1), g
     return total
 
 
-def spatial_attention(x, p, pools=('avg', 'max', 'ent'), entropy_range=(0, 1), gaussian_size=5,
-                      gaussian_sigma=None, interior_softmax=False, **_):
+def spatial_attention(
+    x,
+    p,
+    pools=('avg', 'max', 'ent'),
+    entropy_range=(0, 1),
+    gaussian_size=5,
+    gaussian_sigma=None,
+    interior_softmax=False,
+    **_,
+):
     """Eq. 6 and 7: one sample (C, H, W) -> S'_A (H, W)."""
     taps = weights(gaussian_size, gaussian_sigma)
     h, w = x.shape[1:]
     stats = dict(
         avg=-x.mean(0),
         max=np.stack([smooth(plane, taps, both=True) for plane in x]).max(0),
-        ent=normalise(np.array([[entropy(x[:, i, j]) for j in range(w)] for i in range(h)]),
-                      *entropy_range))
+        ent=normalise(
+            np.array([[entropy(x[:, i, j]) for j in range(w)] for i in range(h)]), *entropy_range
+        ),
+    )
     total = np.zeros((h, w))
     for pool, factor in interior(p, 'spatial', pools, interior_softmax).items():
         total += factor * stats[pool]
     kernel = p['conv.weight'][0, 0]
     size, reach = len(kernel), len(kernel) // 2
     total = np.pad(total, reach)
-    return sigmoid(np.array([[(kernel * total[i:i + size, j:j + size]).sum() for j in range(w)]
-                             for i in range(h)]))
+    return sigmoid(
+        np.array(
+            [
+                [(kernel * total[i : i + size, j : j + size]).sum() for j in range(w)]
+                for i in range(h)
+            ]
+        )
+    )
 
 
 def expected_cat(x, p, arrangement='parallel', formula='equation', **options):
@@ -145,8 +173,9 @@ def expected_cat(x, p, arrangement='parallel', formula='equation', **options):
 
 
 @pytest.mark.parametrize('train', (True, False))
-@pytest.mark.parametrize('options', [*TABLE_6.values(), *OPTIONS.values()],
-                         ids=[*TABLE_6, *OPTIONS])
+@pytest.mark.parametrize(
+    'options', [*TABLE_6.values(), *OPTIONS.values()], ids=[*TABLE_6, *OPTIONS]
+)
 def test_equations(options, train):
     torch.manual_seed(0)
     gate = CAT(8, reduction=2, **options).double().train(train)
@@ -178,7 +207,8 @@ def test_table_6_has_eleven_rows_and_all_differ():
 def test_start():
     """All factors start from 0, the exterior ones through a softmax from 1/2."""
     assert CAT(16).colla_factors() == dict(
-        C_w=0.5, S_w=0.5, C_alpha=0, C_beta=0, C_gamma=0, S_alpha=0, S_beta=0, S_gamma=0)
+        C_w=0.5, S_w=0.5, C_alpha=0, C_beta=0, C_gamma=0, S_alpha=0, S_beta=0, S_gamma=0
+    )
     x = torch.randn(2, 16, 5, 5)
     # sigmoid(0) for the channels, sigmoid(sigmoid(0) / 2) for the positions
     torch.testing.assert_close(CAT(16)(x), x * (0.5 + 1 / (1 + math.exp(-0.25))))
@@ -197,8 +227,8 @@ def test_first_step_moves_the_interior_factors():
 def test_colla_factors_are_read_as_they_act():
     gate = CAT(16, interior_softmax=True, pools=('max', 'avg'))
     with torch.no_grad():
-        gate.exterior_logits.copy_(torch.tensor([1., 0.]))
-        gate.channel_factors.copy_(torch.tensor([0., 2.]))
+        gate.exterior_logits.copy_(torch.tensor([1.0, 0.0]))
+        gate.channel_factors.copy_(torch.tensor([0.0, 2.0]))
     factors = gate.colla_factors()
     assert factors['C_w'] == pytest.approx(math.e / (1 + math.e))
     assert factors['C_w'] + factors['S_w'] == pytest.approx(1)
@@ -206,7 +236,10 @@ def test_colla_factors_are_read_as_they_act():
     assert factors['C_alpha'] + factors['C_beta'] == pytest.approx(1)
     assert sorted(factors) == ['C_alpha', 'C_beta', 'C_w', 'S_alpha', 'S_beta', 'S_w']
     assert CAT(16, arrangement='channel', exterior=True).colla_factors().keys() == {
-        'C_alpha', 'C_beta', 'C_gamma'}
+        'C_alpha',
+        'C_beta',
+        'C_gamma',
+    }
     assert CAT(16, interior=False, exterior=False).colla_factors() == {}
 
 
@@ -221,9 +254,10 @@ def test_constant_entropies_become_the_lower_bound():
 
 
 def test_entropies_are_normalised_sample_by_sample():
-    entropies = torch.tensor([[1., 2., 3.], [5., 9., 6.]])
+    entropies = torch.tensor([[1.0, 2.0, 3.0], [5.0, 9.0, 6.0]])
     torch.testing.assert_close(
-        min_max(entropies, -1, 1), torch.tensor([[-1., 0., 1.], [-1., 1., -0.5]]))
+        min_max(entropies, -1, 1), torch.tensor([[-1.0, 0.0, 1.0], [-1.0, 1.0, -0.5]])
+    )
 
 
 def test_gaussian_is_opencvs():
@@ -238,5 +272,10 @@ def test_parameters():
     gate = CAT(256)
     assert sum(p.numel() for p in gate.parameters()) == 2 * 256 * 16 + 49 + 8
     assert {name: tuple(p.shape) for name, p in gate.named_parameters()} == {
-        'channel_factors': (3, ), 'spatial_factors': (3, ), 'exterior_logits': (2, ),
-        'mlp.0.weight': (16, 256), 'mlp.2.weight': (256, 16), 'conv.weight': (1, 1, 7, 7)}
+        'channel_factors': (3,),
+        'spatial_factors': (3,),
+        'exterior_logits': (2,),
+        'mlp.0.weight': (16, 256),
+        'mlp.2.weight': (256, 16),
+        'conv.weight': (1, 1, 7, 7),
+    }

@@ -1,4 +1,5 @@
 """SE, ECA, CBAM and coordinate attention in float64 against their equations in plain numpy."""
+
 import math
 
 import numpy as np
@@ -70,14 +71,19 @@ def test_eca(kernel_size):
     for n in range(2):
         for c in range(12):
             reach = len(kernel) // 2
-            total = sum(kernel[k + reach] * z[n, c + k].mean()
-                        for k in range(-reach, reach + 1) if 0 <= c + k < 12)
+            total = sum(
+                kernel[k + reach] * z[n, c + k].mean()
+                for k in range(-reach, reach + 1)
+                if 0 <= c + k < 12
+            )
             expected[n, c] = z[n, c] * sigmoid(total)
     compare(gate, x, expected)
 
 
-@pytest.mark.parametrize('channels, size', ((1, 1), (8, 3), (16, 3), (64, 3), (128, 5), (256, 5),
-                                            (512, 5), (1024, 5), (2048, 7)))
+@pytest.mark.parametrize(
+    'channels, size',
+    ((1, 1), (8, 3), (16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7)),
+)
 def test_eca_kernel_sizes(channels, size):
     t = int(abs(math.log2(channels) / 2 + 1 / 2))
     assert size == (t if t % 2 else t + 1)
@@ -98,7 +104,7 @@ def test_cbam(bias, norm, train):
     s = np.zeros((2, 1, 5, 4))
     for i in range(5):
         for j in range(4):
-            s[:, 0, i, j] = (planes[:, :, i:i + 3, j:j + 3] * p['conv.weight']).sum((1, 2, 3))
+            s[:, 0, i, j] = (planes[:, :, i : i + 3, j : j + 3] * p['conv.weight']).sum((1, 2, 3))
     if norm:
         s = normalise(p, 'norm', s, train)
     compare(gate, x, refined * sigmoid(s))

@@ -1,4 +1,5 @@
 """DRTAM in float64 against eq. 1-14 in plain numpy, one sample and one position at a time."""
+
 import numpy as np
 import pytest
 import torch
@@ -69,24 +70,47 @@ def rtam(p, name, ch, cw, hw, s, n, train):
         raw['channel'].append([])
         for c in range(channels):
             values = []
-            for chunk in zip(pool(x_cw[c], s, np.mean), pool(x_cw[c], s, np.max),
-                             pool(x_ch[c], s, np.mean), pool(x_ch[c], s, np.max), strict=True):
+            for chunk in zip(
+                pool(x_cw[c], s, np.mean),
+                pool(x_cw[c], s, np.max),
+                pool(x_ch[c], s, np.mean),
+                pool(x_ch[c], s, np.max),
+                strict=True,
+            ):
                 values += chunk
             raw['channel'][-1].append(np.dot(row, values))
-        for axis, length, plane, side in (('height', height, x_hw, x_ch),
-                                          ('width', width, x_hw.T, x_cw)):
-            strips = np.array([[*pool(plane[i], s, np.mean), *pool(side[:, i], n, np.mean),
-                                side[:, i].max()] for i in range(length)])
+        for axis, length, plane, side in (
+            ('height', height, x_hw, x_ch),
+            ('width', width, x_hw.T, x_cw),
+        ):
+            strips = np.array(
+                [
+                    [*pool(plane[i], s, np.mean), *pool(side[:, i], n, np.mean), side[:, i].max()]
+                    for i in range(length)
+                ]
+            )
             kernel = p[f'{name}.{axis}_conv.weight'][0]
-            raw[axis].append([sum(np.dot(kernel[:, k + 1], strips[i + k]) for k in (-1, 0, 1)
-                                  if 0 <= i + k < length) for i in range(length)])
+            raw[axis].append(
+                [
+                    sum(
+                        np.dot(kernel[:, k + 1], strips[i + k])
+                        for k in (-1, 0, 1)
+                        if 0 <= i + k < length
+                    )
+                    for i in range(length)
+                ]
+            )
     normed = {}
     for axis, values in raw.items():
         values, norm = np.array(values), f'{name}.{axis}_norm'
-        mean, var = ((values.mean(), values.var()) if train else
-                     (p[f'{norm}.running_mean'], p[f'{norm}.running_var']))
-        normed[axis] = ((values - mean) / np.sqrt(var + 1e-5) * p[f'{norm}.weight']
-                        + p[f'{norm}.bias'])
+        mean, var = (
+            (values.mean(), values.var())
+            if train
+            else (p[f'{norm}.running_mean'], p[f'{norm}.running_var'])
+        )
+        normed[axis] = (values - mean) / np.sqrt(var + 1e-5) * p[f'{norm}.weight'] + p[
+            f'{norm}.bias'
+        ]
     hidden = np.maximum(normed['channel'] @ p['mlp.0.weight'].T + p['mlp.0.bias'], 0)
     c = sigmoid(hidden @ p['mlp.2.weight'].T + p['mlp.2.bias'])
     return c, sigmoid(normed['height']), sigmoid(normed['width'])
@@ -94,8 +118,9 @@ def rtam(p, name, ch, cw, hw, s, n, train):
 
 @pytest.mark.parametrize('train', (True, False))
 @pytest.mark.parametrize('dual', (True, False))
-@pytest.mark.parametrize('s, n, size', (
-    (3, 1, (6, 7)), (3, 4, (4, 2)), (4, 1, (10, 3)), (3, 1, (1, 7)), (1, 1, (1, 5))))
+@pytest.mark.parametrize(
+    's, n, size', ((3, 1, (6, 7)), (3, 4, (4, 2)), (4, 1, (10, 3)), (3, 1, (1, 7)), (1, 1, (1, 5)))
+)
 def test_equations(s, n, size, dual, train):
     torch.manual_seed(0)
     gate = DRTAM(6, num_chunks=s, num_channel_chunks=n, dual=dual).double().train(train)

@@ -1,4 +1,5 @@
 """What every gate promises, whatever its equations: sizes, precision, surviving what users do."""
+
 import copy
 import io
 import pickle
@@ -23,7 +24,7 @@ VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='CAT', formula='algorithm', interior_softmax=True, entropy_range=(-1, 1)),
     dict(type='CAT', arrangement='channel-spatial', interior=False),
     dict(type='CAT', arrangement='spatial-channel', pools=('avg', 'max'), gaussian_size=0),
-    dict(type='CAT', arrangement='channel', pools=('ent', )),
+    dict(type='CAT', arrangement='channel', pools=('ent',)),
     dict(type='CAT', arrangement='spatial', exterior=False),
     dict(type='CAT', pools=('ent', 'max'), exterior=False),
     dict(type='DRTAM', num_chunks=2, num_channel_chunks=4, dual=False),
@@ -63,7 +64,8 @@ def test_the_gates_are_in_the_root_registry():
 def test_mmcv_builds_it_as_a_plugin(name):
     mmcv_cnn = pytest.importorskip('mmcv.cnn')
     layer_name, layer = mmcv_cnn.build_plugin_layer(
-        dict(type=name), postfix='_conv3', in_channels=16)
+        dict(type=name), postfix='_conv3', in_channels=16
+    )
     assert layer_name == f'{ABBRS[name]}_conv3'
     assert type(layer).__name__ == name and layer.in_channels == 16
 
@@ -112,8 +114,10 @@ def test_gradients(cfg, impl, train):
     directions = {name: torch.randn_like(param) for name, param in gate.named_parameters()}
 
     def run(x, steps):
-        params = {name: param.detach() + step * directions[name]
-                  for step, (name, param) in zip(steps, gate.named_parameters(), strict=True)}
+        params = {
+            name: param.detach() + step * directions[name]
+            for step, (name, param) in zip(steps, gate.named_parameters(), strict=True)
+        }
         return functional_call(gate, params, x)
 
     x = torch.randn(2, 6, 5, 4, dtype=torch.float64, requires_grad=True)
@@ -196,8 +200,10 @@ def test_copies_pickles_and_state_dicts(cfg, tmp_path):
         assert torch.equal(twin(x), y)
     # The state holds what is learned or counted, nothing that a constructor computes.
     learned = dict(gate.named_parameters()).keys()
-    assert all(key in learned or key.rsplit('.', 1)[-1].startswith(('running_', 'num_batches'))
-               for key in gate.state_dict())
+    assert all(
+        key in learned or key.rsplit('.', 1)[-1].startswith(('running_', 'num_batches'))
+        for key in gate.state_dict()
+    )
 
 
 @each_variant
@@ -255,8 +261,10 @@ def test_compiled_in_one_graph(name):
     gate = build(dict(type=name), 8).double().eval()
     x = torch.randn(2, 8, 6, 5, dtype=torch.float64, requires_grad=True)
     compiled = torch.compile(gate, backend='aot_eager', fullgraph=True)
-    grads = [torch.autograd.grad(module(x).square().sum(), [x, *gate.parameters()])
-             for module in (gate, compiled)]
+    grads = [
+        torch.autograd.grad(module(x).square().sum(), [x, *gate.parameters()])
+        for module in (gate, compiled)
+    ]
     torch.testing.assert_close(*grads)
 
 
@@ -266,11 +274,18 @@ def test_onnx(cfg):
     gate = build(cfg, 8).eval()
     for size in ((7, 7), (2, 5)):
         buffer = io.BytesIO()
-        torch.onnx.export(gate, (torch.randn(2, 8, *size), ), buffer, opset_version=17,
-                          input_names=['x'], dynamic_axes=dict(x={0: 'batch'}), dynamo=False)
+        torch.onnx.export(
+            gate,
+            (torch.randn(2, 8, *size),),
+            buffer,
+            opset_version=17,
+            input_names=['x'],
+            dynamic_axes=dict(x={0: 'batch'}),
+            dynamo=False,
+        )
         session = onnxruntime.InferenceSession(buffer.getvalue())
         x = torch.randn(3, 8, *size)
-        y, = session.run(None, dict(x=x.numpy()))
+        (y,) = session.run(None, dict(x=x.numpy()))
         torch.testing.assert_close(torch.from_numpy(y), gate(x), rtol=1e-4, atol=1e-5)
 
 
@@ -278,7 +293,7 @@ def test_onnx(cfg):
 def test_function_transforms(cfg):
     gate = build(cfg, 8).eval()
     x, tangent = torch.randn(2, 2, 8, 6, 5).unbind()
-    y, moved = torch.func.jvp(gate, (x, ), (tangent, ))
+    y, moved = torch.func.jvp(gate, (x,), (tangent,))
     torch.testing.assert_close(y, gate(x))
     step = 1e-2
     slope = (gate(x + step * tangent) - gate(x - step * tangent)) / (2 * step)
@@ -301,39 +316,90 @@ def test_wrong_inputs(name):
 
 
 BAD_ARGUMENTS = [
-    *[(dict(type=name, in_channels=bad), 'in_channels must be an integer >= 1')
-      for name in ABBRS for bad in (0, -8, 8.0, '8', None, True)],
-    *[(dict(type=name, in_channels=8, impl=bad), "impl must be one of ('fast', 'reference')")
-      for name in ABBRS for bad in ('slow', '', 1)],
-    *[(dict(type=name, in_channels=8, reduction=bad), 'reduction must be an integer >= 1')
-      for name in ABBRS if name != 'ECA' for bad in (0, -1, 1.5, '16', None, False)],
-    *[(dict(type='ECA', in_channels=8, kernel_size=bad), 'kernel_size must be an odd integer >= 1')
-      for bad in (0, 2, -3, 3.0)],
-    *[(dict(type='ECA', in_channels=8, gamma=bad), 'gamma must be a finite number > 0')
-      for bad in (0, -2, '2')],
+    *[
+        (dict(type=name, in_channels=bad), 'in_channels must be an integer >= 1')
+        for name in ABBRS
+        for bad in (0, -8, 8.0, '8', None, True)
+    ],
+    *[
+        (dict(type=name, in_channels=8, impl=bad), "impl must be one of ('fast', 'reference')")
+        for name in ABBRS
+        for bad in ('slow', '', 1)
+    ],
+    *[
+        (dict(type=name, in_channels=8, reduction=bad), 'reduction must be an integer >= 1')
+        for name in ABBRS
+        if name != 'ECA'
+        for bad in (0, -1, 1.5, '16', None, False)
+    ],
+    *[
+        (
+            dict(type='ECA', in_channels=8, kernel_size=bad),
+            'kernel_size must be an odd integer >= 1',
+        )
+        for bad in (0, 2, -3, 3.0)
+    ],
+    *[
+        (dict(type='ECA', in_channels=8, gamma=bad), 'gamma must be a finite number > 0')
+        for bad in (0, -2, '2')
+    ],
     (dict(type='ECA', in_channels=8, b='1'), 'b must be a finite number, got'),
-    *[(dict(type='CBAM', in_channels=8, kernel_size=bad), 'kernel_size must be an odd integer >= 1')
-      for bad in (0, 2, None)],
-    *[(dict(type=name, in_channels=8, **{flag: bad}), f'{flag} must be True or False')
-      for name, flag in (('SE', 'bias'), ('CBAM', 'bias'), ('CBAM', 'norm'), ('DRTAM', 'dual'),
-                         ('CAT', 'interior'), ('CAT', 'interior_softmax'), ('CAT', 'exterior'))
-      for bad in ('False', None, 1)],
-    *[(dict(type='DRTAM', in_channels=8, **{key: bad}), f'{key} must be an integer >= 1')
-      for key in ('num_chunks', 'num_channel_chunks') for bad in (0, -1, 2.0)],
-    *[(dict(type='CAT', in_channels=8, arrangement=bad), "arrangement must be one of ('parallel'")
-      for bad in ('both', 'channel-channel', None, ['channel'])],
-    *[(dict(type='CAT', in_channels=8, formula=bad), "formula must be one of ('equation', 'algor")
-      for bad in ('eq', None)],
-    *[(dict(type='CAT', in_channels=8, pools=bad), 'pools must be a tuple of one or more of')
-      for bad in ((), 'avg', ('avg', 'min'), None, (['avg'], ))],
-    *[(dict(type='CAT', in_channels=8, entropy_range=bad), 'entropy_range must be two finite')
-      for bad in ((0, ), (1, 0), (0, 0), (0, 1, 2), None, ('0', '1'), (0, float('nan')))],
-    *[(dict(type='CAT', in_channels=8, gaussian_size=bad), 'gaussian_size (or 0) must be an odd')
-      for bad in (4, -1, 5.0, None)],
-    *[(dict(type='CAT', in_channels=8, gaussian_sigma=bad), 'gaussian_sigma (or None) must be a')
-      for bad in (0, -1, '1')],
-    *[(dict(type='CAT', in_channels=8, spatial_kernel=bad), 'spatial_kernel must be an odd integer')
-      for bad in (0, 6, 7.0)],
+    *[
+        (
+            dict(type='CBAM', in_channels=8, kernel_size=bad),
+            'kernel_size must be an odd integer >= 1',
+        )
+        for bad in (0, 2, None)
+    ],
+    *[
+        (dict(type=name, in_channels=8, **{flag: bad}), f'{flag} must be True or False')
+        for name, flag in (
+            ('SE', 'bias'),
+            ('CBAM', 'bias'),
+            ('CBAM', 'norm'),
+            ('DRTAM', 'dual'),
+            ('CAT', 'interior'),
+            ('CAT', 'interior_softmax'),
+            ('CAT', 'exterior'),
+        )
+        for bad in ('False', None, 1)
+    ],
+    *[
+        (dict(type='DRTAM', in_channels=8, **{key: bad}), f'{key} must be an integer >= 1')
+        for key in ('num_chunks', 'num_channel_chunks')
+        for bad in (0, -1, 2.0)
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, arrangement=bad), "arrangement must be one of ('parallel'")
+        for bad in ('both', 'channel-channel', None, ['channel'])
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, formula=bad), "formula must be one of ('equation', 'algor")
+        for bad in ('eq', None)
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, pools=bad), 'pools must be a tuple of one or more of')
+        for bad in ((), 'avg', ('avg', 'min'), None, (['avg'],))
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, entropy_range=bad), 'entropy_range must be two finite')
+        for bad in ((0,), (1, 0), (0, 0), (0, 1, 2), None, ('0', '1'), (0, float('nan')))
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, gaussian_size=bad), 'gaussian_size (or 0) must be an odd')
+        for bad in (4, -1, 5.0, None)
+    ],
+    *[
+        (dict(type='CAT', in_channels=8, gaussian_sigma=bad), 'gaussian_sigma (or None) must be a')
+        for bad in (0, -1, '1')
+    ],
+    *[
+        (
+            dict(type='CAT', in_channels=8, spatial_kernel=bad),
+            'spatial_kernel must be an odd integer',
+        )
+        for bad in (0, 6, 7.0)
+    ],
 ]
 
 

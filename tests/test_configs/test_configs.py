@@ -15,8 +15,12 @@ from mmattn.analysis import complexity  # noqa: E402
 from mmattn.papers.trial import config_paths  # noqa: E402
 
 ROOT = papers.config_root()
-GROUPS = sorted({(path.split('/')[0], path.split('/')[1].split('_')[0].split('-')[0])
-                 for path in config_paths()})
+GROUPS = sorted(
+    {
+        (path.split('/')[0], path.split('/')[1].split('_')[0].split('-')[0])
+        for path in config_paths()
+    }
+)
 
 
 @cache
@@ -25,8 +29,7 @@ def read(path):
 
 
 def of_group(group):
-    return [path for path in config_paths()
-            if path.startswith(f'{group[0]}/{group[1]}')]
+    return [path for path in config_paths() if path.startswith(f'{group[0]}/{group[1]}')]
 
 
 def test_the_groups_are_all():
@@ -44,8 +47,7 @@ def test_every_config_builds(group):
         if key not in built:
             model = complexity.build(cfg)
             assert all(p.is_meta for p in model.parameters())
-            gated = any(
-                type(m).__module__.startswith('mmattn.attention') for m in model.modules())
+            gated = any(type(m).__module__.startswith('mmattn.attention') for m in model.modules())
             assert gated == ('plugins' in cfg.model.backbone), path
             built[key] = path
     assert built
@@ -72,24 +74,28 @@ def test_names_and_batches(group):
                 assert path.split('-r')[-1].split('_')[0] == str(plugin.cfg.reduction), path
 
 
-@pytest.mark.parametrize('words, lr, momentum, decay, length, steps', [
-    ('cat/*_8xb32_in1k.py', 0.1, 0.9, 1e-4, 100, [30, 60, 90]),
-    ('cat/*_cifar100.py', 0.001, 0.9, 5e-4, 200, [50, 100, 150]),
-    ('cat/*-18k_voc0712.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
-    ('cat/*-18k_voc12.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
-    ('cat/*-90k_coco.py', 0.02, 0.9, 1e-4, 90000, [70000, 80000]),
-    ('drtam/resnet*_in1k.py', 0.2, 0.9, 1e-4, 100, [30, 60, 90]),
-    ('drtam/mobilenet*_in1k.py', 0.045, 0.9, 4e-5, 300, None),
-    ('drtam/mask-rcnn*.py', 0.02, 0.9, 1e-4, 12, [8, 11]),
-    ('drtam/fcn*.py', 0.01, 0.9, 5e-4, 20000, None),
-])
+@pytest.mark.parametrize(
+    'words, lr, momentum, decay, length, steps',
+    [
+        ('cat/*_8xb32_in1k.py', 0.1, 0.9, 1e-4, 100, [30, 60, 90]),
+        ('cat/*_cifar100.py', 0.001, 0.9, 5e-4, 200, [50, 100, 150]),
+        ('cat/*-18k_voc0712.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
+        ('cat/*-18k_voc12.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
+        ('cat/*-90k_coco.py', 0.02, 0.9, 1e-4, 90000, [70000, 80000]),
+        ('drtam/resnet*_in1k.py', 0.2, 0.9, 1e-4, 100, [30, 60, 90]),
+        ('drtam/mobilenet*_in1k.py', 0.045, 0.9, 4e-5, 300, None),
+        ('drtam/mask-rcnn*.py', 0.02, 0.9, 1e-4, 12, [8, 11]),
+        ('drtam/fcn*.py', 0.01, 0.9, 5e-4, 20000, None),
+    ],
+)
 def test_schedules(words, lr, momentum, decay, length, steps):
     paths = [str(path.relative_to(ROOT)) for path in ROOT.glob(words)]
     assert len(paths) >= 6
     for path in paths:
         cfg = read(path)
         assert cfg.optim_wrapper.optimizer.to_dict() == dict(
-            type='SGD', lr=lr, momentum=momentum, weight_decay=decay)
+            type='SGD', lr=lr, momentum=momentum, weight_decay=decay
+        )
         assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == length
         schedulers = cfg.param_scheduler
         last = schedulers[-1] if isinstance(schedulers, list) else schedulers
@@ -121,12 +127,13 @@ def test_the_metafile_names_every_config(paper):
     index = yaml.safe_load((repository / 'model-index.yml').read_text())
     assert f'configs/{paper}/metafile.yml' in index['Import']
     meta = yaml.safe_load((ROOT / paper / 'metafile.yml').read_text())
-    (collection, ) = meta['Collections']
+    (collection,) = meta['Collections']
     assert (repository / collection['README']).is_file()
     assert collection['Paper']['URL'].startswith('https://arxiv.org/abs/')
     models = meta['Models']
     assert sorted(model['Config'] for model in models) == sorted(
-        f'configs/{path}' for path in config_paths() if path.startswith(f'{paper}/'))
+        f'configs/{path}' for path in config_paths() if path.startswith(f'{paper}/')
+    )
     assert len({model['Name'] for model in models}) == len(models)
     for model in models:
         cfg = read(model['Config'].removeprefix('configs/'))

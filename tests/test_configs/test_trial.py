@@ -1,4 +1,5 @@
 """The papers' configs on digits, as tools/check_configs.py runs them."""
+
 import importlib.util
 from pathlib import Path
 
@@ -39,8 +40,13 @@ def digits(tmp_path_factory):
     return root
 
 
-METRICS = {'voc': 'pascal_voc/AP50', 'coco': 'coco/bbox_mAP', 'in1k': 'accuracy/top5',
-           'cifar100': 'accuracy/top1', 'voc12aug': 'mIoU'}
+METRICS = {
+    'voc': 'pascal_voc/AP50',
+    'coco': 'coco/bbox_mAP',
+    'in1k': 'accuracy/top5',
+    'cifar100': 'accuracy/top1',
+    'voc12aug': 'mIoU',
+}
 
 
 @pytest.mark.parametrize('path', ONE_FOR_EACH_PIPELINE)
@@ -85,16 +91,33 @@ def test_the_overlay_changes_what_it_says_and_no_more(path):
 
 def test_sizes_are_divided():
     item = dict(
-        type='Resize', scale=(1333, 800), ratio_range=(0.5, 2.0), scales=[(1333, 480)],
-        crop_size=224, padding=4, keep_ratio=True, prob=0.5)
+        type='Resize',
+        scale=(1333, 800),
+        ratio_range=(0.5, 2.0),
+        scales=[(1333, 480)],
+        crop_size=224,
+        padding=4,
+        keep_ratio=True,
+        prob=0.5,
+    )
     assert trial._shrink(item) == dict(
-        type='Resize', scale=(166, 100), ratio_range=(0.5, 2.0), scales=[(166, 60)],
-        crop_size=32, padding=4, keep_ratio=True, prob=0.5)
+        type='Resize',
+        scale=(166, 100),
+        ratio_range=(0.5, 2.0),
+        scales=[(166, 60)],
+        crop_size=32,
+        padding=4,
+        keep_ratio=True,
+        prob=0.5,
+    )
 
 
 def test_a_loss_that_is_not_finite_is_an_error(digits, monkeypatch):
-    monkeypatch.setattr(trial.Recorder, 'after_train_iter', lambda self, *args, **kwargs: (
-        self.losses.append(float('nan'))))
+    monkeypatch.setattr(
+        trial.Recorder,
+        'after_train_iter',
+        lambda self, *args, **kwargs: self.losses.append(float('nan')),
+    )
     with pytest.raises(FloatingPointError, match='losses'):
         trial.run('cat/mobilenet-v2_1xb128_cifar100.py', digits)
 

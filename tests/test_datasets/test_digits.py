@@ -1,4 +1,5 @@
 """The digits are written in the real formats: read back here by the codebases' own data sets."""
+
 import hashlib
 import json
 
@@ -22,14 +23,16 @@ def root(tmp_path_factory):
 def checksums(folder):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob('*')) if path.is_file()}
+        for path in sorted(folder.rglob('*'))
+        if path.is_file()
+    }
 
 
 def test_splits_share_no_digit():
     seen = [{ink.tobytes() for ink in digits.load_strokes(split)[0]} for split in digits.SPLITS]
     assert sum(map(len, seen)) > 1750  # of 1797; a handful of scans are equal
     for i, one in enumerate(seen):
-        for other in seen[i + 1:]:
+        for other in seen[i + 1 :]:
             assert not one & other
     with pytest.raises(ValueError, match='split must be one of'):
         digits.load_strokes('trainval')
@@ -82,12 +85,15 @@ def test_another_size_of_one_voc_task_undoes_the_other(tmp_path):
     assert digits.make(tmp_path, 'voc', 4, 2, 64)
 
 
-@pytest.mark.parametrize('settings, message', [
-    (dict(task='kitti'), 'task must be one of'),
-    (dict(num=4, num_val=4), '1 <= num_val < num'),
-    (dict(num=4, num_val=0), '1 <= num_val < num'),
-    (dict(size=16), 'size must be at least 32'),
-])
+@pytest.mark.parametrize(
+    'settings, message',
+    [
+        (dict(task='kitti'), 'task must be one of'),
+        (dict(num=4, num_val=4), '1 <= num_val < num'),
+        (dict(num=4, num_val=0), '1 <= num_val < num'),
+        (dict(size=16), 'size must be at least 32'),
+    ],
+)
 def test_bad_settings(tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         digits.make(tmp_path, **dict(dict(task='coco', num=8, num_val=2), **settings))
@@ -115,6 +121,7 @@ def test_imagenet(root):
 def test_cifar(root):
     datasets = pytest.importorskip('mmpretrain.datasets')
     from mmattn.datasets import DigitsCIFAR100
+
     for split, count in (('train', NUM), ('test', NUM_VAL)):
         data = DigitsCIFAR100(data_root=str(root / 'cifar100'), split=split)
         assert len(data) == count
@@ -137,14 +144,19 @@ def coco_truth(split, index):
 def test_coco_boxes_and_polygons(root):
     mmdet = pytest.importorskip('mmdet.datasets')
     from pycocotools.coco import COCO
+
     file = root / 'coco' / 'annotations' / 'instances_train2017.json'
     data = mmdet.CocoDataset(
-        data_root=str(root / 'coco'), ann_file='annotations/instances_train2017.json',
-        data_prefix=dict(img='train2017/'), pipeline=[])
+        data_root=str(root / 'coco'),
+        ann_file='annotations/instances_train2017.json',
+        data_prefix=dict(img='train2017/'),
+        pipeline=[],
+    )
     assert len(data) == NUM
     coco = COCO(file)
     assert [category['name'] for category in coco.loadCats(coco.getCatIds())] == list(
-        data.metainfo['classes'])
+        data.metainfo['classes']
+    )
     orientations = set()
     for index in range(NUM):
         image, objects = coco_truth('train', index)
@@ -156,7 +168,7 @@ def test_coco_boxes_and_polygons(root):
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[index + 1]))
         for annotation, (_, (left, top), mask) in zip(annotations, objects, strict=True):
             full = np.zeros(image.shape[:2], bool)
-            full[top:top + mask.shape[0], left:left + mask.shape[1]] = mask
+            full[top : top + mask.shape[0], left : left + mask.shape[1]] = mask
             drawn = coco.annToMask(annotation).astype(bool)
             # Polygons fill the holes of 0, 6, 8 and 9 and cannot leave the box.
             assert (drawn | ~full).mean() > 0.99
@@ -168,27 +180,37 @@ def test_coco_boxes_and_polygons(root):
     assert orientations == {True, False}
 
 
-@pytest.mark.parametrize('year, lists', [
-    (2007, dict(train=NUM - NUM_VAL, val=NUM_VAL, trainval=NUM, test=NUM_VAL)),
-    (2012, dict(train=NUM - NUM_VAL, val=NUM_VAL, trainval=NUM)),
-])
+@pytest.mark.parametrize(
+    'year, lists',
+    [
+        (2007, dict(train=NUM - NUM_VAL, val=NUM_VAL, trainval=NUM, test=NUM_VAL)),
+        (2012, dict(train=NUM - NUM_VAL, val=NUM_VAL, trainval=NUM)),
+    ],
+)
 def test_voc_detection(root, year, lists):
     mmdet = pytest.importorskip('mmdet.datasets')
     ids = {}
     for name, count in lists.items():
         data = mmdet.VOCDataset(
-            data_root=str(root / 'VOCdevkit'), ann_file=f'VOC{year}/ImageSets/Main/{name}.txt',
-            data_prefix=dict(sub_data_root=f'VOC{year}/'), pipeline=[])
+            data_root=str(root / 'VOCdevkit'),
+            ann_file=f'VOC{year}/ImageSets/Main/{name}.txt',
+            data_prefix=dict(sub_data_root=f'VOC{year}/'),
+            pipeline=[],
+        )
         assert len(data) == count
         ids[name] = {data.get_data_info(index)['img_id'] for index in range(count)}
     assert ids['train'] | ids['val'] == ids['trainval']
     assert not ids['train'] & ids['val']
     data = mmdet.VOCDataset(
-        data_root=str(root / 'VOCdevkit'), ann_file=f'VOC{year}/ImageSets/Main/train.txt',
-        data_prefix=dict(sub_data_root=f'VOC{year}/'), pipeline=[])
+        data_root=str(root / 'VOCdevkit'),
+        ann_file=f'VOC{year}/ImageSets/Main/train.txt',
+        data_prefix=dict(sub_data_root=f'VOC{year}/'),
+        pipeline=[],
+    )
     for index in range(len(data)):
         image, objects = digits.draw_scene(
-            digits._rng(0, f'voc{year}', 'train', index), 'train', SIZE)
+            digits._rng(0, f'voc{year}', 'train', index), 'train', SIZE
+        )
         info = data.get_data_info(index)
         assert (info['height'], info['width']) == image.shape[:2]
         for item, (digit, (left, top), mask) in zip(info['instances'], objects, strict=True):
@@ -207,7 +229,8 @@ def test_voc_segmentation(root):
             data_root=str(root / 'VOCdevkit' / 'VOC2012'),
             data_prefix=dict(img_path='JPEGImages', seg_map_path=folder),
             ann_file=f'ImageSets/Segmentation/{name}.txt',
-            pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')])
+            pipeline=[dict(type='LoadImageFromFile'), dict(type='mmseg.LoadAnnotations')],
+        )
         assert len(data) == count
         void = 0
         for item in data:
@@ -226,11 +249,17 @@ def test_voc_masks_show_the_digits(root):
     # VOC's colours: 1 dark red, 2 dark green, 8 half of dark red, 255 cream
     palette = np.array(picture.getpalette()).reshape(-1, 3)
     assert palette[[0, 1, 2, 8, 255]].tolist() == [
-        [0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 0], [224, 224, 192]]
+        [0, 0, 0],
+        [128, 0, 0],
+        [0, 128, 0],
+        [64, 0, 0],
+        [224, 224, 192],
+    ]
     image, objects = digits.draw_scene(digits._rng(0, 'voc2012', 'val', 0), 'val', SIZE)
     labels = np.array(picture)
     for digit, (left, top), mask in objects:
-        box = labels[top:top + mask.shape[0], left:left + mask.shape[1]]
+        box = labels[top : top + mask.shape[0], left : left + mask.shape[1]]
         assert (box[mask] == digit + 1).mean() > 0.95  # less what the rims of neighbours cover
     assert json.loads((root / 'digits.json').read_text())['vocseg'] == dict(
-        num=NUM, num_val=NUM_VAL, size=SIZE, seed=0)
+        num=NUM, num_val=NUM_VAL, size=SIZE, seed=0
+    )

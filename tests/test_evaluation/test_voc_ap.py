@@ -11,6 +11,7 @@ from mmattn.evaluation import VOCAPMetric  # noqa: E402
 
 def sample(objects, found, difficult=()):
     """A data sample of (class, box) objects and (class, score, box) detections."""
+
     def boxes(items):
         return torch.tensor([item[-1] for item in items], dtype=torch.float32).reshape(-1, 4)
 
@@ -21,11 +22,14 @@ def sample(objects, found, difficult=()):
         gt_instances=dict(bboxes=boxes(objects), labels=labels(objects)),
         ignored_instances=dict(bboxes=boxes(difficult), labels=labels(difficult)),
         pred_instances=dict(
-            bboxes=boxes(found), labels=labels(found),
-            scores=torch.tensor([item[1] for item in found], dtype=torch.float32)))
+            bboxes=boxes(found),
+            labels=labels(found),
+            scores=torch.tensor([item[1] for item in found], dtype=torch.float32),
+        ),
+    )
 
 
-def evaluate(samples, classes=('cat', ), **kwargs):
+def evaluate(samples, classes=('cat',), **kwargs):
     metric = METRICS.build(dict(type='VOCAPMetric', **kwargs))
     assert isinstance(metric, VOCAPMetric)
     metric.dataset_meta = dict(classes=classes, dataset_type='VOC2007')
@@ -101,8 +105,9 @@ def plain_ap(samples, label, threshold, eleven_points):
     objects, total = {}, 0
     for i, s in enumerate(samples):
         for group, difficult in (('gt_instances', False), ('ignored_instances', True)):
-            for box, other in zip(s[group]['bboxes'].tolist(), s[group]['labels'].tolist(),
-                                  strict=True):
+            for box, other in zip(
+                s[group]['bboxes'].tolist(), s[group]['labels'].tolist(), strict=True
+            ):
                 if other == label:
                     objects.setdefault(i, []).append(dict(box=box, hard=difficult, seen=False))
                     total += not difficult
@@ -111,8 +116,9 @@ def plain_ap(samples, label, threshold, eleven_points):
     found = []
     for i, s in enumerate(samples):
         p = s['pred_instances']
-        for box, other, score in zip(p['bboxes'].tolist(), p['labels'].tolist(),
-                                     p['scores'].tolist(), strict=True):
+        for box, other, score in zip(
+            p['bboxes'].tolist(), p['labels'].tolist(), p['scores'].tolist(), strict=True
+        ):
             if other == label:
                 found.append((score, i, box))
     hits = misses = 0
@@ -137,8 +143,10 @@ def plain_ap(samples, label, threshold, eleven_points):
         curve.append((hits / total, hits / max(hits + misses, 1e-9)))
     if eleven_points:
         # recalls as multiples of 0.1 in floating point, as in the published code
-        return sum(max([p for r, p in curve if r >= t], default=0)
-                   for t in np.arange(0, 1.1, 0.1)) / 11
+        return (
+            sum(max([p for r, p in curve if r >= t], default=0) for t in np.arange(0, 1.1, 0.1))
+            / 11
+        )
     area, reached = 0, 0
     for k, (recall, _) in enumerate(curve):
         area += (recall - reached) * max(p for _, p in curve[k:])
@@ -169,8 +177,9 @@ def test_against_an_independent_implementation(eval_mode, seed):
     results = evaluate(samples, classes, eval_mode=eval_mode)
     table = []
     for threshold in range(50, 100, 5):
-        aps = [plain_ap(samples, label, threshold / 100, eval_mode == '11points')
-               for label in range(4)]
+        aps = [
+            plain_ap(samples, label, threshold / 100, eval_mode == '11points') for label in range(4)
+        ]
         assert aps[3] is None
         table.append(np.mean(aps[:3]))
     assert 0.05 < np.mean(table) < 0.95
@@ -186,8 +195,10 @@ def test_agrees_with_mmdet_where_no_iou_equals_the_threshold():
         corner = rng.random((4, 2)) * 50
         boxes = np.hstack([corner, corner + 10 + rng.random((4, 2)) * 30])
         objects = [(i % 2, tuple(box)) for i, box in enumerate(boxes)]
-        found = [(i % 2, float(rng.random()), tuple(box + rng.normal(0, 2, 4)))
-                 for i, box in enumerate(np.vstack([boxes, boxes[:2]]))]
+        found = [
+            (i % 2, float(rng.random()), tuple(box + rng.normal(0, 2, 4)))
+            for i, box in enumerate(np.vstack([boxes, boxes[:2]]))
+        ]
         samples.append(sample(objects, found))
     theirs = METRICS.build(dict(type='VOCMetric', iou_thrs=[0.5, 0.75]))
     theirs.dataset_meta = dict(classes=('a', 'b'), dataset_type='VOC2007')
@@ -196,7 +207,8 @@ def test_agrees_with_mmdet_where_no_iou_equals_the_threshold():
     ours = evaluate(samples, ('a', 'b'))
     for name in ('AP50', 'AP75'):
         assert ours[f'pascal_voc/{name}'] == pytest.approx(
-            float(theirs[f'pascal_voc/{name}']), abs=0.0006)  # they round to 0.001
+            float(theirs[f'pascal_voc/{name}']), abs=0.0006
+        )  # they round to 0.001
 
 
 def test_an_unknown_rule_is_refused():

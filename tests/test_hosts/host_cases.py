@@ -1,4 +1,5 @@
 """The hosts at toy widths, with the upstream class each stands for, and plugins for every slot."""
+
 import importlib
 from dataclasses import dataclass, field
 
@@ -13,13 +14,14 @@ GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
 BASIC = ('after_conv1', 'after_conv2')
 BOTTLENECK = (*BASIC, 'after_conv3')
 INVERTED = ('after_expand', 'after_depthwise', 'after_project')
-SHUFFLE = ('after_right_branch', )
+SHUFFLE = ('after_right_branch',)
 THIN = dict(base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3))
 
 
 @dataclass
 class Case:
     """A host of a codebase's registry; `upstream` is the name of the class it extends."""
+
     scope: str
     host: str
     upstream: str
@@ -49,35 +51,60 @@ class Case:
 
 CASES = {
     'mmpretrain-resnet18': Case(
-        'mmpretrain', 'PluginResNet', 'ResNet', BASIC, dict(depth=18, **THIN)),
+        'mmpretrain', 'PluginResNet', 'ResNet', BASIC, dict(depth=18, **THIN)
+    ),
     'mmpretrain-resnet50': Case(
-        'mmpretrain', 'PluginResNet', 'ResNet', BOTTLENECK, dict(depth=50, **THIN)),
+        'mmpretrain', 'PluginResNet', 'ResNet', BOTTLENECK, dict(depth=50, **THIN)
+    ),
     'mmpretrain-resnet50d': Case(
-        'mmpretrain', 'PluginResNet', 'ResNet', BOTTLENECK,
-        dict(depth=50, deep_stem=True, avg_down=True, drop_path_rate=0.1, **THIN)),
+        'mmpretrain',
+        'PluginResNet',
+        'ResNet',
+        BOTTLENECK,
+        dict(depth=50, deep_stem=True, avg_down=True, drop_path_rate=0.1, **THIN),
+    ),
     'mmpretrain-resnet18-cifar': Case(
-        'mmpretrain', 'PluginResNet_CIFAR', 'ResNet_CIFAR', BASIC, dict(depth=18, **THIN)),
+        'mmpretrain', 'PluginResNet_CIFAR', 'ResNet_CIFAR', BASIC, dict(depth=18, **THIN)
+    ),
     'mmpretrain-mobilenet': Case(
-        'mmpretrain', 'PluginMobileNetV2', 'MobileNetV2', INVERTED, dict(widen_factor=0.25)),
+        'mmpretrain', 'PluginMobileNetV2', 'MobileNetV2', INVERTED, dict(widen_factor=0.25)
+    ),
     'mmpretrain-mobilenet-cifar': Case(
-        'mmpretrain', 'PluginMobileNetV2_CIFAR', 'MobileNetV2_CIFAR', INVERTED,
-        dict(widen_factor=0.25)),
+        'mmpretrain',
+        'PluginMobileNetV2_CIFAR',
+        'MobileNetV2_CIFAR',
+        INVERTED,
+        dict(widen_factor=0.25),
+    ),
     'mmpretrain-shufflenet': Case(
-        'mmpretrain', 'PluginShuffleNetV2', 'ShuffleNetV2', SHUFFLE, dict(widen_factor=0.5)),
+        'mmpretrain', 'PluginShuffleNetV2', 'ShuffleNetV2', SHUFFLE, dict(widen_factor=0.5)
+    ),
     'mmpretrain-shufflenet-cifar': Case(
-        'mmpretrain', 'PluginShuffleNetV2_CIFAR', 'ShuffleNetV2_CIFAR', SHUFFLE,
-        dict(widen_factor=0.5)),
+        'mmpretrain',
+        'PluginShuffleNetV2_CIFAR',
+        'ShuffleNetV2_CIFAR',
+        SHUFFLE,
+        dict(widen_factor=0.5),
+    ),
     'mmdet-resnet18': Case(
-        'mmdet', 'PluginResNet', 'ResNet', BASIC, dict(depth=18, norm_eval=False, **THIN)),
+        'mmdet', 'PluginResNet', 'ResNet', BASIC, dict(depth=18, norm_eval=False, **THIN)
+    ),
     'mmdet-resnet50': Case(
-        'mmdet', 'PluginResNet', 'ResNet', BOTTLENECK, dict(depth=50, norm_eval=False, **THIN)),
+        'mmdet', 'PluginResNet', 'ResNet', BOTTLENECK, dict(depth=50, norm_eval=False, **THIN)
+    ),
     'mmseg-resnet18': Case('mmseg', 'PluginResNet', 'ResNet', BASIC, dict(depth=18, **THIN)),
     'mmseg-resnet50': Case(
-        'mmseg', 'PluginResNet', 'ResNet', BOTTLENECK,
-        dict(depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True,
-             **THIN)),
+        'mmseg',
+        'PluginResNet',
+        'ResNet',
+        BOTTLENECK,
+        dict(
+            depth=50, strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4), contract_dilation=True, **THIN
+        ),
+    ),
     'mmseg-resnet18-v1c': Case(
-        'mmseg', 'PluginResNetV1c', 'ResNetV1c', BASIC, dict(depth=18, **THIN)),
+        'mmseg', 'PluginResNetV1c', 'ResNetV1c', BASIC, dict(depth=18, **THIN)
+    ),
 }
 each_host = pytest.mark.parametrize('case', CASES.values(), ids=CASES)
 

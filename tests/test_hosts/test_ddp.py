@@ -1,12 +1,18 @@
 """Data-parallel training over two processes: the gradients of the gates are those of the batch."""
+
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from host_cases import CASES, everywhere, gates, image, in_mode, randomise
 from torch.nn.parallel import DistributedDataParallel
 
-NAMES = ('mmpretrain-resnet18', 'mmpretrain-mobilenet', 'mmpretrain-shufflenet', 'mmdet-resnet18',
-         'mmseg-resnet18-v1c')
+NAMES = (
+    'mmpretrain-resnet18',
+    'mmpretrain-mobilenet',
+    'mmpretrain-shufflenet',
+    'mmdet-resnet18',
+    'mmseg-resnet18-v1c',
+)
 
 
 def gradients(name, batch, wrap):
@@ -23,14 +29,15 @@ def gradients(name, batch, wrap):
 def work(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
-        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
+        'gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2
+    )
     found = {name: gradients(name, image(32, 4)[rank::2], wrap=True) for name in NAMES}
     torch.save(found, f'{folder}/{rank}.pth')
     dist.destroy_process_group()
 
 
 def test_two_processes(tmp_path):
-    mp.spawn(work, (str(tmp_path), ), nprocs=2)
+    mp.spawn(work, (str(tmp_path),), nprocs=2)
     found = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     for name in NAMES:
         for key, expected in gradients(name, image(32, 4), wrap=False).items():

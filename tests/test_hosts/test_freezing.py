@@ -1,4 +1,5 @@
 """`frozen_stages` and `norm_eval` reach the gates."""
+
 import pytest
 import torch
 from host_cases import CASES, each_host, everywhere, gates, image, randomise

@@ -1,4 +1,5 @@
 """The parameter totals of the papers' tables, to the last printed digit, through the hosts."""
+
 import functools
 import importlib
 
@@ -53,14 +54,22 @@ def test_resnet_of_mmpretrain():
 
 def test_gate_on_the_stem_is_next_to_nothing():
     stages, stem = entry('DRTAM', 'after_stage'), entry('DRTAM', 'after_stem')
-    added = [count('mmdet', 'PluginResNet', plugins, depth=50)
-             for plugins in ([stages], [stages, stem])]
+    added = [
+        count('mmdet', 'PluginResNet', plugins, depth=50) for plugins in ([stages], [stages, stem])
+    ]
     assert 0 < added[1] - added[0] < 0.0015
 
 
-@pytest.mark.parametrize('gate, args, expected', [
-    (None, {}, 3.50), ('DRTAM', dict(reduction=32), 3.80), ('DRTAM', dict(reduction=16), 4.08),
-    ('CBAM', dict(reduction=16), 4.08), ('CoordAttention', dict(reduction=32), 3.95)])
+@pytest.mark.parametrize(
+    'gate, args, expected',
+    [
+        (None, {}, 3.50),
+        ('DRTAM', dict(reduction=32), 3.80),
+        ('DRTAM', dict(reduction=16), 4.08),
+        ('CBAM', dict(reduction=16), 4.08),
+        ('CoordAttention', dict(reduction=32), 3.95),
+    ],
+)
 def test_mobilenet(gate, args, expected):
     plugins = [entry(gate, 'after_depthwise', **args)] if gate else []
     total = count('mmpretrain', 'PluginMobileNetV2', plugins) + 1.281
@@ -73,9 +82,13 @@ def test_thinner_mobilenet():
     assert round(total, 2) == 2.81
 
 
-@pytest.mark.parametrize('host, position, channels, without, with_cat', [
-    ('PluginMobileNetV2_CIFAR', 'after_project', 1280, 2.37, 2.40),
-    ('PluginShuffleNetV2_CIFAR', 'after_right_branch', 1024, 1.36, 1.40)])
+@pytest.mark.parametrize(
+    'host, position, channels, without, with_cat',
+    [
+        ('PluginMobileNetV2_CIFAR', 'after_project', 1280, 2.37, 2.40),
+        ('PluginShuffleNetV2_CIFAR', 'after_right_branch', 1024, 1.36, 1.40),
+    ],
+)
 def test_cifar(host, position, channels, without, with_cat):
     head = (channels + 1) * 100 / 1e6
     assert round(bare('mmpretrain', host) + head, 2) == without

@@ -1,4 +1,5 @@
 """What a plugged host computes, and what it keeps through what users do to models."""
+
 import copy
 import io
 
@@ -67,6 +68,7 @@ def count_calls(modules):
 
 class Flip(nn.Module):
     """A plugin whose place shows in the result: before or after an activation is not the same."""
+
     _abbr_ = 'flip'
 
     def __init__(self, in_channels, scale=-1.0):
@@ -87,6 +89,7 @@ class Add(Flip):
 
 class Affine(Flip):
     """Add then Flip, or Flip then Add if the scale is negative, for 0.5 and 3."""
+
     _abbr_ = 'affine'
 
     def forward(self, x):
@@ -95,12 +98,14 @@ class Affine(Flip):
 
 def flip_upstream(model, position):
     """Forward hooks that do to the upstream model what Flip does in the host's slot."""
+
     def flip(module, nth=0, of=1):
         calls = iter(range(10**6))
         module.register_forward_hook(lambda _m, _i, out: -out if next(calls) % of == nth else None)
 
-    stages = [m for name, m in model.named_children()
-              if name.startswith('layer') and name != 'layers'] or list(model.layers)[:3]
+    stages = [
+        m for name, m in model.named_children() if name.startswith('layer') and name != 'layers'
+    ] or list(model.layers)[:3]
     blocks = [block for stage in stages for block in stage]
     if position == 'after_stem':
         flip(getattr(model, 'stem', None) or getattr(model, 'relu', None) or model.conv1)
@@ -163,8 +168,9 @@ def test_upstream_weights_load(case, tmp_path):
 
     file = tmp_path / 'upstream.pth'
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in weights.items()}}, file)
-    pretrained = case.build(everywhere(case), init_cfg=dict(
-        type='Pretrained', checkpoint=str(file), prefix='backbone.'))
+    pretrained = case.build(
+        everywhere(case), init_cfg=dict(type='Pretrained', checkpoint=str(file), prefix='backbone.')
+    )
     pretrained.load_state_dict(kept)
     pretrained.init_weights()
     for key, value in pretrained.state_dict().items():
@@ -178,8 +184,12 @@ def test_upstream_weights_load(case, tmp_path):
 
 def test_weights_move_between_codebases():
     models = [CASES[f'{scope}-resnet50'] for scope in ('mmpretrain', 'mmdet', 'mmseg')]
-    models = [case.build(everywhere(case, each=2), **kwargs) for case, kwargs in zip(
-        models, ({}, {}, dict(strides=(1, 2, 2, 2), dilations=(1, ) * 4)), strict=True)]
+    models = [
+        case.build(everywhere(case, each=2), **kwargs)
+        for case, kwargs in zip(
+            models, ({}, {}, dict(strides=(1, 2, 2, 2), dilations=(1,) * 4)), strict=True
+        )
+    ]
     outs = []
     for model in models:
         model.load_state_dict(randomise(models[0]).state_dict(), strict=True)
@@ -189,10 +199,15 @@ def test_weights_move_between_codebases():
     same(outs[0], outs[2])
 
 
-@pytest.mark.parametrize('cfg', [
-    dict(type='ContextBlock', ratio=1 / 4),
-    dict(type='GeneralizedAttention', num_heads=2, attention_type='0010', kv_stride=2),
-    dict(type='NonLocal2d', reduction=2)], ids=lambda cfg: cfg['type'])
+@pytest.mark.parametrize(
+    'cfg',
+    [
+        dict(type='ContextBlock', ratio=1 / 4),
+        dict(type='GeneralizedAttention', num_heads=2, attention_type='0010', kv_stride=2),
+        dict(type='NonLocal2d', reduction=2),
+    ],
+    ids=lambda cfg: cfg['type'],
+)
 def test_plugins_of_mmdet(cfg):
     """Names, values and the meaning of postfix are those of MMDetection's own slots."""
     pytest.importorskip('mmdet')
@@ -200,7 +215,8 @@ def test_plugins_of_mmdet(cfg):
     plugins = [
         dict(cfg=dict(cfg, postfix=1), stages=(False, True, True, True), position='after_conv3'),
         dict(cfg=dict(cfg, postfix=2), stages=(False, False, True, True), position='after_conv3'),
-        dict(cfg=dict(cfg), stages=(True, True, False, False), position='after_conv2')]
+        dict(cfg=dict(cfg), stages=(True, True, False, False), position='after_conv2'),
+    ]
     ours = case.build(plugins)
     theirs = randomise(case.build_upstream(plugins=copy.deepcopy(plugins)))
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -294,7 +310,8 @@ def test_checkpointing(case):
 def test_compile():
     case = CASES['mmpretrain-resnet18']
     model = case.build(
-        everywhere(case), num_stages=1, strides=(1, ), dilations=(1, ), out_indices=(0, ))
+        everywhere(case), num_stages=1, strides=(1,), dilations=(1,), out_indices=(0,)
+    )
     results = []
     for compiled in (False, True):
         copied = in_mode(randomise(copy.deepcopy(model)), True)
@@ -323,8 +340,14 @@ def test_onnx(tmp_path):
 
 def test_init_of_residuals_leaves_gates_alone():
     """Residual norms start at zero, as upstream decides by the block's class; gates do not."""
-    for name in ('mmpretrain-resnet18', 'mmpretrain-resnet50', 'mmdet-resnet18', 'mmdet-resnet50',
-                 'mmseg-resnet18', 'mmseg-resnet50'):
+    for name in (
+        'mmpretrain-resnet18',
+        'mmpretrain-resnet50',
+        'mmdet-resnet18',
+        'mmdet-resnet50',
+        'mmseg-resnet18',
+        'mmseg-resnet50',
+    ):
         case = CASES[name]
         model = case.build(everywhere(case, ('SE', 'CBAM')))
         model.init_weights()
@@ -348,9 +371,11 @@ def test_init_of_shufflenet_leaves_gates_alone():
 
 def test_layer_wise_learning_rates():
     case = CASES['mmpretrain-resnet50']
-    model = case.build(everywhere(case, ('CBAM', )))
-    depths = {name: model.get_layer_depth(f'backbone.{name}', 'backbone.')
-              for name, _ in model.named_parameters()}
+    model = case.build(everywhere(case, ('CBAM',)))
+    depths = {
+        name: model.get_layer_depth(f'backbone.{name}', 'backbone.')
+        for name, _ in model.named_parameters()
+    }
     assert depths['after_stem.cbam.conv.weight'] == depths['conv1.weight'] == (0, 8)
     for stage, last in enumerate((2, 3, 5, 2), 1):
         prefix = f'layer{stage}.after_stage.'

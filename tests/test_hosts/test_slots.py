@@ -1,4 +1,5 @@
 """A wrong entry of `plugins` is refused in one line: what is wrong, and what is allowed."""
+
 import pytest
 import torch
 from host_cases import BASIC, BOTTLENECK, CASES, each_host, entry, gates
@@ -24,42 +25,73 @@ TYPES = 'CAT, CBAM, ContextBlock, CoordAttention, DRTAM, ECA, GeneralizedAttenti
 REFUSED = {
     'no list': (entry('SE', 'after_conv3'), 'plugins must be a list of dicts', 'cfg, position'),
     'no dict': (['SE'], "plugin 'SE': must be a dict", 'allowed: cfg, position, stages'),
-    'unknown key': ([dict(entry('SE', 'after_conv3'), stage=(True, ) * 4)],
-                    "plugin 'SE': unknown key 'stage'; did you mean 'stages'?",
-                    'allowed: cfg, position, stages'),
+    'unknown key': (
+        [dict(entry('SE', 'after_conv3'), stage=(True,) * 4)],
+        "plugin 'SE': unknown key 'stage'; did you mean 'stages'?",
+        'allowed: cfg, position, stages',
+    ),
     'no cfg': ([dict(position='after_conv3')], 'cfg must be a dict with a type, got None', TYPES),
     'cfg no dict': ([dict(cfg='SE', position='after_conv3')], "got 'SE'", TYPES),
     'no type': ([dict(cfg=dict(ratio=4), position='after_conv3')], "got {'ratio': 4}", TYPES),
-    'unknown type': ([entry('CBMA', 'after_conv3')],
-                     "plugin 'CBMA': no such type is registered; did you mean 'CBAM'?", TYPES),
+    'unknown type': (
+        [entry('CBMA', 'after_conv3')],
+        "plugin 'CBMA': no such type is registered; did you mean 'CBAM'?",
+        TYPES,
+    ),
     'type is a module': ([entry('json', 'after_conv3')], "plugin 'json': no such type", TYPES),
     'type is no name': ([entry(3, 'after_conv3')], 'plugin 3: no such type', TYPES),
-    'type is no plugin': ([entry('ReLU6', 'after_conv3')],
-                          "plugin 'ReLU6': no plugin, as it takes no in_channels", TYPES),
-    'in_channels given': ([entry('SE', 'after_conv3', in_channels=64)],
-                          "plugin 'SE': in_channels is filled in by the host",
-                          'allowed: reduction, bias, impl'),
-    'unknown argument': ([entry('SE', 'after_conv3', reductoin=4)],
-                         "plugin 'SE': unknown argument 'reductoin'; did you mean 'reduction'?",
-                         'allowed: reduction, bias, impl'),
-    'postfix no name': ([entry('SE', 'after_conv3', postfix=1.5)], "plugin 'SE': postfix 1.5",
-                        'an int or a str'),
+    'type is no plugin': (
+        [entry('ReLU6', 'after_conv3')],
+        "plugin 'ReLU6': no plugin, as it takes no in_channels",
+        TYPES,
+    ),
+    'in_channels given': (
+        [entry('SE', 'after_conv3', in_channels=64)],
+        "plugin 'SE': in_channels is filled in by the host",
+        'allowed: reduction, bias, impl',
+    ),
+    'unknown argument': (
+        [entry('SE', 'after_conv3', reductoin=4)],
+        "plugin 'SE': unknown argument 'reductoin'; did you mean 'reduction'?",
+        'allowed: reduction, bias, impl',
+    ),
+    'postfix no name': (
+        [entry('SE', 'after_conv3', postfix=1.5)],
+        "plugin 'SE': postfix 1.5",
+        'an int or a str',
+    ),
     'no position': ([dict(cfg=dict(type='SE'))], "plugin 'SE': has no position", ALL),
-    'unknown position': ([entry('SE', 'after_conv4')],
-                         "plugin 'SE': Host has no position 'after_conv4'; did you mean", ALL),
+    'unknown position': (
+        [entry('SE', 'after_conv4')],
+        "plugin 'SE': Host has no position 'after_conv4'; did you mean",
+        ALL,
+    ),
     'position no name': ([entry('SE', ['after_conv3'])], "has no position ['after_conv3']", ALL),
-    'stages short': ([entry('SE', 'after_conv3', (True, ) * 3)],
-                     "plugin 'SE' at after_conv3: stages has 3 flags, but Host has 4 stages",
-                     'allowed: None or 4 of True and False'),
-    'stages numbers': ([entry('SE', 'after_conv3', (1, 0, 1, 1))],
-                       "plugin 'SE' at after_conv3: stages must hold bools, got (1, 0, 1, 1)",
-                       'allowed: None or 4 of True and False'),
-    'stages one bool': ([entry('SE', 'after_conv3', True)], 'stages must hold bools, got True',
-                        'allowed: None or 4 of True and False'),
-    'stages a word': ([entry('SE', 'after_conv3', 'TTTT')], "stages must hold bools, got 'TTTT'",
-                      'allowed: None or 4 of True and False'),
-    'stem stages': ([entry('SE', 'after_stem', (True, ) * 4)],
-                    "plugin 'SE' at after_stem: takes no stages", 'allowed: None'),
+    'stages short': (
+        [entry('SE', 'after_conv3', (True,) * 3)],
+        "plugin 'SE' at after_conv3: stages has 3 flags, but Host has 4 stages",
+        'allowed: None or 4 of True and False',
+    ),
+    'stages numbers': (
+        [entry('SE', 'after_conv3', (1, 0, 1, 1))],
+        "plugin 'SE' at after_conv3: stages must hold bools, got (1, 0, 1, 1)",
+        'allowed: None or 4 of True and False',
+    ),
+    'stages one bool': (
+        [entry('SE', 'after_conv3', True)],
+        'stages must hold bools, got True',
+        'allowed: None or 4 of True and False',
+    ),
+    'stages a word': (
+        [entry('SE', 'after_conv3', 'TTTT')],
+        "stages must hold bools, got 'TTTT'",
+        'allowed: None or 4 of True and False',
+    ),
+    'stem stages': (
+        [entry('SE', 'after_stem', (True,) * 4)],
+        "plugin 'SE' at after_stem: takes no stages",
+        'allowed: None',
+    ),
 }
 
 
@@ -83,46 +115,59 @@ def test_basic_blocks_have_no_third_convolution():
         R18.build([entry('SE', 'after_conv3')])
 
 
-@pytest.mark.parametrize('name, stages', [
-    ('mmpretrain-resnet50', 4), ('mmpretrain-mobilenet', 7), ('mmpretrain-shufflenet', 3)])
+@pytest.mark.parametrize(
+    'name, stages',
+    [('mmpretrain-resnet50', 4), ('mmpretrain-mobilenet', 7), ('mmpretrain-shufflenet', 3)],
+)
 def test_number_of_stages(name, stages):
     case = CASES[name]
     for wrong in (stages - 1, stages + 1):
         with pytest.raises(ValueError, match=f'has {wrong} flags, but .* has {stages} stages'):
-            case.build([entry('SE', case.blocks[-1], (True, ) * wrong)])
-    flags = (True, *(False, ) * (stages - 1))
+            case.build([entry('SE', case.blocks[-1], (True,) * wrong)])
+    flags = (True, *(False,) * (stages - 1))
     found = gates(case.build([entry('SE', case.blocks[-1], flags)]))
     assert found and all(name.startswith(('layer1.', 'layers.0.')) for name in found)
 
 
 def test_num_stages_of_a_shorter_resnet():
-    short = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2, ))
+    short = dict(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(2,))
     model = R50.build([entry('SE', 'after_stage', (False, True, True))], **short)
     assert list(gates(model)) == ['layer2.after_stage.se', 'layer3.after_stage.se']
     with pytest.raises(ValueError, match='PluginResNet-50 has 3 stages'):
-        R50.build([entry('SE', 'after_stage', (True, ) * 4)], **short)
+        R50.build([entry('SE', 'after_stage', (True,) * 4)], **short)
 
 
-@pytest.mark.parametrize('cfg, message', [
-    (dict(type='SE', reduction=0), "plugin 'SE' at after_conv3, 32 channels: .*reduction"),
-    (dict(type='CAT', arrangement='diagonal'), "plugin 'CAT' at after_conv3.*'channel-spatial'"),
-    (dict(type='ContextBlock'), "plugin 'ContextBlock' at after_conv3.*'ratio'"),
-    (dict(type='ContextBlock', ratio=.25, pooling_type='min'),
-     "plugin 'ContextBlock' at after_conv3, 32 channels: refused by a bare AssertionError"),
-    (dict(type='NonLocal2d', modus='dot'), "plugin 'NonLocal2d' at after_conv3.*'modus'"),
-])
+@pytest.mark.parametrize(
+    'cfg, message',
+    [
+        (dict(type='SE', reduction=0), "plugin 'SE' at after_conv3, 32 channels: .*reduction"),
+        (
+            dict(type='CAT', arrangement='diagonal'),
+            "plugin 'CAT' at after_conv3.*'channel-spatial'",
+        ),
+        (dict(type='ContextBlock'), "plugin 'ContextBlock' at after_conv3.*'ratio'"),
+        (
+            dict(type='ContextBlock', ratio=0.25, pooling_type='min'),
+            "plugin 'ContextBlock' at after_conv3, 32 channels: refused by a bare AssertionError",
+        ),
+        (dict(type='NonLocal2d', modus='dot'), "plugin 'NonLocal2d' at after_conv3.*'modus'"),
+    ],
+)
 def test_what_the_plugin_itself_refuses_names_the_plugin(cfg, message):
     with pytest.raises(ValueError, match=message) as info:
         R50.build([dict(cfg=cfg, position='after_conv3')])
     assert '\n' not in str(info.value)
 
 
-@pytest.mark.parametrize('case, plugin', [
-    (R50, entry('SE', 'after_conv3', (False, ) * 4)),
-    (R50, entry('SE', 'after_stage', (False, ) * 4)),
-    # MobileNetV2's first stage does not expand.
-    (MOBILE, entry('SE', 'after_expand', (True, *(False, ) * 6))),
-])
+@pytest.mark.parametrize(
+    'case, plugin',
+    [
+        (R50, entry('SE', 'after_conv3', (False,) * 4)),
+        (R50, entry('SE', 'after_stage', (False,) * 4)),
+        # MobileNetV2's first stage does not expand.
+        (MOBILE, entry('SE', 'after_expand', (True, *(False,) * 6))),
+    ],
+)
 def test_a_plugin_without_a_place_is_refused(case, plugin):
     with pytest.raises(ValueError, match="plugin 'SE' at .*: no block of stages .* allowed"):
         case.build([entry('ECA', 'after_stage'), plugin])
@@ -154,6 +199,7 @@ def test_default_scope_finds_types_of_that_codebase():
 
 def test_names():
     """Abbreviation and postfix, as mmcv has it; numbered where that name is taken."""
+
     def add(*plugins):
         module = nn.Module()
         module.bn1 = nn.BatchNorm2d(8)
@@ -183,9 +229,12 @@ def test_a_plugin_may_not_shadow_the_block():
 
 def test_known_types_are_built_by_their_hosts():
     """What the messages list as allowed does work, each with as few arguments as it takes."""
-    model = R50.build([
-        entry(name, 'after_conv3', **(dict(ratio=0.25) if name == 'ContextBlock' else {}))
-        for name in TYPES.split(', ')])
+    model = R50.build(
+        [
+            entry(name, 'after_conv3', **(dict(ratio=0.25) if name == 'ContextBlock' else {}))
+            for name in TYPES.split(', ')
+        ]
+    )
     with torch.no_grad():
         assert all(out.isfinite().all() for out in model(torch.randn(1, 3, 64, 64)))
     assert all(name in MODELS for name in TYPES.split(', '))

@@ -1,4 +1,5 @@
 """A host without plugins is the upstream host."""
+
 import pytest
 import torch
 from host_cases import CASES, each_host, image, in_mode, randomise, same
@@ -49,8 +50,10 @@ def test_same_gradients_with_checkpoints(case):
 def test_all_depths(scope, depth):
     case = CASES[f'{scope}-resnet50']
     with torch.no_grad():
-        ours, theirs = (build(depth=depth, base_channels=4, stem_channels=4)
-                        for build in (case.build, case.build_upstream))
+        ours, theirs = (
+            build(depth=depth, base_channels=4, stem_channels=4)
+            for build in (case.build, case.build_upstream)
+        )
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 

@@ -52,12 +52,14 @@ def run(op, args, dtype, device, used):
 
 def compare(kernels, args, dtype=torch.float32, device='cpu', used=(0, 1, 2), outputs_only=False):
     """Raise AssertionError unless values and gradients are those of the equations."""
-    ours = run(
-        lambda *a: functions.rank1_pool(kernels, *a), args, dtype, device, used
-    )
+    ours = run(lambda *a: functions.rank1_pool(kernels, *a), args, dtype, device, used)
     # The same roundings of the input on both sides: a maximum must not choose another place.
-    exact = [t if t is None or not isinstance(t[0], torch.Tensor) else
-             tuple(v.to(dtype).double() for v in t) for t in args]
+    exact = [
+        t
+        if t is None or not isinstance(t[0], torch.Tensor)
+        else tuple(v.to(dtype).double() for v in t)
+        for t in args
+    ]
     theirs = run(reference.rank1_pool, exact, torch.float64, 'cpu', used)
     eps = 1e-11 if dtype == torch.float64 else 1e-5
     count = 3 if outputs_only else len(ours)

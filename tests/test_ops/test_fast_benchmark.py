@@ -1,4 +1,5 @@
 """The benchmark tool: its rows, its files, its refusals."""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -29,7 +30,12 @@ def test_modules(tool, tmp_path):
     found = json.loads(rows.read_text())
     assert found['machine']['torch'] == torch.__version__
     assert [(r['gate'], r['impl']) for r in found['rows'][:5]] == [
-        ('mul', ''), ('SE', 'reference'), ('SE', 'fast'), ('CAT', 'reference'), ('CAT', 'fast')]
+        ('mul', ''),
+        ('SE', 'reference'),
+        ('SE', 'fast'),
+        ('CAT', 'reference'),
+        ('CAT', 'fast'),
+    ]
     assert len(found['rows']) == 10 and {r['dtype'] for r in found['rows']} == {'fp32', 'bf16'}
     assert all(r['ms'] > 0 for r in found['rows'])
     assert len(table.read_text().splitlines()) == 12
@@ -48,11 +54,21 @@ def test_network(tmp_path):
             model=dict(
                 type='ImageClassifier',
                 backbone=dict(
-                    type='PluginResNet', depth=18,
-                    plugins=[dict(cfg=dict(type='SE'), position='after_conv2')]),
+                    type='PluginResNet',
+                    depth=18,
+                    plugins=[dict(cfg=dict(type='SE'), position='after_conv2')],
+                ),
                 neck=dict(type='GlobalAveragePooling'),
-                head=dict(type='LinearClsHead', num_classes=3, in_channels=512, topk=(1,),
-                          loss=dict(type='CrossEntropyLoss')))))
+                head=dict(
+                    type='LinearClsHead',
+                    num_classes=3,
+                    in_channels=512,
+                    topk=(1,),
+                    loss=dict(type='CrossEntropyLoss'),
+                ),
+            ),
+        )
+    )
     pytest.importorskip('mmpretrain')
     assert 'plugins' not in benchmark.bare(config).model.backbone
     assert 'plugins' in config.model.backbone
@@ -62,10 +78,18 @@ def test_network(tmp_path):
     assert all(r['images_per_s'] > 0 for r in rows) and rows[0]['share'] == 1
 
 
-@pytest.mark.parametrize('argv', (
-    ['modules', '--shapes', '8x256'], ['modules', '--shapes', '8x0x5x5'],
-    ['modules', '--rounds', '0'],
-    ['modules', '--gates', 'XYZ'], ['modules', '--clock', 'cpu'], ['network'], []))
+@pytest.mark.parametrize(
+    'argv',
+    (
+        ['modules', '--shapes', '8x256'],
+        ['modules', '--shapes', '8x0x5x5'],
+        ['modules', '--rounds', '0'],
+        ['modules', '--gates', 'XYZ'],
+        ['modules', '--clock', 'cpu'],
+        ['network'],
+        [],
+    ),
+)
 def test_refusals(tool, argv):
     with pytest.raises(SystemExit) as stop:
         tool.parse_args(argv)
@@ -103,8 +127,10 @@ def test_plain_cat_is_cat():
 
 def test_against_plain(tool, tmp_path):
     rows = tmp_path / 'rows.json'
-    tool.main(['modules', '--shapes', '1x8x6x5', '--gates', 'CAT', '--rounds', '1']
-              + ['--against', 'plain', '--json', str(rows)])
+    tool.main(
+        ['modules', '--shapes', '1x8x6x5', '--gates', 'CAT', '--rounds', '1']
+        + ['--against', 'plain', '--json', str(rows)]
+    )
     found = {r['impl']: r for r in json.loads(rows.read_text())['rows']}
     assert list(found) == ['', 'reference', 'fast', 'plain']
     assert found['plain']['fast'] > 0 and 'fast' not in found['reference']
@@ -112,8 +138,22 @@ def test_against_plain(tool, tmp_path):
 
 def test_against_timm(tool, tmp_path):
     rows = tmp_path / 'rows.json'
-    tool.main(['modules', '--shapes', '1x32x6x5', '--rounds', '1', '--against', 'timm', '--dtypes',
-               'fp32', 'bf16', '--json', str(rows)])
+    tool.main(
+        [
+            'modules',
+            '--shapes',
+            '1x32x6x5',
+            '--rounds',
+            '1',
+            '--against',
+            'timm',
+            '--dtypes',
+            'fp32',
+            'bf16',
+            '--json',
+            str(rows),
+        ]
+    )
     found = [r for r in json.loads(rows.read_text())['rows'] if r['impl'] == 'timm']
     assert [r['gate'] for r in found] == 2 * ['SE', 'ECA', 'CBAM', 'CoordAttention']
     assert all(r['ms'] > 0 and r['fast'] > 0 for r in found)

@@ -49,10 +49,15 @@ def test_any_shape(shape, chunks, modules, last, seed):
 
 @needs_kernels
 @LAYOUTS
-@pytest.mark.parametrize('shape, dtype', (
-    ((2, 32, 256, 272), torch.float32), ((2, 33, 300, 236), torch.float32),
-    ((2, 64, 256, 272), torch.bfloat16),
-), ids=str)
+@pytest.mark.parametrize(
+    'shape, dtype',
+    (
+        ((2, 32, 256, 272), torch.float32),
+        ((2, 33, 300, 236), torch.float32),
+        ((2, 64, 256, 272), torch.bfloat16),
+    ),
+    ids=str,
+)
 def test_maps_larger_than_caches(shape, dtype, last):
     """Their results are stored past the caches; not the second's, which has rows that end within
     a cache line."""
@@ -64,8 +69,15 @@ def test_maps_larger_than_caches(shape, dtype, last):
 @pytest.mark.parametrize('momenta', (cases.TRAIN, cases.EVAL), ids=('train', 'eval'))
 def test_gradcheck(modules, momenta):
     x, made, mlp = cases.make((2, 3, 4, 5), (2, 1), modules, momenta)
-    leaves = [x, *mlp, *(t for weights, norms in made for t in (
-        *weights, *(n.weight for n in norms), *(n.bias for n in norms)))]
+    leaves = [
+        x,
+        *mlp,
+        *(
+            t
+            for weights, norms in made
+            for t in (*weights, *(n.weight for n in norms), *(n.bias for n in norms))
+        ),
+    ]
     leaves = [t.clone().requires_grad_() for t in leaves]
 
     def op(x, *t):
@@ -197,11 +209,16 @@ def test_only_what_is_asked_for():
 @pytest.mark.parametrize('spacing', ('expanded', 'transposed'))
 def test_gradients_of_any_layout(spacing, last):
     gate, x = gates()
-    x = x.detach().contiguous(
-        memory_format=torch.channels_last if last else torch.contiguous_format
-    ).requires_grad_()
-    dy = torch.ones(1, dtype=x.dtype).expand(x.shape) if spacing == 'expanded' else (
-        torch.randn(20, 9, 12, 3, dtype=x.dtype).permute(3, 2, 1, 0))
+    x = (
+        x.detach()
+        .contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        .requires_grad_()
+    )
+    dy = (
+        torch.ones(1, dtype=x.dtype).expand(x.shape)
+        if spacing == 'expanded'
+        else (torch.randn(20, 9, 12, 3, dtype=x.dtype).permute(3, 2, 1, 0))
+    )
     expected = torch.autograd.grad(gate(x), x, dy.clone(memory_format=torch.contiguous_format))
     assert_equal(torch.autograd.grad(gate(x), x, dy), expected)
 

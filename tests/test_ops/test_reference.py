@@ -1,4 +1,5 @@
 """The reference ops against their equations in plain numpy, and their gradients by gradcheck."""
+
 import math
 
 import numpy as np
@@ -26,8 +27,14 @@ def rand(*shape):
 
 
 X = rand(N, C, H, W)
-FACTORS = dict(nc=rand(N, C), nhw=rand(N, H, W), nch=rand(N, C, H), ncw=rand(N, C, W),
-               nh=rand(N, H), nw=rand(N, W))
+FACTORS = dict(
+    nc=rand(N, C),
+    nhw=rand(N, H, W),
+    nch=rand(N, C, H),
+    ncw=rand(N, C, W),
+    nh=rand(N, H),
+    nw=rand(N, W),
+)
 
 
 def tensors(*axes, grad=False):
@@ -36,8 +43,8 @@ def tensors(*axes, grad=False):
 
 
 GATES = {
-    'channel_gate': (('nc', ), 'nchw,nc->nchw'),
-    'spatial_gate': (('nhw', ), 'nchw,nhw->nchw'),
+    'channel_gate': (('nc',), 'nchw,nc->nchw'),
+    'spatial_gate': (('nhw',), 'nchw,nhw->nchw'),
     'product_gate': (('nc', 'nhw'), 'nchw,nc,nhw->nchw'),
     'coord_gate': (('nch', 'ncw'), 'nchw,nch,ncw->nchw'),
 }
@@ -78,7 +85,7 @@ def test_rank1_gate(dual):
 
 
 def test_channel_pool():
-    x, = tensors()
+    (x,) = tensors()
     same, avg, peak = reference.channel_pool(x, maximum=True)
     assert same is x
     for n in range(N):
@@ -90,7 +97,7 @@ def test_channel_pool():
 
 
 def test_strip_pool():
-    x, = tensors()
+    (x,) = tensors()
     same, ch, cw, hw = reference.strip_pool(x, channel=True)
     assert same is x
     np.testing.assert_allclose(ch.numpy(), np.einsum('nchw->nch', X) / W)
@@ -120,14 +127,14 @@ def low_pass(plane, both):
     out = np.zeros_like(plane)
     for i, j in np.ndindex(plane.shape):
         for a in range(-2, 3):
-            for b in range(-2, 3) if both else (0, ):
+            for b in range(-2, 3) if both else (0,):
                 if 0 <= i + a < H and 0 <= j + b < W:
                     out[i, j] += TAPS[a + 2] * (TAPS[b + 2] if both else 1) * plane[i + a, j + b]
     return out
 
 
 def test_entropy_pool():
-    x, = tensors()
+    (x,) = tensors()
     taps = torch.tensor(TAPS, dtype=torch.float64)
     same, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent) = reference.entropy_pool(x, taps)
     assert same is x
@@ -152,7 +159,7 @@ def test_entropy_pool():
 @pytest.mark.parametrize('channel', (False, True))
 @pytest.mark.parametrize('spatial', (False, True))
 def test_entropy_pool_gives_what_is_asked(channel, spatial):
-    x, = tensors()
+    (x,) = tensors()
     taps = torch.tensor(TAPS, dtype=torch.float64)
     _, *everything = reference.entropy_pool(x, taps)
     for bits in range(8):
@@ -165,7 +172,7 @@ def test_entropy_pool_gives_what_is_asked(channel, spatial):
 
 
 def test_one_tap_is_no_filter():
-    x, = tensors()
+    (x,) = tensors()
     _, (_, c_max, _), (_, s_max, _) = reference.entropy_pool(x, torch.ones(1, dtype=x.dtype))
     torch.testing.assert_close(c_max, x.amax((2, 3)))
     torch.testing.assert_close(s_max, x.amax(1))
@@ -184,8 +191,11 @@ def test_one_rounding(dtype):
     """Statistics of a half-precision map are float32; its product is rounded once."""
     x = torch.from_numpy(X * 100).to(dtype)
     c, s = (torch.from_numpy(FACTORS[a]).float() for a in ('nc', 'nhw'))
-    for stat in (*reference.channel_pool(x, True)[1:], *reference.strip_pool(x, True)[1:],
-                 *reference.spatial_pool(x, c)[1:]):
+    for stat in (
+        *reference.channel_pool(x, True)[1:],
+        *reference.strip_pool(x, True)[1:],
+        *reference.spatial_pool(x, c)[1:],
+    ):
         assert stat.dtype == torch.float32
     y = reference.product_gate(x, c, s)
     assert y.dtype == dtype
@@ -196,7 +206,7 @@ def test_one_rounding(dtype):
 @pytest.mark.parametrize('op', ('channel_gate', 'spatial_gate', 'product_gate', 'sum_gate'))
 def test_wrong_factor(op):
     x, c, s = tensors('nc', 'nhw')
-    right = dict(channel_gate=(c, ), spatial_gate=(s, )).get(op, (c, s))
+    right = dict(channel_gate=(c,), spatial_gate=(s,)).get(op, (c, s))
     getattr(ops, op)(x, *right)
     for i, factor in enumerate(right):
         wrong = list(right)

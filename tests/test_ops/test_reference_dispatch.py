@@ -1,4 +1,5 @@
 """The switch between the equations and the fast kernels."""
+
 import runpy
 import types
 
@@ -49,7 +50,10 @@ def test_environment_variable(monkeypatch):
         return runpy.run_path(dispatch.__file__)
 
     assert [fresh(value)['get_impl']() for value in ('reference', 'fast', '')] == [
-        'reference', 'fast', 'fast']
+        'reference',
+        'fast',
+        'fast',
+    ]
     with pytest.raises(ValueError, match='environment variable MMATTN_IMPL must be one of'):
         fresh('quick')
     monkeypatch.delenv('MMATTN_IMPL')
@@ -84,13 +88,13 @@ def test_whatever_must_see_inside_gets_the_equations(kernels):
     with FlopCounterMode(display=False):
         assert seen_inside(lambda f, x: f(x)) == [None]
     for run in (
-            lambda f, x: torch.jit.trace(f, x, check_trace=False),
-            lambda f, x: torch.vmap(f)(x[None]),
-            lambda f, x: torch.func.grad(lambda y: f(y).sum())(x),
-            lambda f, x: torch.func.jvp(f, (x, ), (x, )),
-            # A plain tensor beside a transformed parameter.
-            lambda f, x: torch.func.grad(lambda p: (p * f(x)).sum())(torch.ones(())),
-            lambda f, x: f(x.as_subclass(type('Special', (torch.Tensor, ), {}))),
+        lambda f, x: torch.jit.trace(f, x, check_trace=False),
+        lambda f, x: torch.vmap(f)(x[None]),
+        lambda f, x: torch.func.grad(lambda y: f(y).sum())(x),
+        lambda f, x: torch.func.jvp(f, (x,), (x,)),
+        # A plain tensor beside a transformed parameter.
+        lambda f, x: torch.func.grad(lambda p: (p * f(x)).sum())(torch.ones(())),
+        lambda f, x: f(x.as_subclass(type('Special', (torch.Tensor,), {}))),
     ):
         answers = seen_inside(run)
         assert answers and set(answers) == {None}

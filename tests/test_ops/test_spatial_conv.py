@@ -35,9 +35,7 @@ def test_gradcheck():
     torch.manual_seed(0)
     maps = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(
-        lambda *t: functions.spatial_conv(native, *t), (maps, weight)
-    )
+    assert torch.autograd.gradcheck(lambda *t: functions.spatial_conv(native, *t), (maps, weight))
 
 
 @needs_kernels

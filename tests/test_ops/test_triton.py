@@ -4,6 +4,7 @@ The interpreter must be chosen before Triton is imported, so the cases run in a 
 own; see test_triton_compile.py for what the interpreter does not show, and test_triton_gpu.py for
 the same comparisons on a GPU.
 """
+
 import os
 import subprocess
 import sys
@@ -54,8 +55,13 @@ def test_half_precision(run, name, dtype, last):
 @pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
 def test_many_blocks(run, name, last):
     """Loops, splits and partial results, which tiny tensors do not need by themselves."""
-    run(cases.compare_in_small_blocks, name, (2, 3, 5, 5) if name == 'entropy_pool' else SHAPE,
-        torch.float32, last)
+    run(
+        cases.compare_in_small_blocks,
+        name,
+        (2, 3, 5, 5) if name == 'entropy_pool' else SHAPE,
+        torch.float32,
+        last,
+    )
 
 
 @LAYOUTS
@@ -78,8 +84,10 @@ def test_nan(run, name, last):
 
 
 @pytest.mark.parametrize('shape', ((1, 1, 1, 1), (2, 3, 1, 4), (1, 9, 3, 1)), ids=str)
-@pytest.mark.parametrize('name', ('dual_gate', 'coord_gate', 'channel_pool', 'strip_pool',
-                                  'spatial_pool', 'entropy_pool'))
+@pytest.mark.parametrize(
+    'name',
+    ('dual_gate', 'coord_gate', 'channel_pool', 'strip_pool', 'spatial_pool', 'entropy_pool'),
+)
 def test_thin_shapes(run, name, shape):
     run(cases.compare, name, shape, torch.float32, shape[0] == 1)
 
@@ -90,7 +98,7 @@ def test_planes(run, shape, chunks, taken):
     run(cases.compare_planes, shape, chunks, taken)
 
 
-@pytest.mark.parametrize('used', ((0, ), (1, ), (0, 2)), ids=str)
+@pytest.mark.parametrize('used', ((0,), (1,), (0, 2)), ids=str)
 def test_planes_of_partly_used_descriptors(run, used):
     run(cases.compare_planes, (2, 9, 6, 5), (3, 2), True, used=used)
 
@@ -101,8 +109,9 @@ def test_attention(run, shape, chunks, modules, last):
     run(cases.compare_attention, shape, chunks, modules, last=last)
 
 
-@pytest.mark.parametrize('momenta', (attention_cases.EVAL, attention_cases.MIXED),
-                         ids=('eval', 'mixed'))
+@pytest.mark.parametrize(
+    'momenta', (attention_cases.EVAL, attention_cases.MIXED), ids=('eval', 'mixed')
+)
 def test_attention_by_running_statistics(run, momenta):
     run(cases.compare_attention, (3, 6, 7, 5), (3, 2), 2, momenta=momenta)
 
@@ -129,7 +138,9 @@ def test_planes_with_nan(run, taken):
 
 
 @LAYOUTS
-@pytest.mark.parametrize('taps', ((1., ), (.25, .5, .25), (.05, .1, .2, .3, .2, .1, .05)), ids=len)
+@pytest.mark.parametrize(
+    'taps', ((1.0,), (0.25, 0.5, 0.25), (0.05, 0.1, 0.2, 0.3, 0.2, 0.1, 0.05)), ids=len
+)
 def test_filter_sizes(run, taps, last):
     run(cases.compare, 'entropy_pool_max', SMALL, torch.float32, last, taps=taps)
 

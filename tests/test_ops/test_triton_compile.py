@@ -3,6 +3,7 @@
 The interpreter accepts what the compiler refuses; the compiler needs no GPU. Triton is told of an
 H100 by a driver that knows nothing else, and the launches stop once the machine code is there.
 """
+
 import importlib
 
 import pytest
@@ -13,14 +14,34 @@ triton = pytest.importorskip('triton', reason='Triton does not come with this bu
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 KERNELS = {
-    'gate_kernel', 'gate_grad_kernel', 'outer_grad_kernel', 'pool_kernel', 'best_kernel',
-    'channel_pool_grad_kernel', 'spatial_pool_grad_kernel', 'strip_pool_kernel',
-    'strip_pool_grad_kernel', 'rank1_pool_kernel', 'rank1_conv_kernel', 'rank1_conv_grad_kernel',
-    'rank1_pool_grad_kernel', 'spatial_conv_kernel', 'spatial_conv_grad_kernel', 'min_max_kernel',
-    'min_max_grad_kernel', 'moments_of_kernel', 'rank1_norm_kernel', 'rank1_norm_sums_kernel',
+    'gate_kernel',
+    'gate_grad_kernel',
+    'outer_grad_kernel',
+    'pool_kernel',
+    'best_kernel',
+    'channel_pool_grad_kernel',
+    'spatial_pool_grad_kernel',
+    'strip_pool_kernel',
+    'strip_pool_grad_kernel',
+    'rank1_pool_kernel',
+    'rank1_conv_kernel',
+    'rank1_conv_grad_kernel',
+    'rank1_pool_grad_kernel',
+    'spatial_conv_kernel',
+    'spatial_conv_grad_kernel',
+    'min_max_kernel',
+    'min_max_grad_kernel',
+    'moments_of_kernel',
+    'rank1_norm_kernel',
+    'rank1_norm_sums_kernel',
     'rank1_norm_grad_kernel',
-    'coord_gate_kernel', 'coord_gate_grad_kernel', 'moments_kernel',
-    'merge_kernel', 'maxima_kernel', 'entropy_grad_kernel'}
+    'coord_gate_kernel',
+    'coord_gate_grad_kernel',
+    'moments_kernel',
+    'merge_kernel',
+    'maxima_kernel',
+    'entropy_grad_kernel',
+}
 
 
 class Driver:
@@ -43,11 +64,12 @@ def compiled(monkeypatch, tmp_path):
     names = []
 
     def compile_only(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
-        done = kernel.warmup(*args, grid=(programs, ), num_warps=num_warps, maxnreg=maxnreg,
-                             **constants)
+        done = kernel.warmup(
+            *args, grid=(programs,), num_warps=num_warps, maxnreg=maxnreg, **constants
+        )
         assert len(done.asm['cubin']) > 0
         assert done.metadata.shared <= 48 * 1024
-        assert 0 < programs < 2 ** 31
+        assert 0 < programs < 2**31
         names.append(kernel.__name__)
 
     for module in cases.MODULES:
@@ -61,6 +83,7 @@ def compiled(monkeypatch, tmp_path):
 def launch_all(x, only=None):
     """Every function of the backend, on tensors without data."""
     from mmattn.ops import triton as kernels
+
     n, c, h, w = x.shape
     axes = dict(n=n, c=c, h=h, w=w)
 
@@ -83,15 +106,20 @@ def launch_all(x, only=None):
             kernels.strip_pool(x, channel=channel)
             kernels.strip_pool_grad(x, nch, ncw, nhw if channel else None, inplace=False)
     if only in (None, 'rank1_pool'):
-        nh, nw, weights = floats('nh'), floats('nw'), [torch.empty(s, device='meta') for s in (
-            (1, 12), (1, 5, 3), (1, 5, 3))]
+        nh, nw, weights = (
+            floats('nh'),
+            floats('nw'),
+            [torch.empty(s, device='meta') for s in ((1, 12), (1, 5, 3), (1, 5, 3))],
+        )
         for taken in (None, (nc, nh, nw)):
             args = (nch, ncw, nhw), weights, (3, 1), taken
             out, saved = kernels.rank1_pool(*args)
             kernels.rank1_pool_grad(*args, out, saved)
     if only in (None, 'rank1_attention'):
-        params = [torch.empty(s, device='meta') for s in (
-            (8, c), (8,), (c, 8), (c,), *((1, 12), (1, 5, 3), (1, 5, 3), *[(1,)] * 6) * 2)]
+        params = [
+            torch.empty(s, device='meta')
+            for s in ((8, c), (8,), (c, 8), (c,), *((1, 12), (1, 5, 3), (1, 5, 3), *[(1,)] * 6) * 2)
+        ]
         states = [(torch.empty(1, device='meta'), torch.empty(1, device='meta'), 0.1, 1e-5)] * 6
         _, saved = kernels.rank1_attention(x, params, states, (3, 1))
         rules = [state[2:] for state in states]
@@ -110,7 +138,8 @@ def launch_all(x, only=None):
     if only in (None, 'entropy_pool'):
         taps = torch.empty(5, device='meta')
         stats, saved = kernels.entropy_pool(
-            x, taps, channel=True, spatial=True, avg=True, max=True, ent=True)
+            x, taps, channel=True, spatial=True, avg=True, max=True, ent=True
+        )
         kernels.entropy_pool_grad(x, taps, x, stats, saved, inplace=True)
 
 
@@ -126,16 +155,29 @@ def test_every_kernel_compiles(compiled, dtype, last):
     assert set(compiled) == KERNELS
 
 
-@pytest.mark.parametrize('name', ('rank1_gate', 'channel_pool', 'strip_pool', 'rank1_pool',
-                                  'spatial_pool', 'spatial_conv', 'min_max', 'coord_gate',
-                                  'rank1_attention', 'entropy_pool'))
+@pytest.mark.parametrize(
+    'name',
+    (
+        'rank1_gate',
+        'channel_pool',
+        'strip_pool',
+        'rank1_pool',
+        'spatial_pool',
+        'spatial_conv',
+        'min_max',
+        'coord_gate',
+        'rank1_attention',
+        'entropy_pool',
+    ),
+)
 def test_shapes_of_the_benchmark_compile(compiled, name):
     launch_all(empty((256, 256, 56, 56), torch.bfloat16, True), name)
     assert compiled
 
 
-@pytest.mark.parametrize('name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'rank1_attention',
-                                  'entropy_pool'))
+@pytest.mark.parametrize(
+    'name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'rank1_attention', 'entropy_pool')
+)
 def test_odd_shapes_compile(compiled, name):
     launch_all(empty((1, 3, 1, 5), torch.bfloat16, False), name)
     assert compiled

@@ -1,4 +1,5 @@
 """The Triton kernels on a GPU, at the sizes of real networks. Run them wherever there is one."""
+
 import attention_cases
 import conv_cases
 import min_max_cases
@@ -10,12 +11,18 @@ import triton_cases as cases
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
     pytest.skip('needs a CUDA GPU of compute capability 8.0 or more', allow_module_level=True)
 
-DTYPES = pytest.mark.parametrize(
-    'dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
+DTYPES = pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
 # A stage of ResNet-50 each, MobileNetV2's widths, a detector's map, a map of odd size, a vector.
-SHAPES = ((4, 256, 56, 56), (8, 1024, 14, 14), (8, 2048, 7, 7), (3, 24, 75, 41), (2, 96, 100, 168),
-          (5, 33, 17, 1), (300, 64, 1, 1))
+SHAPES = (
+    (4, 256, 56, 56),
+    (8, 1024, 14, 14),
+    (8, 2048, 7, 7),
+    (3, 24, 75, 41),
+    (2, 96, 100, 168),
+    (5, 33, 17, 1),
+    (300, 64, 1, 1),
+)
 
 
 @DTYPES
@@ -40,18 +47,32 @@ def test_nan(name, last):
 
 
 @pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
-@pytest.mark.parametrize('shape, chunks', (
-    *rank1_cases.SIZES, ((8, 256, 56, 56), (3, 1)), ((4, 2048, 7, 7), (3, 4)),
-    ((2, 96, 200, 336), (3, 1))), ids=str)
+@pytest.mark.parametrize(
+    'shape, chunks',
+    (
+        *rank1_cases.SIZES,
+        ((8, 256, 56, 56), (3, 1)),
+        ((4, 2048, 7, 7), (3, 4)),
+        ((2, 96, 200, 336), (3, 1)),
+    ),
+    ids=str,
+)
 def test_planes(shape, chunks, taken):
     cases.compare_planes(shape, chunks, taken, device='cuda')
 
 
 @LAYOUTS
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16), ids=str)
-@pytest.mark.parametrize('shape, chunks, modules', (
-    *attention_cases.SIZES, ((8, 256, 56, 56), (3, 1), 2), ((64, 2048, 7, 7), (3, 4), 2),
-    ((2, 96, 200, 336), (3, 1), 1)), ids=str)
+@pytest.mark.parametrize(
+    'shape, chunks, modules',
+    (
+        *attention_cases.SIZES,
+        ((8, 256, 56, 56), (3, 1), 2),
+        ((64, 2048, 7, 7), (3, 4), 2),
+        ((2, 96, 200, 336), (3, 1), 1),
+    ),
+    ids=str,
+)
 def test_attention(shape, chunks, modules, dtype, last):
     # Sums of many terms of both signs.
     cases.compare_attention(shape, chunks, modules, dtype, last, device='cuda', sums=1e-3)
@@ -63,9 +84,16 @@ def test_min_max(shape, values):
     cases.compare_min_max(values, shape, device='cuda')
 
 
-@pytest.mark.parametrize('shape, k', (
-    *conv_cases.SIZES, ((8, 2, 56, 56), (7, 7)), ((2, 1, 200, 336), (7, 7)),
-    ((256, 1, 1, 2048), (1, 7))), ids=str)
+@pytest.mark.parametrize(
+    'shape, k',
+    (
+        *conv_cases.SIZES,
+        ((8, 2, 56, 56), (7, 7)),
+        ((2, 1, 200, 336), (7, 7)),
+        ((256, 1, 1, 2048), (1, 7)),
+    ),
+    ids=str,
+)
 def test_spatial_conv(shape, k):
     cases.compare_conv(shape, k, device='cuda')
 
@@ -74,8 +102,14 @@ def test_spatial_conv(shape, k):
 @pytest.mark.parametrize('size', (1, 3, 5, 7))
 def test_filter_sizes(size, last):
     taps = torch.hann_window(size + 2, periodic=False)[1:-1]
-    cases.compare('entropy_pool_max', (2, 40, 30, 21), torch.float32, last, device='cuda',
-                  taps=tuple((taps / taps.sum()).tolist()))
+    cases.compare(
+        'entropy_pool_max',
+        (2, 40, 30, 21),
+        torch.float32,
+        last,
+        device='cuda',
+        taps=tuple((taps / taps.sum()).tolist()),
+    )
 
 
 @LAYOUTS
@@ -92,10 +126,14 @@ def test_two_runs_give_the_same_bits():
 def test_more_than_two_to_the_31_elements(last):
     """The last sample lies beyond what 32-bit offsets reach."""
     shape = (700, 1024, 56, 56)
-    if torch.cuda.mem_get_info()[0] < 16 * 2 ** 30:
+    if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip('needs 16 GiB of free GPU memory')
-    x = torch.empty(shape, dtype=torch.bfloat16, device='cuda', memory_format=(
-        torch.channels_last if last else torch.contiguous_format)).normal_()
+    x = torch.empty(
+        shape,
+        dtype=torch.bfloat16,
+        device='cuda',
+        memory_format=(torch.channels_last if last else torch.contiguous_format),
+    ).normal_()
     c = torch.rand(shape[:2], device='cuda')
     y = cases.kernels.channel_gate(x, c)
     expected = (x[-1].double() * c[-1].double()[:, None, None]).cpu()

@@ -2,6 +2,7 @@
 
 Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a GPU.
 """
+
 import importlib
 
 import attention_cases
@@ -17,8 +18,8 @@ TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
 MODULES = ('gate', 'pool', 'strip', 'planes', 'attention', 'conv', 'norm', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
-    'channel_gate': ('nc', ),
-    'spatial_gate': ('nhw', ),
+    'channel_gate': ('nc',),
+    'spatial_gate': ('nhw',),
     'product_gate': ('nc', 'nhw'),
     'sum_gate': ('nc', 'nhw'),
     'coord_gate': ('nch', 'ncw'),
@@ -61,10 +62,10 @@ def flat(values):
 
 def call(module, name, x, factors, taps):
     """An op of `mmattn.ops.reference`, or of `functions` on the Triton kernels."""
-    head = () if module is reference else (kernels, )
+    head = () if module is reference else (kernels,)
     if name in POOLS:
         op, kwargs = POOLS[name]
-        more = (taps, ) if op == 'entropy_pool' else factors
+        more = (taps,) if op == 'entropy_pool' else factors
         return list(flat(getattr(module, op)(*head, x, *more, **kwargs)))
     if name == 'dual_gate':
         return [module.rank1_gate(*head, x, factors[:3], factors[3:])]
@@ -78,8 +79,9 @@ def close(got, expected, eps, what):
     got = got.detach().cpu().double()
     finite = expected[expected.isfinite()]
     atol = eps * max(1e-2, finite.abs().max().item() if finite.numel() else 0)
-    torch.testing.assert_close(got, expected, rtol=eps, atol=atol, equal_nan=True,
-                               msg=lambda text: f'{what}: {text}')
+    torch.testing.assert_close(
+        got, expected, rtol=eps, atol=atol, equal_nan=True, msg=lambda text: f'{what}: {text}'
+    )
 
 
 def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, nan=False):
@@ -92,7 +94,7 @@ def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, na
     x = x.to(device, dtype).contiguous(memory_format=layout)
     assert kernels.supports(x)
     sizes = dict(zip('nchw', shape, strict=True))
-    axes = GATES.get(name) or (('nc', ) if name == 'spatial_pool' else ())
+    axes = GATES.get(name) or (('nc',) if name == 'spatial_pool' else ())
     factors = [torch.rand([sizes[a] for a in ax], generator=generator).to(device) for ax in axes]
     taps = torch.tensor(taps, device=device)
 
@@ -124,6 +126,7 @@ def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, na
 def compare_gate(name, shape, last, device='cpu'):
     """A whole attention gate on these kernels against its reference form in float64."""
     from mmattn import attention
+
     torch.manual_seed(0)
     gate = getattr(attention, name)(shape[1]).train()
     with torch.no_grad():
@@ -135,8 +138,10 @@ def compare_gate(name, shape, last, device='cpu'):
     x = torch.randn(shape).contiguous(memory_format=layout)
     weight = torch.randn(shape)
     results = []
-    for module, dtype, place in ((gate.to(device), torch.float32, device),
-                                 (exact, torch.float64, 'cpu')):
+    for module, dtype, place in (
+        (gate.to(device), torch.float32, device),
+        (exact, torch.float64, 'cpu'),
+    ):
         z = x.detach().to(place, dtype).requires_grad_()
         y = module(z)
         y.backward(weight.to(place, dtype))
@@ -176,7 +181,7 @@ def digest(shape, device='cpu'):
     x = torch.randn(shape).to(device).requires_grad_()
     x_, *stats = flat(functions.entropy_pool(kernels, x, torch.tensor(TAPS, device=device)))
     y = functions.sum_gate(kernels, x_, stats[0], stats[3])
-    grad, = torch.autograd.grad([y, *stats], x, [torch.ones_like(t) for t in (y, *stats)])
+    (grad,) = torch.autograd.grad([y, *stats], x, [torch.ones_like(t) for t in (y, *stats)])
     return hash(tuple(t.detach().cpu().numpy().tobytes() for t in (y, grad, *stats)))
 
 
@@ -198,7 +203,8 @@ def compare_in_small_blocks(*args, compare=compare):
         for module in modules:
             module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))
             module.split = lambda programs, length, block, **_: common.split(
-                programs, length, block, 2)
+                programs, length, block, 2
+            )
         compare(*args)
     finally:
         for module in modules:

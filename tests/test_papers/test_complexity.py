@@ -26,16 +26,22 @@ spec.loader.exec_module(tool)
 CAT4 = {('ResNet50', '+ CAT'), ('ResNet101', '+ CAT')}
 # The only numbers allowed to differ from the papers', so that none slips onto the list unseen.
 CONTRADICTIONS = {
-    ('cat', 3, 'params'): {('ResNet50', 'ResNet50'), ('ResNet101', 'ResNet101'),
-                           ('ResNet101', '+ ECANet'), ('Shufflenetv2', 'Shufflenetv2')},
+    ('cat', 3, 'params'): {
+        ('ResNet50', 'ResNet50'),
+        ('ResNet101', 'ResNet101'),
+        ('ResNet101', '+ ECANet'),
+        ('Shufflenetv2', 'Shufflenetv2'),
+    },
     ('cat', 4, 'params'): CAT4,
     ('cat', 4, 'gflops'): CAT4,
 }
 
 
 # Together where tables share configs, which are then counted once.
-@pytest.mark.parametrize('paper, tables', [
-    ('cat', (3, )), ('cat', (4, )), ('drtam', (1, 2, 3, 4)), ('drtam', (5, )), ('drtam', (7, ))])
+@pytest.mark.parametrize(
+    'paper, tables',
+    [('cat', (3,)), ('cat', (4,)), ('drtam', (1, 2, 3, 4)), ('drtam', (5,)), ('drtam', (7,))],
+)
 def test_the_columns_of_the_papers(paper, tables):
     for table in tables:
         check_columns(paper, table)
@@ -55,7 +61,8 @@ def check_columns(paper, table):
 def test_no_table_is_left_out():
     columns = {'params', 'gflops', 'gmac'}
     assert set(complexity.CONVENTIONS) == {
-        (entry.paper, entry.table) for entry in papers.entries() if columns & set(entry.values)}
+        (entry.paper, entry.table) for entry in papers.entries() if columns & set(entry.values)
+    }
 
 
 def test_tables_without_the_columns_have_no_contradictions():
@@ -71,9 +78,9 @@ def test_tolerances():
 
     assert row(26.77, 26.78, 1.0, 1.0).params_agree
     assert not row(26.77, 26.79, 1.0, 1.0).params_agree
-    assert row(1.0, 1.0, 0.33, 0.32).flops_agree      # the last digit, 3 %
+    assert row(1.0, 1.0, 0.33, 0.32).flops_agree  # the last digit, 3 %
     assert not row(1.0, 1.0, 0.34, 0.32).flops_agree
-    assert row(1.0, 1.0, 64.6, 64.0).flops_agree      # below 1 %
+    assert row(1.0, 1.0, 64.6, 64.0).flops_agree  # below 1 %
     assert not row(1.0, 1.0, 64.7, 64.0).flops_agree
     assert row(1.0, None, 1.0, None).params_agree and row(1.0, None, 1.0, None).flops_agree
 
@@ -88,23 +95,26 @@ def on_meta(module):
     return module.to('meta').eval()
 
 
-@pytest.mark.parametrize('module, shape, wanted', [
-    (nn.Conv2d(3, 8, 3, padding=1, bias=False), (2, 3, 5, 7), 2 * 8 * 35 * 27),
-    (nn.Conv2d(3, 8, 3, padding=1, stride=2), (1, 3, 6, 6), 8 * 9 * (27 + 1)),
-    (nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), (1, 8, 4, 4), 8 * 16 * 9),
-    (nn.Conv1d(1, 1, 5, padding=2, bias=False), (1, 1, 64), 64 * 5),
-    (nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), (1, 4, 3, 3), 4 * 9 * 6 * 4),
-    (nn.Linear(10, 4), (3, 10), 3 * 4 * 11),
-    (nn.Linear(10, 4, bias=False), (2, 3, 10), 6 * 4 * 10),
-    (nn.BatchNorm2d(4), (2, 4, 3, 3), 2 * 72),
-    (nn.ReLU(), (2, 4, 3, 3), 72),
-    (nn.ReLU6(inplace=True), (2, 4, 3, 3), 72),
-    (nn.Sigmoid(), (2, 4, 3, 3), 0),
-    (nn.MaxPool2d(2), (1, 4, 6, 6), 144),
-    (nn.AdaptiveAvgPool2d(1), (1, 4, 6, 6), 144),
-    (nn.AdaptiveAvgPool2d((None, 1)), (1, 4, 6, 6), 144),
-    (nn.Upsample(scale_factor=2), (1, 4, 6, 6), 0),
-])
+@pytest.mark.parametrize(
+    'module, shape, wanted',
+    [
+        (nn.Conv2d(3, 8, 3, padding=1, bias=False), (2, 3, 5, 7), 2 * 8 * 35 * 27),
+        (nn.Conv2d(3, 8, 3, padding=1, stride=2), (1, 3, 6, 6), 8 * 9 * (27 + 1)),
+        (nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False), (1, 8, 4, 4), 8 * 16 * 9),
+        (nn.Conv1d(1, 1, 5, padding=2, bias=False), (1, 1, 64), 64 * 5),
+        (nn.ConvTranspose2d(4, 6, 2, stride=2, bias=False), (1, 4, 3, 3), 4 * 9 * 6 * 4),
+        (nn.Linear(10, 4), (3, 10), 3 * 4 * 11),
+        (nn.Linear(10, 4, bias=False), (2, 3, 10), 6 * 4 * 10),
+        (nn.BatchNorm2d(4), (2, 4, 3, 3), 2 * 72),
+        (nn.ReLU(), (2, 4, 3, 3), 72),
+        (nn.ReLU6(inplace=True), (2, 4, 3, 3), 72),
+        (nn.Sigmoid(), (2, 4, 3, 3), 0),
+        (nn.MaxPool2d(2), (1, 4, 6, 6), 144),
+        (nn.AdaptiveAvgPool2d(1), (1, 4, 6, 6), 144),
+        (nn.AdaptiveAvgPool2d((None, 1)), (1, 4, 6, 6), 144),
+        (nn.Upsample(scale_factor=2), (1, 4, 6, 6), 0),
+    ],
+)
 def test_the_rule_of_counting(module, shape, wanted):
     assert flops(on_meta(module), shape) == wanted
 
@@ -125,15 +135,24 @@ def test_the_rule_of_counting_functions():
     assert flops(lambda x: F.conv2d(x, taps, padding=(2, 0)), x, entropies=False) == 80
 
 
-@pytest.mark.parametrize('config, only, other', [
-    # which parts a model is counted by; the auxiliary head of the FCN is none
-    ('drtam/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py',
-     {'backbone', 'decode_head'}, 'auxiliary_head'),
-    ('drtam/mask-rcnn_r50_fpn_4xb4-1x_coco.py',
-     {'backbone', 'neck', 'rpn_head', 'bbox_head', 'mask_head'}, 'head'),
-    ('cat/retinanet_r50_fpn_4xb2-90k_coco.py', {'backbone', 'neck', 'bbox_head'}, 'mask_head'),
-    ('drtam/mobilenet-v2_4xb64_in1k.py', {'backbone', 'neck', 'head'}, 'decode_head'),
-])
+@pytest.mark.parametrize(
+    'config, only, other',
+    [
+        # which parts a model is counted by; the auxiliary head of the FCN is none
+        (
+            'drtam/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py',
+            {'backbone', 'decode_head'},
+            'auxiliary_head',
+        ),
+        (
+            'drtam/mask-rcnn_r50_fpn_4xb4-1x_coco.py',
+            {'backbone', 'neck', 'rpn_head', 'bbox_head', 'mask_head'},
+            'head',
+        ),
+        ('cat/retinanet_r50_fpn_4xb2-90k_coco.py', {'backbone', 'neck', 'bbox_head'}, 'mask_head'),
+        ('drtam/mobilenet-v2_4xb64_in1k.py', {'backbone', 'neck', 'head'}, 'decode_head'),
+    ],
+)
 def test_the_parts_of_a_model(config, only, other):
     counted, convention = complexity.measure(str(papers.config_root() / config))
     assert set(counted.parts) == only and other not in only
@@ -141,8 +160,12 @@ def test_the_parts_of_a_model(config, only, other):
     model = complexity.build(papers.config_root() / config)
     assert counted.params == sum(p.numel() for p in model.parameters())
     assert all(p.is_meta for p in model.parameters())
-    assert convention == complexity.DEFAULTS[
-        {'fcn': 'mmseg', 'mob': 'mmpretrain'}.get(config.split('/')[1][:3], 'mmdet')]
+    assert (
+        convention
+        == complexity.DEFAULTS[
+            {'fcn': 'mmseg', 'mob': 'mmpretrain'}.get(config.split('/')[1][:3], 'mmdet')
+        ]
+    )
 
 
 def test_mask_rcnn_by_part():
@@ -176,8 +199,18 @@ def test_the_command_line(tmp_path, capsys):
     assert 'M = 10^6, G = 10^9, input 224x224' in text
     assert '| ResNet-101 | + DRTAM | 46.96 | 46.96 | +0.00 | 7.89 | 7.89 |' in text
 
-    tool.main(['--paper', 'drtam', '--table', '3', '--format', 'json', '--out',
-               str(tmp_path / 'new' / 'out.json')])
+    tool.main(
+        [
+            '--paper',
+            'drtam',
+            '--table',
+            '3',
+            '--format',
+            'json',
+            '--out',
+            str(tmp_path / 'new' / 'out.json'),
+        ]
+    )
     records = json.loads((tmp_path / 'new' / 'out.json').read_text())
     assert len(records) == 6
     assert records[0]['paper_params'] == records[0]['params'] == 26.83
@@ -204,19 +237,26 @@ def test_the_command_line_with_a_config(style, capsys):
 
 def test_standard_output_is_the_result_alone():
     config = papers.config_root() / 'drtam/mobilenet-v2_4xb64_in1k.py'
-    done = subprocess.run([sys.executable, TOOL, config, '--format', 'json'],
-                          check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, TOOL, config, '--format', 'json'],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert json.loads(done.stdout)['params'] == 3504872
 
 
-@pytest.mark.parametrize('args, words', [
-    (['x.py', '--paper', 'cat'], 'not both'),
-    (['--table', '3'], '--table needs --paper'),
-    (['--size', '1', '2'], '--size is for a single config'),
-    (['--paper', 'senet'], 'invalid choice'),
-    (['--paper', 'cat', '--table', '7'], 'cat has the tables 1, 2, 3, 4, 5, 6'),
-    (['no_such_config.py'], 'no such file'),
-])
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (['x.py', '--paper', 'cat'], 'not both'),
+        (['--table', '3'], '--table needs --paper'),
+        (['--size', '1', '2'], '--size is for a single config'),
+        (['--paper', 'senet'], 'invalid choice'),
+        (['--paper', 'cat', '--table', '7'], 'cat has the tables 1, 2, 3, 4, 5, 6'),
+        (['no_such_config.py'], 'no such file'),
+    ],
+)
 def test_a_wrong_command_line_is_refused(args, words, capsys):
     with pytest.raises(SystemExit) as error:
         tool.main(args)
@@ -243,6 +283,8 @@ def test_the_readme_lists_the_contradictions():
 
 def test_the_readme_lists_the_conventions():
     written = section(papers.config_root() / 'README.md', 'conventions')
-    lines = [f'| {paper.upper()} {table} | {convention} |\n'
-             for (paper, table), convention in complexity.CONVENTIONS.items()]
+    lines = [
+        f'| {paper.upper()} {table} | {convention} |\n'
+        for (paper, table), convention in complexity.CONVENTIONS.items()
+    ]
     assert written == '| Table | Convention |\n| --- | --- |\n' + ''.join(lines)

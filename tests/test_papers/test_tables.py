@@ -23,24 +23,51 @@ def test_every_row_is_there(paper):
 def test_every_config_is_used_and_every_row_has_one():
     root = papers.config_root()
     used = {entry.config for entry in papers.entries()}
-    there = {str(path.relative_to(root))
-             for paper in papers.PAPERS for path in (root / paper).glob('*.py')}
+    there = {
+        str(path.relative_to(root))
+        for paper in papers.PAPERS
+        for path in (root / paper).glob('*.py')
+    }
     assert used == there
     assert len(used) == 143
     # 156 rows; six of Table 7 hold two models
     assert len(papers.entries()) == 162
 
 
-@pytest.mark.parametrize('paper, table, group, name, values', [
-    ('cat', 1, 'RetinaNet ResNet101', '+ CAT', {'AP': 55.42, 'AP50': 79.94, 'AP75': 59.91}),
-    ('cat', 3, 'Mobilenetv2', '+ CAT',
-     {'top1_error': 47.34, 'top5_error': 18.63, 'gmac': 2.44, 'params': 2.40}),
-    ('cat', 6, 'Faster-RCNN ResNet50', '+ channel w/o GEP',
-     {'AP': 40.38, 'AP50': 71.31, 'AP75': 41.1}),
-    ('drtam', 4, 'MobileNetV2-0.75', '+ DRTAM',
-     {'params': 2.81, 'gflops': 0.23, 'top1': 71.468, 'top5': 90.088}),
-    ('drtam', 7, 'ResNet-101', '+ CA (pool)', {'params': 69.00, 'gflops': 274.25, 'mIoU': 76.23}),
-])
+@pytest.mark.parametrize(
+    'paper, table, group, name, values',
+    [
+        ('cat', 1, 'RetinaNet ResNet101', '+ CAT', {'AP': 55.42, 'AP50': 79.94, 'AP75': 59.91}),
+        (
+            'cat',
+            3,
+            'Mobilenetv2',
+            '+ CAT',
+            {'top1_error': 47.34, 'top5_error': 18.63, 'gmac': 2.44, 'params': 2.40},
+        ),
+        (
+            'cat',
+            6,
+            'Faster-RCNN ResNet50',
+            '+ channel w/o GEP',
+            {'AP': 40.38, 'AP50': 71.31, 'AP75': 41.1},
+        ),
+        (
+            'drtam',
+            4,
+            'MobileNetV2-0.75',
+            '+ DRTAM',
+            {'params': 2.81, 'gflops': 0.23, 'top1': 71.468, 'top5': 90.088},
+        ),
+        (
+            'drtam',
+            7,
+            'ResNet-101',
+            '+ CA (pool)',
+            {'params': 69.00, 'gflops': 274.25, 'mIoU': 76.23},
+        ),
+    ],
+)
 def test_printed_numbers(paper, table, group, name, values):
     found = [e for e in papers.entries(paper, table) if (e.group, e.name) == (group, name)]
     assert [entry.values for entry in found] == [values]
@@ -48,9 +75,13 @@ def test_printed_numbers(paper, table, group, name, values):
 
 def test_rows_of_one_experiment_share_a_config():
     def configs(table, **settings):
-        return {e.config for e in papers.entries('drtam', table)
-                if e.group in ('ResNet-50', 'ResNet50') and e.settings == settings
-                and 'DRTAM' in e.method}
+        return {
+            e.config
+            for e in papers.entries('drtam', table)
+            if e.group in ('ResNet-50', 'ResNet50')
+            and e.settings == settings
+            and 'DRTAM' in e.method
+        }
 
     shared = configs(1, S=3, N=1, r=32)
     assert len(shared) == 1
@@ -61,21 +92,30 @@ def test_rows_of_one_experiment_share_a_config():
 
 
 @pytest.mark.parametrize(
-    'paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)])
+    'paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)]
+)
 def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
     """The config's plugin has the type, r, S, N and position that the row's own words say."""
-    types = {'SENet': 'SE', 'CBAM': 'CBAM', 'ECANet': 'ECA', 'CAT': 'CAT', 'CA': 'CoordAttention',
-             'DRTAM': 'DRTAM'}
+    types = {
+        'SENet': 'SE',
+        'CBAM': 'CBAM',
+        'ECANet': 'ECA',
+        'CAT': 'CAT',
+        'CA': 'CoordAttention',
+        'DRTAM': 'DRTAM',
+    }
     positions = {
-        ('cat', 'Mobilenetv2'): 'after_project', ('cat', 'Shufflenetv2'): 'after_right_branch',
+        ('cat', 'Mobilenetv2'): 'after_project',
+        ('cat', 'Shufflenetv2'): 'after_right_branch',
         ('drtam', 'MobileNetV2-1.0'): 'after_depthwise',
-        ('drtam', 'MobileNetV2-0.75'): 'after_depthwise'}
+        ('drtam', 'MobileNetV2-0.75'): 'after_depthwise',
+    }
     for entry in papers.entries(paper, table):
         plugins = plugins_of(entry)
         if not entry.method.startswith('+ '):
             assert not plugins, entry
             continue
-        (plugin, ) = plugins
+        (plugin,) = plugins
         gate = plugin.cfg
         assert gate.type == types[entry.method.removeprefix('+ ')], entry
         if paper == 'cat' and gate.type != 'ECA':
@@ -95,7 +135,7 @@ def test_the_ablation_names_its_parts():
     bare, *others = papers.entries('cat', 6)
     assert not plugins_of(bare)
     for entry in others:
-        (plugin, ) = plugins_of(entry)
+        (plugin,) = plugins_of(entry)
         wanted = dict(type='CAT', reduction=16)
         if 'interior' not in entry.method:
             wanted['interior'] = False
@@ -106,10 +146,13 @@ def test_the_ablation_names_its_parts():
         assert plugin.cfg.to_dict() == wanted, entry
 
 
-@pytest.mark.parametrize('paper, table, words', [
-    ('senet', None, 'paper must be one of'),
-    ('cat', 7, r'cat has the tables \[1, 2, 3, 4, 5, 6\]'),
-])
+@pytest.mark.parametrize(
+    'paper, table, words',
+    [
+        ('senet', None, 'paper must be one of'),
+        ('cat', 7, r'cat has the tables \[1, 2, 3, 4, 5, 6\]'),
+    ],
+)
 def test_unknown_paper_or_table(paper, table, words):
     with pytest.raises(ValueError, match=words):
         papers.entries(paper, table)
@@ -123,13 +166,16 @@ tables:
 """
 
 
-@pytest.mark.parametrize('old, new, words', [
-    ('caption: c, ', '', 'expected the keys'),
-    ('config: cat/x.py, ', '', 'expected the keys'),
-    ('method: m', 'method: m, note: n', 'expected the keys'),
-    ('object-detection', 'detection', 'task must be one of'),
-    ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
-])
+@pytest.mark.parametrize(
+    'old, new, words',
+    [
+        ('caption: c, ', '', 'expected the keys'),
+        ('config: cat/x.py, ', '', 'expected the keys'),
+        ('method: m', 'method: m, note: n', 'expected the keys'),
+        ('object-detection', 'detection', 'task must be one of'),
+        ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
+    ],
+)
 def test_a_malformed_file_is_refused(tmp_path, monkeypatch, old, new, words):
     (tmp_path / 'cat').mkdir()
     path = tmp_path / 'cat' / 'paper_tables.yml'

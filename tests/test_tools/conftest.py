@@ -37,6 +37,7 @@ def forget_visualizers(cls):
 @pytest.fixture
 def run_tool(workspace, monkeypatch):
     """Runs a tool in this process: `run_tool('train', CONFIG, ...)`; SystemExit has its code."""
+
     def exit_with(code):
         raise SystemExit(code)
 

@@ -39,8 +39,12 @@ def test_train_and_resume(config, run_tool, tmp_path, monkeypatch):
     last = (tmp_path / 'last_checkpoint').read_text().strip()
     state = torch.load(last, weights_only=False)['state_dict']
     assert all(t.dtype == torch.float32 for t in state.values() if t.is_floating_point())
-    longer = [option.replace('max_epochs=1', 'max_epochs=2').replace('max_iters=2', 'max_iters=4')
-              if isinstance(option, str) else option for option in options]
+    longer = [
+        option.replace('max_epochs=1', 'max_epochs=2').replace('max_iters=2', 'max_iters=4')
+        if isinstance(option, str)
+        else option
+        for option in options
+    ]
     run_tool('train', CONFIGS / config, '--resume', *longer)
     assert (tmp_path / 'last_checkpoint').read_text().strip() != last
 

@@ -1,4 +1,5 @@
 """tools/env.sh in a copy of the checkout, with an interpreter that only notes what it is told."""
+
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FAKE = r'''#!/usr/bin/env bash
+FAKE = r"""#!/usr/bin/env bash
 case "$*" in
     *'sys.exit(not (3, 10)'*) exit "${WRONG_VERSION:-0}" ;;
     '-m venv '*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo venv >>"$CALLS" ;;
@@ -19,7 +20,7 @@ case "$*" in
     *'import '*) case "$*" in *"import ${LACKS:-nothing}"*) exit 1 ;; esac ;;
     --version) echo 'Python 3.11.0' ;;
 esac
-'''
+"""
 STAGES = ['build.txt', 'torch.txt', 'openmmlab.txt', 'tests.txt', '-e .']
 
 
@@ -43,13 +44,29 @@ def set_up(checkout, tmp_path):
 
     def run(*args, **environment):
         calls.write_text('')
-        clean = {key: value for key, value in os.environ.items()
-                 if key not in ('MMATTN_PYTHON', 'VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')}
+        clean = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ('MMATTN_PYTHON', 'VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')
+        }
         ran = subprocess.run(
-            ['bash', '-euc', 'cd /; . "$0" "$@"; echo "PYTHON=$PYTHON"',
-             checkout / 'tools' / 'env.sh', *args],
-            env={**clean, 'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}', 'CALLS': str(calls),
-                 **environment}, capture_output=True, text=True, timeout=60)
+            [
+                'bash',
+                '-euc',
+                'cd /; . "$0" "$@"; echo "PYTHON=$PYTHON"',
+                checkout / 'tools' / 'env.sh',
+                *args,
+            ],
+            env={
+                **clean,
+                'PATH': f'{tmp_path / "bin"}:{os.environ["PATH"]}',
+                'CALLS': str(calls),
+                **environment,
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         told = calls.read_text().splitlines()
         return ran, [next((stage for stage in STAGES if stage in line), line) for line in told]
 
@@ -110,8 +127,9 @@ def test_active_environment_is_left_alone(set_up, tmp_path):
     assert told == ['venv', *STAGES]
 
 
-@pytest.mark.parametrize('args, environment', [
-    ([], {'MMATTN_PYTHON': 'python3'}), (['--no-venv'], {})])
+@pytest.mark.parametrize(
+    'args, environment', [([], {'MMATTN_PYTHON': 'python3'}), (['--no-venv'], {})]
+)
 def test_own_environment_is_used_and_not_changed(set_up, checkout, tmp_path, args, environment):
     shutil.copy(tmp_path / 'bin' / 'python3', tmp_path / 'bin' / 'python')
     ran, told = set_up(*args, **environment)

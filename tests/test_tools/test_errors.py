@@ -1,4 +1,5 @@
 """What the user can mend is told in one line."""
+
 import os
 import re
 import shutil
@@ -19,6 +20,7 @@ CONFIG = ROOT / 'configs' / 'quickstart' / 'resnet18-cat_digits-cifar.py'
 @pytest.fixture
 def error_of(run_tool, capsys):
     """The one line with which a tool ends."""
+
     def run(tool, *args):
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
@@ -63,14 +65,23 @@ def test_undefined_name(error_of, tmp_path):
     assert 'child.py: NameError' in line and 'EPOCHS' in line
 
 
-@pytest.mark.parametrize('plugin, words', [
-    ("dict(cfg=dict(type='CAT', reducton=4), position='after_conv2')", ['reducton', 'reduction']),
-    ("dict(cfg=dict(type='CAT', reduction=0), position='after_conv2')", ['reduction', '0']),
-    ("dict(cfg=dict(type='KAT'), position='after_conv2')", ['KAT']),
-    ("dict(cfg=dict(type='CAT'), position='after_conv3')", ['after_conv3', 'after_conv2']),
-    ("dict(cfg=dict(type='CAT'), stages=(True, False), position='after_conv2')", ['stages', '4']),
-    ("dict(cfg=dict(type='CAT'), postion='after_conv2')", ['position']),
-])
+@pytest.mark.parametrize(
+    'plugin, words',
+    [
+        (
+            "dict(cfg=dict(type='CAT', reducton=4), position='after_conv2')",
+            ['reducton', 'reduction'],
+        ),
+        ("dict(cfg=dict(type='CAT', reduction=0), position='after_conv2')", ['reduction', '0']),
+        ("dict(cfg=dict(type='KAT'), position='after_conv2')", ['KAT']),
+        ("dict(cfg=dict(type='CAT'), position='after_conv3')", ['after_conv3', 'after_conv2']),
+        (
+            "dict(cfg=dict(type='CAT'), stages=(True, False), position='after_conv2')",
+            ['stages', '4'],
+        ),
+        ("dict(cfg=dict(type='CAT'), postion='after_conv2')", ['position']),
+    ],
+)
 def test_plugin_mistakes(error_of, tmp_path, plugin, words):
     path = child(tmp_path, f'model = dict(backbone=dict(plugins=[{plugin}]))')
     line = error_of('train', path, '--work-dir', tmp_path)
@@ -81,8 +92,10 @@ def test_plugin_mistakes(error_of, tmp_path, plugin, words):
 
 def test_debug_shows_the_traceback(run_tool, tmp_path, monkeypatch):
     path = child(
-        tmp_path, "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='CAT', r=4), "
-        "position='after_conv2')]))")
+        tmp_path,
+        "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='CAT', r=4), "
+        "position='after_conv2')]))",
+    )
     with pytest.raises((TypeError, ValueError)):
         run_tool('train', path, '--work-dir', tmp_path, '--debug')
     monkeypatch.setenv('MMATTN_DEBUG', '1')
@@ -90,13 +103,16 @@ def test_debug_shows_the_traceback(run_tool, tmp_path, monkeypatch):
         run_tool('train', path, '--work-dir', tmp_path)
 
 
-@pytest.mark.parametrize('name, missing', [
-    ('resnet18-cat_digits-cifar.py', 'cifar100'),
-    ('resnet18-drtam_digits-in1k.py', 'imagenet'),
-    ('retinanet_r18-cat_fpn_digits-coco.py', 'instances_train2017.json'),
-    ('faster-rcnn_r18-cat_fpn_digits-voc.py', 'train.txt'),
-    ('fcn_r18-d8-drtam-pool_digits-voc.py', 'VOC2012'),
-])
+@pytest.mark.parametrize(
+    'name, missing',
+    [
+        ('resnet18-cat_digits-cifar.py', 'cifar100'),
+        ('resnet18-drtam_digits-in1k.py', 'imagenet'),
+        ('retinanet_r18-cat_fpn_digits-coco.py', 'instances_train2017.json'),
+        ('faster-rcnn_r18-cat_fpn_digits-voc.py', 'train.txt'),
+        ('fcn_r18-d8-drtam-pool_digits-voc.py', 'VOC2012'),
+    ],
+)
 def test_missing_data(error_of, tmp_path, monkeypatch, name, missing):
     monkeypatch.chdir(tmp_path)
     assert missing in error_of('train', CONFIG.with_name(name), '--work-dir', tmp_path)
@@ -109,9 +125,14 @@ def test_missing_pictures(error_of, tmp_path, workspace):
     for path in root.rglob('*.JPEG'):
         path.unlink()
     line = error_of(
-        'train', CONFIG.with_name('resnet18-drtam_digits-in1k.py'), '--work-dir', tmp_path,
-        '--cfg-options', f'train_dataloader.dataset.data_root={root}',
-        'train_dataloader.num_workers=1')
+        'train',
+        CONFIG.with_name('resnet18-drtam_digits-in1k.py'),
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        f'train_dataloader.dataset.data_root={root}',
+        'train_dataloader.num_workers=1',
+    )
     assert '.JPEG' in line
 
 
@@ -145,12 +166,17 @@ def test_faults_in_training_keep_their_traceback(run_tool, tmp_path, monkeypatch
 def test_two_processes_say_it_once(tmp_path):
     """The whole of what two real processes print about a mistake that both of them meet."""
     path = child(
-        tmp_path, "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='CAT', reducton=4), "
-        "position='after_conv2')]))")
+        tmp_path,
+        "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='CAT', reducton=4), "
+        "position='after_conv2')]))",
+    )
     ran = subprocess.run(
         ['bash', ROOT / 'tools' / 'dist_train.sh', path, '2', '--work-dir', tmp_path],
-        env=dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1'), capture_output=True,
-        text=True, timeout=300)
+        env=dict(os.environ, PYTHON=sys.executable, OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 2
     assert len(re.findall('^error: .*reducton', ran.stderr, re.M)) == 1
     assert 'Traceback' not in ran.stdout + ran.stderr
@@ -158,6 +184,7 @@ def test_two_processes_say_it_once(tmp_path):
 
 def test_broken_connections_of_threads_say_nothing(capfd):
     """After Ctrl-C data workers may find nobody to hand their tensors to."""
+
     def report(error):
         thread = threading.Thread(target=lambda: sys.excepthook(type(error), error, None))
         thread.start()

@@ -1,4 +1,5 @@
 """One tiny training and test of every quickstart config, through the command lines."""
+
 import json
 from pathlib import Path
 
@@ -28,8 +29,16 @@ def scope_of(config):
 def test_train_and_test(task, run_tool, tmp_path):
     config = CONFIGS / task.config
     unsure = UNSURE.get(task.config, [])
-    run_tool('train', config, '--work-dir', tmp_path, '--cfg-options', *FEW[scope_of(task.config)],
-             'train_dataloader.batch_size=6', *unsure)
+    run_tool(
+        'train',
+        config,
+        '--work-dir',
+        tmp_path,
+        '--cfg-options',
+        *FEW[scope_of(task.config)],
+        'train_dataloader.batch_size=6',
+        *unsure,
+    )
     untrained = json.loads((tmp_path / 'untrained.json').read_text())
     assert task.metric in untrained['metrics']
     assert untrained['parameters'] > 5e5
@@ -39,8 +48,18 @@ def test_train_and_test(task, run_tool, tmp_path):
     gate = 'cat' if 'cat' in task.config else 'drtam'
     assert any(gate in key.lower() for key in checkpoint['state_dict']), 'no gate in the model'
     out = tmp_path / 'test.json'
-    run_tool('test', config, last, '--work-dir', tmp_path, '--out', out, '--cfg-options',
-             'launcher=none', *unsure)
+    run_tool(
+        'test',
+        config,
+        last,
+        '--work-dir',
+        tmp_path,
+        '--out',
+        out,
+        '--cfg-options',
+        'launcher=none',
+        *unsure,
+    )
     assert task.metric in json.loads(out.read_text())
 
 
@@ -53,6 +72,7 @@ def checkpoints(digits_root):
     """Untrained checkpoints, made on demand."""
     from mmengine.config import Config
     from mmengine.registry import MODELS, init_default_scope
+
     made = {}
 
     def checkpoint(name):
@@ -68,28 +88,55 @@ def checkpoints(digits_root):
     return checkpoint
 
 
-one_of_each = pytest.mark.parametrize('name', [
-    'resnet18-drtam_digits-in1k.py', 'faster-rcnn_r18-cat_fpn_digits-voc.py',
-    'fcn_r18-d8-drtam-pool_digits-voc.py'])
+one_of_each = pytest.mark.parametrize(
+    'name',
+    [
+        'resnet18-drtam_digits-in1k.py',
+        'faster-rcnn_r18-cat_fpn_digits-voc.py',
+        'fcn_r18-d8-drtam-pool_digits-voc.py',
+    ],
+)
 
 
 @one_of_each
 def test_tta_and_predictions(name, run_tool, checkpoints, tmp_path):
-    run_tool('test', CONFIGS / name, checkpoints(name), '--work-dir', tmp_path, '--tta', '--out',
-             tmp_path / 'out.pkl')
+    run_tool(
+        'test',
+        CONFIGS / name,
+        checkpoints(name),
+        '--work-dir',
+        tmp_path,
+        '--tta',
+        '--out',
+        tmp_path / 'out.pkl',
+    )
     assert (tmp_path / 'out.pkl').stat().st_size > 100
 
 
 @one_of_each
 def test_pictures(name, run_tool, checkpoints, tmp_path):
-    run_tool('test', CONFIGS / name, checkpoints(name), '--work-dir', tmp_path, '--show-dir',
-             tmp_path / 'shown')
+    run_tool(
+        'test',
+        CONFIGS / name,
+        checkpoints(name),
+        '--work-dir',
+        tmp_path,
+        '--show-dir',
+        tmp_path / 'shown',
+    )
     pictures = [path for path in tmp_path.rglob('*') if path.suffix in ('.jpg', '.png', '.JPEG')]
     assert len([path for path in pictures if 'shown' in str(path)]) == 4
 
 
 def test_segmentation_masks(run_tool, checkpoints, tmp_path):
     name = 'fcn_r18-d8-drtam-pool_digits-voc.py'
-    run_tool('test', CONFIGS / name, checkpoints(name), '--work-dir', tmp_path, '--out',
-             tmp_path / 'masks')
+    run_tool(
+        'test',
+        CONFIGS / name,
+        checkpoints(name),
+        '--work-dir',
+        tmp_path,
+        '--out',
+        tmp_path / 'masks',
+    )
     assert len(list((tmp_path / 'masks').glob('*.png'))) == 4

@@ -1,4 +1,5 @@
 """The quickstart's driver with trainings that take no time."""
+
 import json
 import sys
 
@@ -15,7 +16,16 @@ def test_table():
     lines = quickstart.table(results).splitlines()
     assert len(lines) == 4
     assert lines[0].split() == [
-        'task', 'model', 'metric', 'untrained', '%', 'trained', '%', 'parameters', 'seconds']
+        'task',
+        'model',
+        'metric',
+        'untrained',
+        '%',
+        'trained',
+        '%',
+        'parameters',
+        'seconds',
+    ]
     assert lines[2].split()[-6:] == ['top-1', '9.8', '97.2', '0.74', 'M', '42']
     assert lines[3].split()[-5:] == ['0.0', '52.2', '1.43', 'M', '80']
     assert len({len(line) for line in lines}) == 1
@@ -27,18 +37,18 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tools = tmp_path / 'tools'
     tools.mkdir()
-    (tools / 'dist_train.sh').write_text('''
+    (tools / 'dist_train.sh').write_text("""
 echo "x - INFO - Epoch(train) [1][10/20] loss: 1"; echo trained >>calls
 [ ! -e broken ] || { echo 'error: broken'; exit 2; }
 [[ "$*" == *--resume* ]] || exit 3
 echo "$4/epoch_1.pth" >"$4/last_checkpoint"
 echo '{"parameters": 5, "metrics": {"accuracy/top1": 10}}' >"$4/untrained.json"
-''')
-    (tools / 'dist_test.sh').write_text('''
+""")
+    (tools / 'dist_test.sh').write_text("""
 echo tested >>calls
 [[ "$2" == */epoch_1.pth ]] || exit 3
 echo '{"accuracy/top1": 96}' >"$7"
-''')
+""")
     configs = tmp_path / 'configs'
     configs.mkdir()
     config = configs / quickstart.TASKS[0].config

@@ -1,4 +1,5 @@
 """Training that was cut off and resumed, or spread over two processes, ends as it would have."""
+
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'quickstart'
 
 # A process that ends itself: no signal from outside would come at the same iteration every time.
-HOOK = '''
+HOOK = """
 import os
 import signal
 import time
@@ -30,11 +31,11 @@ class CutOff(Hook):
         if runner.rank == 0:
             os.kill(os.getppid(), signal.SIGINT)  # as a terminal would, to the launcher
         time.sleep(60)
-'''
+"""
 
 # Two epochs of 3 iterations. Workers that persist, because theirs are the generators that would go
 # wrong, and augmentation that shows it.
-EPOCHS = f'''
+EPOCHS = f"""
 _base_ = '{CONFIGS}/resnet18-cat_digits-cifar.py'
 custom_imports = dict(
     _delete_=True, imports=['mmattn', 'mmattn.runs', 'cut_off'], allow_failed_imports=False)
@@ -48,10 +49,10 @@ train_cfg = dict(max_epochs=2)
 val_cfg = None
 val_dataloader = None
 val_evaluator = None
-'''
+"""
 
 # Six iterations, a checkpoint every two, dropout in the heads.
-ITERATIONS = f'''
+ITERATIONS = f"""
 _base_ = '{CONFIGS}/fcn_r18-d8-drtam-pool_digits-voc.py'
 custom_imports = dict(
     _delete_=True, imports=['mmattn', 'mmattn.runs', 'cut_off'], allow_failed_imports=False)
@@ -80,7 +81,7 @@ default_hooks = dict(checkpoint=dict(interval=2))
 val_cfg = None
 val_dataloader = None
 val_evaluator = None
-'''
+"""
 
 
 @pytest.fixture
@@ -98,8 +99,13 @@ def config(tmp_path, monkeypatch):
 
 def environment(tmp_path, **more):
     paths = [str(tmp_path), str(ROOT), os.environ.get('PYTHONPATH', '')]
-    return dict(os.environ, PYTHONPATH=os.pathsep.join(paths), OMP_NUM_THREADS='1',
-                PYTHON=sys.executable, **more)
+    return dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(paths),
+        OMP_NUM_THREADS='1',
+        PYTHON=sys.executable,
+        **more,
+    )
 
 
 def last_checkpoint(work_dir):
@@ -111,18 +117,30 @@ def differences(one, other):
     return {key: (one[key].double() - other[key].double()).abs().max().item() for key in one}
 
 
-@pytest.mark.parametrize('text, cut_off, left', [
-    # in the second of the second epoch's three iterations, and in the sixth of six
-    (EPOCHS, 4, 3),
-    (ITERATIONS, 5, 4),
-], ids=['epochs', 'iterations'])
+@pytest.mark.parametrize(
+    'text, cut_off, left',
+    [
+        # in the second of the second epoch's three iterations, and in the sixth of six
+        (EPOCHS, 4, 3),
+        (ITERATIONS, 5, 4),
+    ],
+    ids=['epochs', 'iterations'],
+)
 def test_kill_and_resume(text, cut_off, left, config, run_tool, tmp_path):
     # No seed in the config: the resumed run must take over the one that the killed run had drawn.
     killed = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'train.py', config(text, None), '--work-dir',
-         tmp_path / 'cut'],
+        [
+            sys.executable,
+            ROOT / 'tools' / 'train.py',
+            config(text, None),
+            '--work-dir',
+            tmp_path / 'cut',
+        ],
         env=environment(tmp_path, CUT_OFF=str(cut_off), CUT_OFF_BY='SIGKILL'),
-        capture_output=True, text=True, timeout=300)
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = last_checkpoint(tmp_path / 'cut')
     assert before['meta']['iter'] == left
@@ -148,18 +166,32 @@ def test_other_seed_other_weights(config, run_tool, tmp_path):
 
 def test_interrupt_and_resume(config, workspace, tmp_path):
     """Ctrl-C in two processes: one line, code 130; --resume goes on from the last epoch."""
-    command = ['bash', ROOT / 'tools' / 'dist_train.sh', config(EPOCHS), '2', '--work-dir',
-               tmp_path / 'work']
+    command = [
+        'bash',
+        ROOT / 'tools' / 'dist_train.sh',
+        config(EPOCHS),
+        '2',
+        '--work-dir',
+        tmp_path / 'work',
+    ]
     halves = ['--cfg-options', 'train_dataloader.batch_size=2']
     stopped = subprocess.run(
-        [*command, *halves], env=environment(tmp_path, CUT_OFF='4', CUT_OFF_BY='SIGINT'),
-        capture_output=True, text=True, timeout=300)
+        [*command, *halves],
+        env=environment(tmp_path, CUT_OFF='4', CUT_OFF_BY='SIGINT'),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr.count('interrupted; --resume goes on from') == 1, stopped.stderr
     assert 'epoch_1.pth' in stopped.stderr and 'Traceback' not in stopped.stderr
     resumed = subprocess.run(
-        [*command, '--resume', *halves], env=environment(tmp_path), capture_output=True,
-        text=True, timeout=300)
+        [*command, '--resume', *halves],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert resumed.returncode == 0, resumed.stderr
     assert last_checkpoint(tmp_path / 'work')['meta']['iter'] == 6
 
@@ -172,22 +204,42 @@ def test_two_processes_train_like_one(config, run_tool, tmp_path):
     steps are the signs of gradients, where rounding decides about those near zero.
     """
     text = EPOCHS.replace(
-        'model = dict(', "model = dict(backbone=dict(zero_init_residual=False, "
-        "norm_cfg=dict(type='GN', num_groups=4)), ")
+        'model = dict(',
+        'model = dict(backbone=dict(zero_init_residual=False, '
+        "norm_cfg=dict(type='GN', num_groups=4)), ",
+    )
     one, two = tmp_path / 'one', tmp_path / 'two'
     options = ['--cfg-options', 'train_cfg.max_epochs=1']
     run_tool('train', config(text), '--work-dir', one, *options)
     ran = subprocess.run(
-        ['bash', ROOT / 'tools' / 'dist_train.sh', config(text), '2', '--work-dir', two, *options,
-         'train_dataloader.batch_size=2'],
-        env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+        [
+            'bash',
+            ROOT / 'tools' / 'dist_train.sh',
+            config(text),
+            '2',
+            '--work-dir',
+            two,
+            *options,
+            'train_dataloader.batch_size=2',
+        ],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert ran.returncode == 0, ran.stderr
     first, second = last_checkpoint(one), last_checkpoint(two)
     assert first['meta']['iter'] == second['meta']['iter'] == 3
     assert max(differences(first['state_dict'], second['state_dict']).values()) < 1e-5
     # three steps have moved the parameters, the gates' among them, by far more than that
-    run_tool('train', config(text), '--work-dir', tmp_path / 'still', *options,
-             'optim_wrapper.optimizer.lr=0.0')
+    run_tool(
+        'train',
+        config(text),
+        '--work-dir',
+        tmp_path / 'still',
+        *options,
+        'optim_wrapper.optimizer.lr=0.0',
+    )
     moved = differences(first['state_dict'], last_checkpoint(tmp_path / 'still')['state_dict'])
     gates = {key: value for key, value in moved.items() if 'cat' in key.lower()}
     assert len(gates) > 8

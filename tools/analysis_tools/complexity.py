@@ -1,8 +1,9 @@
 """Parameters and FLOPs of a paper's table beside the printed ones, or of a single config.
 
-    python tools/analysis_tools/complexity.py --paper drtam --table 4
-    python tools/analysis_tools/complexity.py configs/cat/resnet50-cat-r16_8xb32_in1k.py
+python tools/analysis_tools/complexity.py --paper drtam --table 4
+python tools/analysis_tools/complexity.py configs/cat/resnet50-cat-r16_8xb32_in1k.py
 """
+
 import argparse
 import sys
 from contextlib import redirect_stdout
@@ -28,8 +29,12 @@ def parse_args(argv):
     parser.add_argument('--paper', choices=PAPERS, help='one paper (default: both)')
     parser.add_argument('--table', type=int, help='one of its tables (default: all)')
     parser.add_argument(
-        '--size', type=int, nargs=2, metavar=('H', 'W'),
-        help="input of a single config (default: 224x224, detectors 800x1344, segmentors 512x512)")
+        '--size',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help='input of a single config (default: 224x224, detectors 800x1344, segmentors 512x512)',
+    )
     parser.add_argument('--format', choices=STYLES, default='markdown')
     parser.add_argument('--out', type=Path, help='file to write (default: standard output)')
     args = parser.parse_args(argv)
@@ -50,14 +55,18 @@ def report(args):
     if args.config:
         convention = Convention(size=tuple(args.size)) if args.size else None
         return render_config(args.config, *measure(args.config, convention), args.format)
-    tables = [(paper, table) for paper in ([args.paper] if args.paper else PAPERS)
-              for table in ([args.table] if args.table else load(paper))]
+    tables = [
+        (paper, table)
+        for paper in ([args.paper] if args.paper else PAPERS)
+        for table in ([args.table] if args.table else load(paper))
+    ]
     if args.format != 'markdown':
         return render([row for pair in tables for row in table_rows(*pair)], args.format)
     return '\n'.join(
         f'### {paper.upper()}, Table {table}: {load(paper)[table]["caption"]}\n\n'
         f'{convention_of(paper, table)}\n\n{render(table_rows(paper, table))}'
-        for paper, table in tables)
+        for paper, table in tables
+    )
 
 
 def main(argv=None):

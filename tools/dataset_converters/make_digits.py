@@ -1,4 +1,5 @@
 """Makes small data sets in the real formats from scikit-learn's handwritten digits."""
+
 import argparse
 import sys
 import time

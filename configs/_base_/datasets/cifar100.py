@@ -1,9 +1,7 @@
 # Crop of the 4-pixel padded image and flip; the paper names no augmentation.
 data_preprocessor = dict(
-    num_classes=100,
-    mean=[129.304, 124.070, 112.434],
-    std=[68.170, 65.392, 70.418],
-    to_rgb=False)  # the files are RGB already
+    num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418], to_rgb=False
+)  # the files are RGB already
 
 train_pipeline = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -16,13 +14,16 @@ train_dataloader = dict(
     batch_size=128,
     num_workers=2,
     dataset=dict(
-        type='CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True))
+        type='CIFAR100', data_root='data/cifar100', split='train', pipeline=train_pipeline
+    ),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=2,
     dataset=dict(type='CIFAR100', data_root='data/cifar100', split='test', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False))
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
 test_dataloader = val_dataloader
 
 # The paper prints errors, 100 - accuracy.

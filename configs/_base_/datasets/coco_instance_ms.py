@@ -8,7 +8,8 @@ train_pipeline = [
     dict(
         type='RandomChoiceResize',
         scales=[(1333, short) for short in range(640, 801, 32)],
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]

@@ -10,7 +10,8 @@ train_pipeline = [
     dict(
         type='RandomChoiceResize',
         scales=[(1333, short) for short in range(480, 801, 32)],
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomFlip', prob=0.5),
     dict(type='PackDetInputs'),
 ]
@@ -21,7 +22,8 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor'),
+    ),
 ]
 
 train_dataloader = dict(
@@ -41,15 +43,19 @@ train_dataloader = dict(
                 ann_file='VOC2007/ImageSets/Main/trainval.txt',
                 data_prefix=dict(sub_data_root='VOC2007/'),
                 filter_cfg=dict(filter_empty_gt=True),
-                pipeline=train_pipeline),
+                pipeline=train_pipeline,
+            ),
             dict(
                 type='VOCDataset',
                 data_root=data_root,
                 ann_file='VOC2012/ImageSets/Main/trainval.txt',
                 data_prefix=dict(sub_data_root='VOC2012/'),
                 filter_cfg=dict(filter_empty_gt=True),
-                pipeline=train_pipeline),
-        ]))
+                pipeline=train_pipeline,
+            ),
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -62,7 +68,9 @@ val_dataloader = dict(
         ann_file='VOC2007/ImageSets/Main/test.txt',
         data_prefix=dict(sub_data_root='VOC2007/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='VOCAPMetric', eval_mode='11points')

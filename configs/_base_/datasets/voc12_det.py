@@ -10,10 +10,14 @@ train_dataloader = dict(
         ann_file='VOC2012/ImageSets/Main/train.txt',
         data_prefix=dict(sub_data_root='VOC2012/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=_base_.train_pipeline))
+        pipeline=_base_.train_pipeline,
+    )
+)
 val_dataloader = dict(
     dataset=dict(
-        ann_file='VOC2012/ImageSets/Main/val.txt', data_prefix=dict(sub_data_root='VOC2012/')))
+        ann_file='VOC2012/ImageSets/Main/val.txt', data_prefix=dict(sub_data_root='VOC2012/')
+    )
+)
 test_dataloader = val_dataloader
 
 # Detectron2's evaluator takes the 11-point rule for 2007 and the area under the curve for 2012.

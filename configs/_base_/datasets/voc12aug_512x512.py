@@ -33,14 +33,18 @@ train_dataloader = dict(
                 data_root=data_root,
                 data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
                 ann_file='ImageSets/Segmentation/train.txt',
-                pipeline=train_pipeline),
+                pipeline=train_pipeline,
+            ),
             dict(
                 type='PascalVOCDataset',
                 data_root=data_root,
                 data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'),
                 ann_file='ImageSets/Segmentation/aug.txt',
-                pipeline=train_pipeline),
-        ]))
+                pipeline=train_pipeline,
+            ),
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=4,
@@ -51,7 +55,9 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
         ann_file='ImageSets/Segmentation/val.txt',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])

@@ -8,4 +8,6 @@ model = dict(
         num_classes=100,
         in_channels=1024,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, 5)))
+        topk=(1, 5),
+    ),
+)

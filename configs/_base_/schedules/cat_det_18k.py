@@ -7,14 +7,11 @@ test_cfg = dict(type='TestLoop')
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=100),
     dict(
-        type='MultiStepLR',
-        by_epoch=False,
-        begin=0,
-        end=18000,
-        milestones=[12000, 16000],
-        gamma=0.1),
+        type='MultiStepLR', by_epoch=False, begin=0, end=18000, milestones=[12000, 16000], gamma=0.1
+    ),
 ]
 optim_wrapper = dict(
-    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001))
+    type='OptimWrapper', optimizer=dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=0.0001)
+)
 
 auto_scale_lr = dict(enable=False, base_batch_size=8)

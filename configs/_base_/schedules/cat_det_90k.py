@@ -6,10 +6,6 @@ train_cfg = dict(max_iters=90000, val_interval=10000)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=1000),
     dict(
-        type='MultiStepLR',
-        by_epoch=False,
-        begin=0,
-        end=90000,
-        milestones=[70000, 80000],
-        gamma=0.1),
+        type='MultiStepLR', by_epoch=False, begin=0, end=90000, milestones=[70000, 80000], gamma=0.1
+    ),
 ]

@@ -1,4 +1,5 @@
 """The equations as written in the papers, in eager PyTorch, differentiated by autograd."""
+
 from .gating import channel_gate, coord_gate, product_gate, rank1_gate, spatial_gate, sum_gate
 from .pooling import (
     channel_pool,
@@ -12,7 +13,18 @@ from .pooling import (
 )
 
 __all__ = [
-    'channel_gate', 'channel_pool', 'coord_gate', 'entropy_pool', 'min_max', 'product_gate',
-    'rank1_gate', 'rank1_layers', 'rank1_pool', 'spatial_conv', 'spatial_gate', 'spatial_pool',
-    'strip_pool', 'sum_gate'
+    'channel_gate',
+    'channel_pool',
+    'coord_gate',
+    'entropy_pool',
+    'min_max',
+    'product_gate',
+    'rank1_gate',
+    'rank1_layers',
+    'rank1_pool',
+    'spatial_conv',
+    'spatial_gate',
+    'spatial_pool',
+    'strip_pool',
+    'sum_gate',
 ]

@@ -1,4 +1,5 @@
 """Factors onto a feature map. Each output element is computed in `stats_dtype` and rounded once."""
+
 from ..dispatch import stats_dtype
 
 

@@ -1,4 +1,5 @@
 """A feature map into descriptors, in `stats_dtype`. A maximum's gradient goes to one arg-max."""
+
 import torch
 import torch.nn.functional as F
 
@@ -43,10 +44,14 @@ def chunk_pool(x, chunks, mode, dim=2):
 
 def _strips(plane, side, kernel, chunks, channel_chunks):
     """DRTAM, eq. 7-10: a plane (N, other axis, L) and a side (N, C, L) to strips, and to (N, L)."""
-    strips = torch.cat((
-        chunk_pool(plane, chunks, 'avg', dim=1),
-        chunk_pool(side, channel_chunks, 'avg', dim=1),
-        side.max(1, keepdim=True).values), 1)
+    strips = torch.cat(
+        (
+            chunk_pool(plane, chunks, 'avg', dim=1),
+            chunk_pool(side, channel_chunks, 'avg', dim=1),
+            side.max(1, keepdim=True).values,
+        ),
+        1,
+    )
     return F.conv1d(strips, kernel, padding=1).squeeze(1)
 
 
@@ -67,8 +72,9 @@ def rank1_pool(planes, weights, chunks, taken=None):
 def _normalise(v, norm):
     v = v.to(norm.weight.dtype).unsqueeze(1)
     by_batch = norm.momentum is not None
-    return F.batch_norm(v, norm.mean, norm.var, norm.weight, norm.bias, by_batch,
-                        norm.momentum or 0.0, norm.eps).squeeze(1)
+    return F.batch_norm(
+        v, norm.mean, norm.var, norm.weight, norm.bias, by_batch, norm.momentum or 0.0, norm.eps
+    ).squeeze(1)
 
 
 def rank1_layers(vectors, norms, mlp):

@@ -16,6 +16,7 @@ Passes over memory in units of the input (read + write), vectors and maps left o
 So DRTAM moves 7, with both pool and gate SE, ECA and CoordAttention 8, CBAM 14 (two pools), CAT 10
 times the input in a training step's forward and backward, where y = 1.5 x moves 4.
 """
+
 import functools
 import importlib
 import os
@@ -23,9 +24,18 @@ import os
 import torch
 
 _MODULES = {
-    'gate': ('channel_gate', 'channel_gate_grad', 'spatial_gate', 'spatial_gate_grad',
-             'product_gate', 'product_gate_grad', 'sum_gate', 'sum_gate_grad',
-             'rank1_gate', 'rank1_gate_grad'),
+    'gate': (
+        'channel_gate',
+        'channel_gate_grad',
+        'spatial_gate',
+        'spatial_gate_grad',
+        'product_gate',
+        'product_gate_grad',
+        'sum_gate',
+        'sum_gate_grad',
+        'rank1_gate',
+        'rank1_gate_grad',
+    ),
     'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
     'planes': ('rank1_pool', 'rank1_pool_grad'),
@@ -74,8 +84,13 @@ def supports(x):
     """Whether the kernels take x: float32, bfloat16 or float16; 4-D, contiguous or channels_last,
     or a contiguous 3-D plane; not empty, a sample of less than 2**31 elements; on a device of
     `_works`."""
-    return (x.dim() in (3, 4) and x.numel() > 0
-            and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-            and (x.is_contiguous()
-                 or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))
-            and x[0].numel() < 2 ** 31 and _works(x.device))
+    return (
+        x.dim() in (3, 4)
+        and x.numel() > 0
+        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and (
+            x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        )
+        and x[0].numel() < 2**31
+        and _works(x.device)
+    )

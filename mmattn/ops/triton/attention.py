@@ -3,6 +3,7 @@
 The three descriptors c (N, C), h (N, H) and w (N, W) are normalised together, each as of one
 channel, by programs that take an equal part of one of them.
 """
+
 import contextlib
 
 import torch
@@ -37,8 +38,18 @@ def _part(samples, c, h, w, which, part, PARTS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
-def moments_of_kernel(c_ptr, h_ptr, w_ptr, parts_ptr, samples, channels, height, width,
-                      PARTS: tl.constexpr, B: tl.constexpr):
+def moments_of_kernel(
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    parts_ptr,
+    samples,
+    channels,
+    height,
+    width,
+    PARTS: tl.constexpr,
+    B: tl.constexpr,
+):
     """parts (3, PARTS, 3): count, mean and sum of squared distances from it."""
     pid = tl.program_id(0)
     which = pid // PARTS
@@ -61,11 +72,40 @@ def moments_of_kernel(c_ptr, h_ptr, w_ptr, parts_ptr, samples, channels, height,
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width', *RULES])
-def rank1_norm_kernel(c_ptr, h_ptr, w_ptr, parts_ptr, weight_c, weight_h, weight_w,
-                      bias_c, bias_h, bias_w, mean_c, mean_h, mean_w, var_c, var_h, var_w,
-                      moments_ptr, oc_ptr, oh_ptr, ow_ptr, momentum_c, eps_c, momentum_h, eps_h,
-                      momentum_w, eps_w, samples, channels, height, width,
-                      PARTS: tl.constexpr, B: tl.constexpr):
+def rank1_norm_kernel(
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    parts_ptr,
+    weight_c,
+    weight_h,
+    weight_w,
+    bias_c,
+    bias_h,
+    bias_w,
+    mean_c,
+    mean_h,
+    mean_w,
+    var_c,
+    var_h,
+    var_w,
+    moments_ptr,
+    oc_ptr,
+    oh_ptr,
+    ow_ptr,
+    momentum_c,
+    eps_c,
+    momentum_h,
+    eps_h,
+    momentum_w,
+    eps_w,
+    samples,
+    channels,
+    height,
+    width,
+    PARTS: tl.constexpr,
+    B: tl.constexpr,
+):
     """The descriptors normalised, h and w through a sigmoid; moments (3, 2): mean, 1 / deviation.
 
     A negative momentum: by the running mean and var.
@@ -94,8 +134,10 @@ def rank1_norm_kernel(c_ptr, h_ptr, w_ptr, parts_ptr, weight_c, weight_h, weight
         var = squares / total
         if pid % PARTS == 0:
             tl.store(mean_ptr, tl.load(mean_ptr) * (1 - momentum) + momentum * mean)
-            tl.store(var_ptr, tl.load(var_ptr) * (1 - momentum)
-                     + momentum * (squares / tl.maximum(total - 1, 1)))
+            tl.store(
+                var_ptr,
+                tl.load(var_ptr) * (1 - momentum) + momentum * (squares / tl.maximum(total - 1, 1)),
+            )
     scale = 1.0 / tl.sqrt(var + eps)
     if pid % PARTS == 0:
         tl.store(moments_ptr + 2 * which, mean)
@@ -120,9 +162,24 @@ def _incoming(v_ptr, mean, scale, g_ptr, o_ptr, i, end, which):
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
-def rank1_norm_sums_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_ptr, gh_ptr, gw_ptr,
-                           parts_ptr, samples, channels, height, width, PARTS: tl.constexpr,
-                           B: tl.constexpr):
+def rank1_norm_sums_kernel(
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    moments_ptr,
+    oh_ptr,
+    ow_ptr,
+    gc_ptr,
+    gh_ptr,
+    gw_ptr,
+    parts_ptr,
+    samples,
+    channels,
+    height,
+    width,
+    PARTS: tl.constexpr,
+    B: tl.constexpr,
+):
     """parts (3, PARTS, 2): sums of the incoming gradient, and of it times the unit descriptor."""
     pid = tl.program_id(0)
     which = pid // PARTS
@@ -144,11 +201,37 @@ def rank1_norm_sums_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width', *RULES])
-def rank1_norm_grad_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_ptr, gh_ptr, gw_ptr,
-                           parts_ptr, weight_c, weight_h, weight_w, dc_ptr, dh_ptr, dw_ptr,
-                           dlayers_ptr, momentum_c, eps_c, momentum_h, eps_h, momentum_w, eps_w,
-                           samples, channels, height, width, PARTS: tl.constexpr,
-                           B: tl.constexpr):
+def rank1_norm_grad_kernel(
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    moments_ptr,
+    oh_ptr,
+    ow_ptr,
+    gc_ptr,
+    gh_ptr,
+    gw_ptr,
+    parts_ptr,
+    weight_c,
+    weight_h,
+    weight_w,
+    dc_ptr,
+    dh_ptr,
+    dw_ptr,
+    dlayers_ptr,
+    momentum_c,
+    eps_c,
+    momentum_h,
+    eps_h,
+    momentum_w,
+    eps_w,
+    samples,
+    channels,
+    height,
+    width,
+    PARTS: tl.constexpr,
+    B: tl.constexpr,
+):
     """The gradients of the descriptors; dlayers (2, 3): of the norms' weights and biases."""
     pid = tl.program_id(0)
     which = pid // PARTS
@@ -177,8 +260,16 @@ def rank1_norm_grad_kernel(c_ptr, h_ptr, w_ptr, moments_ptr, oh_ptr, ow_ptr, gc_
 def _launch(kernel, vectors, *args):
     n, lengths = vectors[0].shape[0], [v.shape[1] for v in vectors]
     parts = pow2(cdiv(n * max(lengths), 4096), 64)
-    launch(kernel, 3 * parts, *vectors, *args, n, *lengths, PARTS=parts,
-           B=pow2(cdiv(n * max(lengths), parts), 1024))
+    launch(
+        kernel,
+        3 * parts,
+        *vectors,
+        *args,
+        n,
+        *lengths,
+        PARTS=parts,
+        B=pow2(cdiv(n * max(lengths), parts), 1024),
+    )
 
 
 def _partial(vectors, columns):
@@ -197,8 +288,20 @@ def _layers(vectors, weights, biases, running, rules, mlp):
     v, h, w = (torch.empty_like(t) for t in vectors)
     _launch(moments_of_kernel, vectors, parts)
     means, variances = running[::2], running[1::2]
-    _launch(rank1_norm_kernel, vectors, parts, *weights, *biases, *means, *variances, moments,
-            v, h, w, *rules)
+    _launch(
+        rank1_norm_kernel,
+        vectors,
+        parts,
+        *weights,
+        *biases,
+        *means,
+        *variances,
+        moments,
+        v,
+        h,
+        w,
+        *rules,
+    )
     hidden = torch.addmm(b1, v, w1.t()).relu_()
     c = torch.addmm(b2, hidden, w2.t()).sigmoid_()
     return (c, h, w), (moments, v, hidden)
@@ -217,21 +320,32 @@ def _layers_grad(vectors, weights, rules, mlp, out, saved, grads):
     parts, dlayers = _partial(vectors, 2), floats(vectors[0], 2, 3, 1)
     dvectors = tuple(torch.empty_like(t) for t in vectors)
     _launch(rank1_norm_sums_kernel, vectors, moments, h, w, *gradients, parts)
-    _launch(rank1_norm_grad_kernel, vectors, moments, h, w, *gradients, parts, *weights,
-            *dvectors, dlayers, *rules)
+    _launch(
+        rank1_norm_grad_kernel,
+        vectors,
+        moments,
+        h,
+        w,
+        *gradients,
+        parts,
+        *weights,
+        *dvectors,
+        dlayers,
+        *rules,
+    )
     return dvectors, dlayers[0].unbind(), dlayers[1].unbind(), dmlp
 
 
 def _modules(params):
     """Of each module the weights of its convolutions, of its norms, and the norms' biases."""
-    return [tuple(params[i + k:i + k + 3] for k in (0, 3, 6)) for i in range(4, len(params), 9)]
+    return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(4, len(params), 9)]
 
 
 def rank1_attention(x, params, states, chunks):
     planes = strip_pool(x, channel=True)
     mlp, factors, saved = params[:4], [], []
     for i, (convs, weights, biases) in enumerate(_modules(params)):
-        mine = states[3 * i:3 * i + 3]
+        mine = states[3 * i : 3 * i + 3]
         running, rules = [t for s in mine for t in s[:2]], _rules([s[2:] for s in mine])
         vectors, pooled = rank1_pool(planes, convs, chunks, factors[0] if factors else None)
         out, kept = _layers(vectors, weights, biases, running, rules, mlp)
@@ -243,22 +357,34 @@ def rank1_attention(x, params, states, chunks):
 
 def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
     planes, mlp, modules = saved[:3], params[:4], _modules(params)
-    stages = [(saved[i:i + 3], saved[i + 3:i + 7], saved[i + 7:i + 10], saved[i + 10:i + 13])
-              for i in range(3, len(saved), 13)]
+    stages = [
+        (saved[i : i + 3], saved[i + 3 : i + 7], saved[i + 7 : i + 10], saved[i + 10 : i + 13])
+        for i in range(3, len(saved), 13)
+    ]
     maps = [out for _, _, out, _ in stages]
     _, *grads = rank1_gate_grad(x, *(f for out in maps for f in out), dy=dy, need_x=False)
     dparams, dmlp, dplanes = [], None, None
     # The MLP's products stay in full precision; the meta device has no autocast to switch off.
-    with (contextlib.nullcontext() if x.device.type == 'meta'
-          else torch.autocast(x.device.type, enabled=False)):
+    with (
+        contextlib.nullcontext()
+        if x.device.type == 'meta'
+        else torch.autocast(x.device.type, enabled=False)
+    ):
         for i in reversed(range(len(modules))):
             convs, weights, _ = modules[i]
             vectors, pooled, out, kept = stages[i]
             dvectors, *dnorms, more = _layers_grad(
-                vectors, weights, _rules(rules[3 * i:3 * i + 3]), mlp, out, kept,
-                grads[3 * i:3 * i + 3])
-            found, dconvs, dtaken = rank1_pool_grad(planes, convs, chunks,
-                                                    stages[0][2] if i else None, dvectors, pooled)
+                vectors,
+                weights,
+                _rules(rules[3 * i : 3 * i + 3]),
+                mlp,
+                out,
+                kept,
+                grads[3 * i : 3 * i + 3],
+            )
+            found, dconvs, dtaken = rank1_pool_grad(
+                planes, convs, chunks, stages[0][2] if i else None, dvectors, pooled
+            )
             dparams = [*dconvs, *dnorms[0], *dnorms[1], *dparams]
             dmlp = more if dmlp is None else torch._foreach_add(dmlp, more)
             dplanes = found if dplanes is None else torch._foreach_add(dplanes, found)

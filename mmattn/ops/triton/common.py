@@ -11,6 +11,7 @@ Whole numbers are passed to kernels unspecialised, so that a new input size comp
 what the compiler must know for wide loads, the power of two that divides the contiguous axis,
 is passed as the constant VEC.
 """
+
 import contextlib
 
 import torch

@@ -1,4 +1,5 @@
 """The convolution of a few maps to one (CBAM, CAT)."""
+
 import torch
 import triton
 import triton.language as tl
@@ -24,22 +25,40 @@ def _shifted(plane_ptr, i, j, height, width):
 
 
 @triton.jit(do_not_specialize=['maps', 'height', 'width', 'kh', 'kw'])
-def spatial_conv_kernel(x_ptr, f_ptr, y_ptr, maps, height, width, kh, kw, BH: tl.constexpr,
-                        BW: tl.constexpr):
+def spatial_conv_kernel(
+    x_ptr, f_ptr, y_ptr, maps, height, width, kh, kw, BH: tl.constexpr, BW: tl.constexpr
+):
     n, i, j, mask = _block(height, width, BH, BW)
     y = tl.zeros([BH, BW], tl.float32)
     for m in range(maps):
         for a in range(kh):
             for b in range(kw):
                 f = tl.load(f_ptr + (m * kh + a) * kw + b)
-                y += f * _shifted(x_ptr + (n * maps + m) * height * width, i + (a - kh // 2),
-                                  j + (b - kw // 2), height, width)
+                y += f * _shifted(
+                    x_ptr + (n * maps + m) * height * width,
+                    i + (a - kh // 2),
+                    j + (b - kw // 2),
+                    height,
+                    width,
+                )
     tl.store(y_ptr + n * height * width + i[:, None] * width + j[None, :], y, mask=mask)
 
 
 @triton.jit(do_not_specialize=['maps', 'height', 'width', 'kh', 'kw'])
-def spatial_conv_grad_kernel(x_ptr, f_ptr, dy_ptr, dx_ptr, df_ptr, maps, height, width, kh, kw,
-                             BH: tl.constexpr, BW: tl.constexpr):
+def spatial_conv_grad_kernel(
+    x_ptr,
+    f_ptr,
+    dy_ptr,
+    dx_ptr,
+    df_ptr,
+    maps,
+    height,
+    width,
+    kh,
+    kw,
+    BH: tl.constexpr,
+    BW: tl.constexpr,
+):
     """dx, and each program's part of df: (programs, maps, kh, kw)."""
     n, i, j, mask = _block(height, width, BH, BW)
     dy_ptr += n * height * width
@@ -70,8 +89,7 @@ def spatial_conv(maps, weight):
     n, m, h, w = maps.shape
     programs, block = _programs(maps)
     y = floats(maps, n, h, w)
-    launch(spatial_conv_kernel, programs, maps, weight, y, m, h, w, *weight.shape[2:],
-           **block)
+    launch(spatial_conv_kernel, programs, maps, weight, y, m, h, w, *weight.shape[2:], **block)
     return y
 
 
@@ -79,6 +97,18 @@ def spatial_conv_grad(maps, weight, *, dy):
     _, m, h, w = maps.shape
     programs, block = _programs(maps)
     dmaps, parts = torch.empty_like(maps), floats(maps, programs, *weight.shape)
-    launch(spatial_conv_grad_kernel, programs, maps, weight, dy, dmaps, parts, m, h, w,
-           *weight.shape[2:], **block)
+    launch(
+        spatial_conv_grad_kernel,
+        programs,
+        maps,
+        weight,
+        dy,
+        dmaps,
+        parts,
+        m,
+        h,
+        w,
+        *weight.shape[2:],
+        **block,
+    )
     return dmaps, parts.sum(0)

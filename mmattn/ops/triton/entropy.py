@@ -13,6 +13,7 @@ W by reading a row k times, which the cache serves.
 Backward is one pass: it walks in the same way, with the filter run backwards over the spatial map
 of gradients, of which a channel sees the entries that it is the arg-max of.
 """
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -55,10 +56,23 @@ def _exponent(x, m):
 
 
 @triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits'])
-def moments_kernel(x_ptr, row_ptr, col_ptr, samples, rows, groups, splits, VEC: tl.constexpr,
-                   ROW_AVG: tl.constexpr, ROW_ENT: tl.constexpr, COL_AVG: tl.constexpr,
-                   COL_ENT: tl.constexpr, EVEN: tl.constexpr, BR: tl.constexpr,
-                   BK: tl.constexpr):
+def moments_kernel(
+    x_ptr,
+    row_ptr,
+    col_ptr,
+    samples,
+    rows,
+    groups,
+    splits,
+    VEC: tl.constexpr,
+    ROW_AVG: tl.constexpr,
+    ROW_ENT: tl.constexpr,
+    COL_AVG: tl.constexpr,
+    COL_ENT: tl.constexpr,
+    EVEN: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     """sum x, m, s and t of each row in each block of columns, (4, samples, column blocks, rows),
     and of each column in each split of the rows, (4, samples, splits, cols). EVEN: the blocks fill
     the matrix."""
@@ -164,13 +178,27 @@ def moments_kernel(x_ptr, row_ptr, col_ptr, samples, rows, groups, splits, VEC: 
                 fade = tl.exp2(shift * LOG2E)
                 tl.store(to_cols + col_item, top, mask=in_cols)
                 tl.store(to_cols + 2 * col_item, tl.sum(fade * run_s, 0), mask=in_cols)
-                tl.store(to_cols + 3 * col_item, tl.sum(fade * (run_t + shift * run_s), 0),
-                         mask=in_cols)
+                tl.store(
+                    to_cols + 3 * col_item, tl.sum(fade * (run_t + shift * run_s), 0), mask=in_cols
+                )
 
 
 @triton.jit(do_not_specialize=['samples', 'kept', 'splits'])
-def merge_kernel(part_ptr, avg_ptr, m_ptr, l_ptr, q_ptr, ent_ptr, samples, kept, splits, scale,
-                 AVG: tl.constexpr, ENT: tl.constexpr, B: tl.constexpr):
+def merge_kernel(
+    part_ptr,
+    avg_ptr,
+    m_ptr,
+    l_ptr,
+    q_ptr,
+    ent_ptr,
+    samples,
+    kept,
+    splits,
+    scale,
+    AVG: tl.constexpr,
+    ENT: tl.constexpr,
+    B: tl.constexpr,
+):
     """From the moments of parts (4, samples, splits, kept): the mean, m, l = log s, q = t / s and
     the entropy l - q of the whole."""
     blocks = tl.cdiv(kept, B)
@@ -263,10 +291,26 @@ def _taps(ptr, K: tl.constexpr, FLIP: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=['channel_groups', 'height', 'width', 'splits'])
-def maxima_kernel(x_ptr, taps_ptr, cmax_ptr, carg_ptr, smax_ptr, sarg_ptr, channel_groups, height,
-                  width, splits, VEC: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr,
-                  CHANNEL: tl.constexpr, SPATIAL: tl.constexpr, EVEN: tl.constexpr,
-                  BC: tl.constexpr, BW: tl.constexpr):
+def maxima_kernel(
+    x_ptr,
+    taps_ptr,
+    cmax_ptr,
+    carg_ptr,
+    smax_ptr,
+    sarg_ptr,
+    channel_groups,
+    height,
+    width,
+    splits,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    K: tl.constexpr,
+    CHANNEL: tl.constexpr,
+    SPATIAL: tl.constexpr,
+    EVEN: tl.constexpr,
+    BC: tl.constexpr,
+    BW: tl.constexpr,
+):
     """Maxima of the filtered map and where they are: over the positions of a program, (samples,
     splits x W blocks, C), and over its channels, (samples, C blocks, H W). EVEN: C is a multiple
     of BC."""
@@ -346,8 +390,7 @@ def maxima_kernel(x_ptr, taps_ptr, cmax_ptr, carg_ptr, smax_ptr, sarg_ptr, chann
         to = (n * splits * w_blocks + part * w_blocks + w_block) * channels + c
         tl.store(cmax_ptr + to, top, mask=in_c)
         # No index was ever noted where all is -inf, and none is found again where all is NaN.
-        tl.store(carg_ptr + to, tl.where(arg == BIG, first * width + w_block * BW, arg),
-                 mask=in_c)
+        tl.store(carg_ptr + to, tl.where(arg == BIG, first * width + w_block * BW, arg), mask=in_c)
 
 
 @triton.jit
@@ -368,14 +411,43 @@ def _entropy_vectors(g_ptr, m_ptr, l_ptr, q_ptr, at, mask):
 
 
 @triton.jit(do_not_specialize=['channel_groups', 'height', 'width', 'splits'])
-def entropy_grad_kernel(x_ptr, gx_ptr, dx_ptr, taps_ptr,
-                        cavg_ptr, cmax_ptr, cent_ptr, savg_ptr, smax_ptr, sent_ptr,
-                        carg_ptr, cm_ptr, cl_ptr, cq_ptr, sarg_ptr, sm_ptr, sl_ptr, sq_ptr,
-                        channel_groups, height, width, splits, mean_c, mean_s,
-                        VEC: tl.constexpr, LAST: tl.constexpr, K: tl.constexpr,
-                        CAVG: tl.constexpr, CMAX: tl.constexpr, CENT: tl.constexpr,
-                        SAVG: tl.constexpr, SMAX: tl.constexpr, SENT: tl.constexpr,
-                        BC: tl.constexpr, BW: tl.constexpr):
+def entropy_grad_kernel(
+    x_ptr,
+    gx_ptr,
+    dx_ptr,
+    taps_ptr,
+    cavg_ptr,
+    cmax_ptr,
+    cent_ptr,
+    savg_ptr,
+    smax_ptr,
+    sent_ptr,
+    carg_ptr,
+    cm_ptr,
+    cl_ptr,
+    cq_ptr,
+    sarg_ptr,
+    sm_ptr,
+    sl_ptr,
+    sq_ptr,
+    channel_groups,
+    height,
+    width,
+    splits,
+    mean_c,
+    mean_s,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    K: tl.constexpr,
+    CAVG: tl.constexpr,
+    CMAX: tl.constexpr,
+    CENT: tl.constexpr,
+    SAVG: tl.constexpr,
+    SMAX: tl.constexpr,
+    SENT: tl.constexpr,
+    BC: tl.constexpr,
+    BW: tl.constexpr,
+):
     """dx = gx + the shares of the six statistics, given their gradients cavg to sent, the indices
     of the maxima carg and sarg, and m, l = log s and q = t / s of either entropy."""
     R: tl.constexpr = K // 2
@@ -460,7 +532,8 @@ def entropy_grad_kernel(x_ptr, gx_ptr, dx_ptr, taps_ptr,
                 acc += _entropy_term(x, cm, cl, cg, cb)
             if SENT:
                 sm, sl, sg, sb = _entropy_vectors(
-                    sent_ptr, sm_ptr, sl_ptr, sq_ptr, to_s + h * width, in_w)
+                    sent_ptr, sm_ptr, sl_ptr, sq_ptr, to_s + h * width, in_w
+                )
                 acc += _entropy_term(x, sm[None, :], sl[None, :], sg[None, :], sb[None, :])
             tl.store(dx_ptr + here, acc.to(dx_ptr.dtype.element_ty), mask=mask)
 
@@ -488,9 +561,25 @@ def _moments(x, row, col):
     by_rows = floats(x, 4, n, blocks, rows) if any(row) else x
     by_cols = floats(x, 4, n, splits, cols) if any(col) else x
     if any(row) or any(col):
-        launch(moments_kernel, n * splits * blocks, x, by_rows, by_cols, n, rows, cols // vec,
-               splits, VEC=vec, ROW_AVG=row[0], ROW_ENT=row[1], COL_AVG=col[0], COL_ENT=col[1],
-               EVEN=rows % block_rows == 0 and cols % block_cols == 0, BR=block_rows, BK=block_cols)
+        launch(
+            moments_kernel,
+            n * splits * blocks,
+            x,
+            by_rows,
+            by_cols,
+            n,
+            rows,
+            cols // vec,
+            splits,
+            VEC=vec,
+            ROW_AVG=row[0],
+            ROW_ENT=row[1],
+            COL_AVG=col[0],
+            COL_ENT=col[1],
+            EVEN=rows % block_rows == 0 and cols % block_cols == 0,
+            BR=block_rows,
+            BK=block_cols,
+        )
     return _merge(by_rows, *row, cols), _merge(by_cols, *col, rows)
 
 
@@ -500,8 +589,19 @@ def _merge(parts, avg, ent, length):
     _, n, splits, kept = parts.shape
     out = [floats(parts, n, kept) if wanted else None for wanted in (avg, ent, ent, ent, ent)]
     block = pow2(kept, 256)
-    launch(merge_kernel, n * cdiv(kept, block), parts, *(parts if t is None else t for t in out),
-           n, kept, splits, 1 / length, AVG=avg, ENT=ent, B=block)
+    launch(
+        merge_kernel,
+        n * cdiv(kept, block),
+        parts,
+        *(parts if t is None else t for t in out),
+        n,
+        kept,
+        splits,
+        1 / length,
+        AVG=avg,
+        ENT=ent,
+        B=block,
+    )
     return out
 
 
@@ -522,12 +622,34 @@ def _maxima(x, taps, channel, spatial):
     if spatial:
         shape = n, c_blocks, height * width
         stops, sargs = floats(x, *shape), ints(x, *shape)
-    launch(maxima_kernel, n * splits * w_blocks * c_blocks, x, taps, ctops, cargs, stops, sargs,
-           c // vec, height, width, splits, num_warps=warps, maxnreg=registers,
-           VEC=vec, LAST=last, K=taps.numel(), CHANNEL=channel, SPATIAL=spatial,
-           EVEN=c % block_c == 0, BC=block_c, BW=block_w)
-    return (*(first_maximum(ctops, cargs) if channel else (None, None)),
-            *(first_maximum(stops, sargs) if spatial else (None, None)))
+    launch(
+        maxima_kernel,
+        n * splits * w_blocks * c_blocks,
+        x,
+        taps,
+        ctops,
+        cargs,
+        stops,
+        sargs,
+        c // vec,
+        height,
+        width,
+        splits,
+        num_warps=warps,
+        maxnreg=registers,
+        VEC=vec,
+        LAST=last,
+        K=taps.numel(),
+        CHANNEL=channel,
+        SPATIAL=spatial,
+        EVEN=c % block_c == 0,
+        BC=block_c,
+        BW=block_w,
+    )
+    return (
+        *(first_maximum(ctops, cargs) if channel else (None, None)),
+        *(first_maximum(stops, sargs) if spatial else (None, None)),
+    )
 
 
 def _filtered(x, taps, dim):
@@ -564,8 +686,9 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     last = channels_last(x)
     of_channels = (channel and avg, channel and ent)
     of_positions = (spatial and avg, spatial and ent)
-    by_rows, by_cols = _moments(x, *((of_positions, of_channels) if last
-                                     else (of_channels, of_positions)))
+    by_rows, by_cols = _moments(
+        x, *((of_positions, of_channels) if last else (of_channels, of_positions))
+    )
     if last:
         by_rows, by_cols = by_cols, by_rows
     c_avg, *c_saved, c_ent = by_rows
@@ -575,7 +698,8 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
         maxima = _maxima if taps.numel() in FILTERS else _plain_maxima
         c_max, c_arg, s_max, s_arg = maxima(x, taps, channel, spatial)
     s_avg, s_max, s_ent = (
-        None if s is None else s.view(n, height, width) for s in (s_avg, s_max, s_ent))
+        None if s is None else s.view(n, height, width) for s in (s_avg, s_max, s_ent)
+    )
     saved = (c_arg, *c_saved, s_arg, *s_saved)
     return (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
 
@@ -592,11 +716,31 @@ def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
     splits = split(n * c_blocks * w_blocks, height, 1, least=16)
     grads = c_avg, c_max, c_ent, s_avg, s_max, s_ent
     tensors = (x if t is None else t for t in (*grads, *saved))
-    given = {name: grad is not None for name, grad in
-             zip(('CAVG', 'CMAX', 'CENT', 'SAVG', 'SMAX', 'SENT'), grads, strict=True)}
+    given = {
+        name: grad is not None
+        for name, grad in zip(('CAVG', 'CMAX', 'CENT', 'SAVG', 'SMAX', 'SENT'), grads, strict=True)
+    }
     filtered = given['CMAX'] or given['SMAX']
-    launch(entropy_grad_kernel, n * splits * w_blocks * c_blocks, x, gx, dx, taps, *tensors,
-           c // vec, height, width, splits, 1 / (height * width), 1 / c,
-           maxnreg=168, VEC=vec, LAST=channels_last(x), K=taps.numel() if filtered else 1,
-           BC=block_c, BW=block_w, **given)
+    launch(
+        entropy_grad_kernel,
+        n * splits * w_blocks * c_blocks,
+        x,
+        gx,
+        dx,
+        taps,
+        *tensors,
+        c // vec,
+        height,
+        width,
+        splits,
+        1 / (height * width),
+        1 / c,
+        maxnreg=168,
+        VEC=vec,
+        LAST=channels_last(x),
+        K=taps.numel() if filtered else 1,
+        BC=block_c,
+        BW=block_w,
+        **given,
+    )
     return dx

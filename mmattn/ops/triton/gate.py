@@ -7,6 +7,7 @@ formats. Rank-1 factors belong here too: h o w is a spatial map.
 The factor f by MODE, of row part r and column part q:
 'row' r; 'col' q; 'product' r q; 'sum' r + q; 'dual' a + (1 - a) b of a = r q and b = r2 q2.
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -32,8 +33,20 @@ def _col_part(ptr, at, mask, MODE: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=['rows', 'groups'])
-def gate_kernel(x_ptr, y_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, rows, groups,
-                VEC: tl.constexpr, MODE: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+def gate_kernel(
+    x_ptr,
+    y_ptr,
+    r_ptr,
+    q_ptr,
+    r2_ptr,
+    q2_ptr,
+    rows,
+    groups,
+    VEC: tl.constexpr,
+    MODE: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     cols = groups * VEC
     row_blocks = tl.cdiv(rows, BR)
     col_blocks = tl.cdiv(cols, BK)
@@ -66,9 +79,26 @@ def gate_kernel(x_ptr, y_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, rows, groups,
 
 
 @triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits'])
-def gate_grad_kernel(x_ptr, dy_ptr, dx_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, dr_ptr, dq_ptr,
-                     samples, rows, groups, splits, VEC: tl.constexpr, MODE: tl.constexpr,
-                     NEED_X: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+def gate_grad_kernel(
+    x_ptr,
+    dy_ptr,
+    dx_ptr,
+    r_ptr,
+    q_ptr,
+    r2_ptr,
+    q2_ptr,
+    dr_ptr,
+    dq_ptr,
+    samples,
+    rows,
+    groups,
+    splits,
+    VEC: tl.constexpr,
+    MODE: tl.constexpr,
+    NEED_X: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     """dx, and sums of p = x dy: over each block of columns into dr (parts, samples, column
     blocks, rows), over each split of the rows into dq (parts, samples, splits, cols). With
     'dual' the three parts are the sums of p q, p q2, p q q2 and of p r, p r2, p r r2."""
@@ -139,9 +169,24 @@ def gate_grad_kernel(x_ptr, dy_ptr, dx_ptr, r_ptr, q_ptr, r2_ptr, q2_ptr, dr_ptr
 
 
 @triton.jit(do_not_specialize=['samples', 'height', 'width', 'splits'])
-def outer_grad_kernel(s_ptr, h_ptr, w_ptr, h2_ptr, w2_ptr, dh_ptr, dw_ptr, dh2_ptr, dw2_ptr,
-                      samples, height, width, splits, DUAL: tl.constexpr, BH: tl.constexpr,
-                      BW: tl.constexpr):
+def outer_grad_kernel(
+    s_ptr,
+    h_ptr,
+    w_ptr,
+    h2_ptr,
+    w2_ptr,
+    dh_ptr,
+    dw_ptr,
+    dh2_ptr,
+    dw2_ptr,
+    samples,
+    height,
+    width,
+    splits,
+    DUAL: tl.constexpr,
+    BH: tl.constexpr,
+    BW: tl.constexpr,
+):
     """From the spatial sums (parts, samples, splits, H, W) of gate_grad_kernel, the gradients of
     h and w, whose outer products were the spatial maps. One program a sample."""
     n = tl.program_id(0).to(tl.int64)
@@ -189,9 +234,22 @@ def _apply(x, mode, r, q=None, r2=None, q2=None):
     block_cols = pow2(cols, 512)
     block_rows = pow2(rows, 2048 // block_cols)
     r, q, r2, q2 = (x if part is None else part for part in (r, q, r2, q2))
-    launch(gate_kernel, n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
-           x, y, r, q, r2, q2, rows, cols // vec,
-           VEC=vec, MODE=mode, BR=block_rows, BK=block_cols)
+    launch(
+        gate_kernel,
+        n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
+        x,
+        y,
+        r,
+        q,
+        r2,
+        q2,
+        rows,
+        cols // vec,
+        VEC=vec,
+        MODE=mode,
+        BR=block_rows,
+        BK=block_cols,
+    )
     return y
 
 
@@ -210,8 +268,22 @@ def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
     by_rows = None if mode == 'col' else floats(x, parts, n, blocks, rows)
     by_cols = None if mode == 'row' else floats(x, parts, n, splits, cols)
     tensors = (x if t is None else t for t in (dx, r, q, r2, q2, by_rows, by_cols))
-    launch(gate_grad_kernel, n * splits * blocks, x, dy, *tensors, n, rows, cols // vec, splits,
-           VEC=vec, MODE=mode, NEED_X=need_x, BR=block_rows, BK=block_cols)
+    launch(
+        gate_grad_kernel,
+        n * splits * blocks,
+        x,
+        dy,
+        *tensors,
+        n,
+        rows,
+        cols // vec,
+        splits,
+        VEC=vec,
+        MODE=mode,
+        NEED_X=need_x,
+        BR=block_rows,
+        BK=block_cols,
+    )
     return dx, None if mode == 'col' else total(by_rows, 2), by_cols
 
 
@@ -297,9 +369,27 @@ def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
     dh, dw = torch.empty_like(h), torch.empty_like(w)
     dh2, dw2 = (torch.empty_like(h), torch.empty_like(w)) if dual else (dh, dw)
     block_width = pow2(width, 1 << 16)
-    launch(outer_grad_kernel, n, spatial, h, w, h2 if dual else h, w2 if dual else w,
-           dh, dw, dh2, dw2, n, height, width, spatial.shape[2], num_warps=8,
-           DUAL=dual, BH=pow2(height, max(1, 2048 // block_width)), BW=block_width)
+    launch(
+        outer_grad_kernel,
+        n,
+        spatial,
+        h,
+        w,
+        h2 if dual else h,
+        w2 if dual else w,
+        dh,
+        dw,
+        dh2,
+        dw2,
+        n,
+        height,
+        width,
+        spatial.shape[2],
+        num_warps=8,
+        DUAL=dual,
+        BH=pow2(height, max(1, 2048 // block_width)),
+        BW=block_width,
+    )
     if not dual:
         return dx, channel[0], dh, dw
     dc = torch.addcmul(channel[0], c2, channel[2], value=-1)

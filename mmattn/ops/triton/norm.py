@@ -1,11 +1,12 @@
 """CAT's normalised entropies: one program a sample, which is a vector or a map."""
+
 import torch
 import triton
 import triton.language as tl
 
 from .common import launch, nan_max, nan_min, pow2
 
-EPS = tl.constexpr(64 * 2 ** -23)
+EPS = tl.constexpr(64 * 2**-23)
 
 
 @triton.jit

@@ -1,4 +1,5 @@
 """DRTAM's descriptors of its three planes (`rank1_pool`), which are small: one program a plane."""
+
 import torch
 import triton
 import triton.language as tl
@@ -33,8 +34,20 @@ def _left(ptr, a_ptr, b_ptr, n, i, j, rows, cols, in_rows, in_cols, TAKEN: tl.co
 
 
 @triton.jit
-def _row_means(cuts_ptr, ptr, a_ptr, b_ptr, to_ptr, n, rows, cols, COUNT: tl.constexpr,
-               TAKEN: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr):
+def _row_means(
+    cuts_ptr,
+    ptr,
+    a_ptr,
+    b_ptr,
+    to_ptr,
+    n,
+    rows,
+    cols,
+    COUNT: tl.constexpr,
+    TAKEN: tl.constexpr,
+    BR: tl.constexpr,
+    BL: tl.constexpr,
+):
     """The means of COUNT windows of a plane's rows, one strip after the other."""
     j = tl.arange(0, BL)
     in_cols = j < cols
@@ -48,9 +61,25 @@ def _row_means(cuts_ptr, ptr, a_ptr, b_ptr, to_ptr, n, rows, cols, COUNT: tl.con
 
 
 @triton.jit
-def _side(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, part_ptr, strips_ptr, at_ptr, n,
-          channels, length, S: tl.constexpr, M: tl.constexpr, TAKEN: tl.constexpr, BR: tl.constexpr,
-          BL: tl.constexpr):
+def _side(
+    plane_ptr,
+    f_ptr,
+    weights_ptr,
+    in_l_ptr,
+    in_c_ptr,
+    c_ptr,
+    part_ptr,
+    strips_ptr,
+    at_ptr,
+    n,
+    channels,
+    length,
+    S: tl.constexpr,
+    M: tl.constexpr,
+    TAKEN: tl.constexpr,
+    BR: tl.constexpr,
+    BL: tl.constexpr,
+):
     """Chunks of a plane (C, L) -> part (C); its strips S to S + M, and where the last one's are."""
     j = tl.arange(0, BL)
     in_l = j < length
@@ -80,21 +109,74 @@ def _side(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, part_ptr, st
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
-def rank1_pool_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr, h_ptr, w_ptr, parts_ptr,
-                      sh_ptr, sw_ptr, at_h_ptr, at_w_ptr, samples, channels, height, width,
-                      S: tl.constexpr, M: tl.constexpr, TAKEN: tl.constexpr, BR: tl.constexpr,
-                      BL: tl.constexpr):
+def rank1_pool_kernel(
+    ch_ptr,
+    cw_ptr,
+    hw_ptr,
+    weights_ptr,
+    cuts_ptr,
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    parts_ptr,
+    sh_ptr,
+    sw_ptr,
+    at_h_ptr,
+    at_w_ptr,
+    samples,
+    channels,
+    height,
+    width,
+    S: tl.constexpr,
+    M: tl.constexpr,
+    TAKEN: tl.constexpr,
+    BR: tl.constexpr,
+    BL: tl.constexpr,
+):
     """Program n, plane: parts (2, samples, C), the strips of h and of w (samples, S + M + 1, L)."""
     pid = tl.program_id(0)
     n = (pid // 3).to(tl.int64)
     in_c_ptr = cuts_ptr + 4 * S
     if pid % 3 == 0:
-        _side(cw_ptr, w_ptr, weights_ptr, cuts_ptr + 2 * S, in_c_ptr, c_ptr, parts_ptr, sw_ptr,
-              at_w_ptr, n, channels, width, S, M, TAKEN, BR, BL)
+        _side(
+            cw_ptr,
+            w_ptr,
+            weights_ptr,
+            cuts_ptr + 2 * S,
+            in_c_ptr,
+            c_ptr,
+            parts_ptr,
+            sw_ptr,
+            at_w_ptr,
+            n,
+            channels,
+            width,
+            S,
+            M,
+            TAKEN,
+            BR,
+            BL,
+        )
     elif pid % 3 == 1:
-        _side(ch_ptr, h_ptr, weights_ptr + 2, cuts_ptr, in_c_ptr, c_ptr,
-              parts_ptr + samples * channels, sh_ptr, at_h_ptr, n, channels, height, S, M, TAKEN,
-              BR, BL)
+        _side(
+            ch_ptr,
+            h_ptr,
+            weights_ptr + 2,
+            cuts_ptr,
+            in_c_ptr,
+            c_ptr,
+            parts_ptr + samples * channels,
+            sh_ptr,
+            at_h_ptr,
+            n,
+            channels,
+            height,
+            S,
+            M,
+            TAKEN,
+            BR,
+            BL,
+        )
     else:
         j = tl.arange(0, BL)
         in_w = j < width
@@ -106,10 +188,25 @@ def rank1_pool_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr, h_pt
             for s in tl.static_range(S):
                 begin, end, mean = _window(cuts_ptr + 2 * S, s)
                 inside = ((j >= begin) & (j < end))[None, :]
-                tl.store(sh_ptr + (rows + s) * height + i,
-                         tl.sum(tl.where(inside, v, 0.0), 1) * mean, mask=in_h)
-        _row_means(cuts_ptr, hw_ptr, h_ptr, w_ptr, sw_ptr + rows * width, n, height, width, S,
-                   TAKEN, BR, BL)
+                tl.store(
+                    sh_ptr + (rows + s) * height + i,
+                    tl.sum(tl.where(inside, v, 0.0), 1) * mean,
+                    mask=in_h,
+                )
+        _row_means(
+            cuts_ptr,
+            hw_ptr,
+            h_ptr,
+            w_ptr,
+            sw_ptr + rows * width,
+            n,
+            height,
+            width,
+            S,
+            TAKEN,
+            BR,
+            BL,
+        )
 
 
 @triton.jit
@@ -119,16 +216,31 @@ def _conv(strips_ptr, kernel_ptr, out_ptr, n, length, ROWS: tl.constexpr, B: tl.
     for r in tl.static_range(ROWS):
         for k in tl.static_range(3):
             at = j + (k - 1)
-            strip = tl.load(strips_ptr + (n * ROWS + r) * length + at,
-                            mask=(at >= 0) & (at < length), other=0.0)
+            strip = tl.load(
+                strips_ptr + (n * ROWS + r) * length + at, mask=(at >= 0) & (at < length), other=0.0
+            )
             value += tl.load(kernel_ptr + 3 * r + k) * strip
     tl.store(out_ptr + n * length + j, value, mask=j < length)
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
-def rank1_conv_kernel(parts_ptr, sh_ptr, sw_ptr, kh_ptr, kw_ptr, c_ptr, h_ptr, w_ptr, samples,
-                      channels, height, width, ROWS: tl.constexpr, BC: tl.constexpr,
-                      BL: tl.constexpr):
+def rank1_conv_kernel(
+    parts_ptr,
+    sh_ptr,
+    sw_ptr,
+    kh_ptr,
+    kw_ptr,
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    samples,
+    channels,
+    height,
+    width,
+    ROWS: tl.constexpr,
+    BC: tl.constexpr,
+    BL: tl.constexpr,
+):
     """c = the sum of its parts, h and w = the convolutions of their strips."""
     n = tl.program_id(0).to(tl.int64)
     for start in range(0, channels, BC):
@@ -143,8 +255,17 @@ def rank1_conv_kernel(parts_ptr, sh_ptr, sw_ptr, kh_ptr, kw_ptr, c_ptr, h_ptr, w
 
 
 @triton.jit
-def _conv_grad(strips_ptr, kernel_ptr, g_ptr, to_ptr, dkernel_ptr, n, length, ROWS: tl.constexpr,
-               B: tl.constexpr):
+def _conv_grad(
+    strips_ptr,
+    kernel_ptr,
+    g_ptr,
+    to_ptr,
+    dkernel_ptr,
+    n,
+    length,
+    ROWS: tl.constexpr,
+    B: tl.constexpr,
+):
     j = tl.arange(0, B)
     in_l = j < length
     for r in tl.static_range(ROWS):
@@ -159,9 +280,22 @@ def _conv_grad(strips_ptr, kernel_ptr, g_ptr, to_ptr, dkernel_ptr, n, length, RO
 
 
 @triton.jit(do_not_specialize=['height', 'width'])
-def rank1_conv_grad_kernel(sh_ptr, sw_ptr, kh_ptr, kw_ptr, gh_ptr, gw_ptr, to_h_ptr, to_w_ptr,
-                           dweights_ptr, height, width, S: tl.constexpr, ROWS: tl.constexpr,
-                           BL: tl.constexpr):
+def rank1_conv_grad_kernel(
+    sh_ptr,
+    sw_ptr,
+    kh_ptr,
+    kw_ptr,
+    gh_ptr,
+    gw_ptr,
+    to_h_ptr,
+    to_w_ptr,
+    dweights_ptr,
+    height,
+    width,
+    S: tl.constexpr,
+    ROWS: tl.constexpr,
+    BL: tl.constexpr,
+):
     """The gradients of the strips, and each sample's of the kernels."""
     n = tl.program_id(0).to(tl.int64)
     to = dweights_ptr + n * (4 * S + 6 * ROWS) + 4 * S
@@ -170,10 +304,30 @@ def rank1_conv_grad_kernel(sh_ptr, sw_ptr, kh_ptr, kw_ptr, gh_ptr, gw_ptr, to_h_
 
 
 @triton.jit
-def _side_grad(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, gc_ptr, gs_ptr, at_ptr,
-               dplane_ptr, dweights_ptr, dc_ptr, df_ptr, n, channels, length, S: tl.constexpr,
-               M: tl.constexpr, TAKEN: tl.constexpr, BR: tl.constexpr, BL: tl.constexpr,
-               BS: tl.constexpr):
+def _side_grad(
+    plane_ptr,
+    f_ptr,
+    weights_ptr,
+    in_l_ptr,
+    in_c_ptr,
+    c_ptr,
+    gc_ptr,
+    gs_ptr,
+    at_ptr,
+    dplane_ptr,
+    dweights_ptr,
+    dc_ptr,
+    df_ptr,
+    n,
+    channels,
+    length,
+    S: tl.constexpr,
+    M: tl.constexpr,
+    TAKEN: tl.constexpr,
+    BR: tl.constexpr,
+    BL: tl.constexpr,
+    BS: tl.constexpr,
+):
     j = tl.arange(0, BL)
     in_l = j < length
     rows = gs_ptr + (n * (S + M + 1) + S) * length + j
@@ -218,19 +372,47 @@ def _side_grad(plane_ptr, f_ptr, weights_ptr, in_l_ptr, in_c_ptr, c_ptr, gc_ptr,
             tl.store(dc_ptr + n * channels + i, -tl.sum(gd * f[None, :], 1), mask=in_c)
             lost += gd * c[:, None]
             g *= kept
-        tl.store(dplane_ptr + (n * channels + i)[:, None] * length + j[None, :], g,
-                 mask=in_c[:, None] & in_l[None, :])
+        tl.store(
+            dplane_ptr + (n * channels + i)[:, None] * length + j[None, :],
+            g,
+            mask=in_c[:, None] & in_l[None, :],
+        )
     tl.store(dweights_ptr + 4 * (slot // 2) + slot % 2, dweights, mask=slot < 2 * S)
     if TAKEN:
         tl.store(df_ptr + n * length + j, -tl.sum(lost, 0), mask=in_l)
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
-def rank1_pool_grad_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr, h_ptr, w_ptr,
-                           gc_ptr, gsh_ptr, gsw_ptr, at_h_ptr, at_w_ptr, dch_ptr, dcw_ptr, dhw_ptr,
-                           dweights_ptr, dtaken_ptr, samples, channels, height, width,
-                           S: tl.constexpr, M: tl.constexpr, TAKEN: tl.constexpr, BR: tl.constexpr,
-                           BL: tl.constexpr, BS: tl.constexpr):
+def rank1_pool_grad_kernel(
+    ch_ptr,
+    cw_ptr,
+    hw_ptr,
+    weights_ptr,
+    cuts_ptr,
+    c_ptr,
+    h_ptr,
+    w_ptr,
+    gc_ptr,
+    gsh_ptr,
+    gsw_ptr,
+    at_h_ptr,
+    at_w_ptr,
+    dch_ptr,
+    dcw_ptr,
+    dhw_ptr,
+    dweights_ptr,
+    dtaken_ptr,
+    samples,
+    channels,
+    height,
+    width,
+    S: tl.constexpr,
+    M: tl.constexpr,
+    TAKEN: tl.constexpr,
+    BR: tl.constexpr,
+    BL: tl.constexpr,
+    BS: tl.constexpr,
+):
     """Program n, plane: its gradient, each sample's of the channel weights, and two parts of those
     of the factors taken: dtaken is (2, samples * (C + H + W)), c, h and w one after the other."""
     pid = tl.program_id(0)
@@ -241,13 +423,55 @@ def rank1_pool_grad_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr,
     dh_ptr = dtaken_ptr + samples * channels
     dw_ptr = dh_ptr + samples * height
     if pid % 3 == 0:
-        _side_grad(cw_ptr, w_ptr, weights_ptr, cuts_ptr + 2 * S, in_c_ptr, c_ptr, gc_ptr, gsw_ptr,
-                   at_w_ptr, dcw_ptr, to, dtaken_ptr, dw_ptr, n, channels, width, S, M, TAKEN, BR,
-                   BL, BS)
+        _side_grad(
+            cw_ptr,
+            w_ptr,
+            weights_ptr,
+            cuts_ptr + 2 * S,
+            in_c_ptr,
+            c_ptr,
+            gc_ptr,
+            gsw_ptr,
+            at_w_ptr,
+            dcw_ptr,
+            to,
+            dtaken_ptr,
+            dw_ptr,
+            n,
+            channels,
+            width,
+            S,
+            M,
+            TAKEN,
+            BR,
+            BL,
+            BS,
+        )
     elif pid % 3 == 1:
-        _side_grad(ch_ptr, h_ptr, weights_ptr + 2, cuts_ptr, in_c_ptr, c_ptr, gc_ptr, gsh_ptr,
-                   at_h_ptr, dch_ptr, to + 2, dtaken_ptr + second, dh_ptr, n, channels, height, S,
-                   M, TAKEN, BR, BL, BS)
+        _side_grad(
+            ch_ptr,
+            h_ptr,
+            weights_ptr + 2,
+            cuts_ptr,
+            in_c_ptr,
+            c_ptr,
+            gc_ptr,
+            gsh_ptr,
+            at_h_ptr,
+            dch_ptr,
+            to + 2,
+            dtaken_ptr + second,
+            dh_ptr,
+            n,
+            channels,
+            height,
+            S,
+            M,
+            TAKEN,
+            BR,
+            BL,
+            BS,
+        )
     else:
         j = tl.arange(0, BL)
         in_w = j < width
@@ -271,8 +495,11 @@ def rank1_pool_grad_kernel(ch_ptr, cw_ptr, hw_ptr, weights_ptr, cuts_ptr, c_ptr,
                 tl.store(dh_ptr + second + n * height + i, -tl.sum(gd * w[None, :], 1), mask=in_h)
                 lost += gd * h[:, None]
                 g *= 1 - h[:, None] * w[None, :]
-            tl.store(dhw_ptr + (n * height + i)[:, None] * width + j[None, :], g,
-                     mask=in_h[:, None] & in_w[None, :])
+            tl.store(
+                dhw_ptr + (n * height + i)[:, None] * width + j[None, :],
+                g,
+                mask=in_h[:, None] & in_w[None, :],
+            )
         if TAKEN:
             tl.store(dw_ptr + second + n * width + j, -tl.sum(lost, 0), mask=in_w)
 
@@ -293,11 +520,41 @@ def rank1_pool(planes, weights, chunks, taken):
     parts = floats(x, 2, n, c)
     strips = floats(x, n, rows, h), floats(x, n, rows, w)
     at = ints(x, n, h), ints(x, n, w)
-    launch(rank1_pool_kernel, 3 * n, *planes, weights[0], cuts, *(taken or (x, x, x)), parts,
-           *strips, *at, n, c, h, w, S=chunks[0], M=chunks[1], TAKEN=taken is not None, **block)
+    launch(
+        rank1_pool_kernel,
+        3 * n,
+        *planes,
+        weights[0],
+        cuts,
+        *(taken or (x, x, x)),
+        parts,
+        *strips,
+        *at,
+        n,
+        c,
+        h,
+        w,
+        S=chunks[0],
+        M=chunks[1],
+        TAKEN=taken is not None,
+        **block,
+    )
     out = floats(x, n, c), floats(x, n, h), floats(x, n, w)
-    launch(rank1_conv_kernel, n, parts, *strips, *weights[1:], *out, n, c, h, w, ROWS=rows,
-           BC=pow2(c, 1024), BL=block['BL'])
+    launch(
+        rank1_conv_kernel,
+        n,
+        parts,
+        *strips,
+        *weights[1:],
+        *out,
+        n,
+        c,
+        h,
+        w,
+        ROWS=rows,
+        BC=pow2(c, 1024),
+        BL=block['BL'],
+    )
     return out, (*strips, *at)
 
 
@@ -305,21 +562,59 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
     (n, c, h, w), cuts, block = _sizes(planes, chunks)
     x, rows = planes[0], sum(chunks) + 1
     sizes = 4 * chunks[0], 3 * rows, 3 * rows
-    gc, gh, gw = (x.new_zeros(n, length) if g is None else g
-                  for g, length in zip(grads, (c, h, w), strict=True))
+    gc, gh, gw = (
+        x.new_zeros(n, length) if g is None else g
+        for g, length in zip(grads, (c, h, w), strict=True)
+    )
     strips, at = saved[:2], saved[2:]
     gstrips = floats(x, *strips[0].shape), floats(x, *strips[1].shape)
     dweights = floats(x, n, sum(sizes))
-    launch(rank1_conv_grad_kernel, n, *strips, *weights[1:], gh, gw, *gstrips, dweights, h, w,
-           S=chunks[0], ROWS=rows, BL=block['BL'])
+    launch(
+        rank1_conv_grad_kernel,
+        n,
+        *strips,
+        *weights[1:],
+        gh,
+        gw,
+        *gstrips,
+        dweights,
+        h,
+        w,
+        S=chunks[0],
+        ROWS=rows,
+        BL=block['BL'],
+    )
     dplanes = tuple(floats(x, *plane.shape) for plane in planes)
     dtaken = floats(x, 2, n * (c + h + w)) if taken else x
-    launch(rank1_pool_grad_kernel, 3 * n, *planes, weights[0], cuts, *(taken or (x, x, x)), gc,
-           *gstrips, *at, *dplanes, dweights, dtaken, n, c, h, w, S=chunks[0], M=chunks[1],
-           TAKEN=taken is not None, BS=pow2(2 * chunks[0], 1 << 20), **block)
+    launch(
+        rank1_pool_grad_kernel,
+        3 * n,
+        *planes,
+        weights[0],
+        cuts,
+        *(taken or (x, x, x)),
+        gc,
+        *gstrips,
+        *at,
+        *dplanes,
+        dweights,
+        dtaken,
+        n,
+        c,
+        h,
+        w,
+        S=chunks[0],
+        M=chunks[1],
+        TAKEN=taken is not None,
+        BS=pow2(2 * chunks[0], 1 << 20),
+        **block,
+    )
     if taken:
         dtaken = dtaken.sum(0).split((n * c, n * h, n * w))
         dtaken = tuple(d.view(n, length) for d, length in zip(dtaken, (c, h, w), strict=True))
     dweights = dweights.sum(0).split(sizes)
-    return dplanes, tuple(d.view_as(t) for d, t in zip(dweights, weights, strict=True)), (
-        dtaken if taken else None)
+    return (
+        dplanes,
+        tuple(d.view_as(t) for d, t in zip(dweights, weights, strict=True)),
+        (dtaken if taken else None),
+    )

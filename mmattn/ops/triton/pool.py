@@ -1,4 +1,5 @@
 """Mean and maximum over positions (SE, ECA, CBAM) or over channels (CBAM's second pooling)."""
+
 import torch
 import triton
 import triton.language as tl
@@ -20,9 +21,23 @@ from .common import (
 
 
 @triton.jit(do_not_specialize=['rows', 'groups', 'splits'])
-def pool_kernel(x_ptr, f_ptr, avg_ptr, max_ptr, arg_ptr, rows, groups, splits, scale,
-                VEC: tl.constexpr, ROWS: tl.constexpr, FACTOR: tl.constexpr, MAX: tl.constexpr,
-                BR: tl.constexpr, BK: tl.constexpr):
+def pool_kernel(
+    x_ptr,
+    f_ptr,
+    avg_ptr,
+    max_ptr,
+    arg_ptr,
+    rows,
+    groups,
+    splits,
+    scale,
+    VEC: tl.constexpr,
+    ROWS: tl.constexpr,
+    FACTOR: tl.constexpr,
+    MAX: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     """Reduce the matrices over rows (ROWS) or over columns, each split of that axis by itself,
     into (samples, splits, kept). FACTOR: x is first multiplied by f (samples, reduced)."""
     cols = groups * VEC
@@ -101,9 +116,22 @@ def best_kernel(max_ptr, arg_ptr, to_max_ptr, to_arg_ptr, kept, splits, B: tl.co
 
 
 @triton.jit(do_not_specialize=['rows', 'groups'])
-def channel_pool_grad_kernel(gx_ptr, dx_ptr, gavg_ptr, gmax_ptr, arg_ptr, rows, groups, scale,
-                             VEC: tl.constexpr, ROWS: tl.constexpr, AVG: tl.constexpr,
-                             MAX: tl.constexpr, BR: tl.constexpr, BK: tl.constexpr):
+def channel_pool_grad_kernel(
+    gx_ptr,
+    dx_ptr,
+    gavg_ptr,
+    gmax_ptr,
+    arg_ptr,
+    rows,
+    groups,
+    scale,
+    VEC: tl.constexpr,
+    ROWS: tl.constexpr,
+    AVG: tl.constexpr,
+    MAX: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     cols = groups * VEC
     row_blocks = tl.cdiv(rows, BR)
     col_blocks = tl.cdiv(cols, BK)
@@ -132,10 +160,26 @@ def channel_pool_grad_kernel(gx_ptr, dx_ptr, gavg_ptr, gmax_ptr, arg_ptr, rows, 
 
 
 @triton.jit(do_not_specialize=['rows', 'groups', 'splits'])
-def spatial_pool_grad_kernel(x_ptr, gx_ptr, dx_ptr, c_ptr, gavg_ptr, gmax_ptr, arg_ptr, dc_ptr,
-                             rows, groups, splits, scale, VEC: tl.constexpr, ROWS: tl.constexpr,
-                             AVG: tl.constexpr, MAX: tl.constexpr, BR: tl.constexpr,
-                             BK: tl.constexpr):
+def spatial_pool_grad_kernel(
+    x_ptr,
+    gx_ptr,
+    dx_ptr,
+    c_ptr,
+    gavg_ptr,
+    gmax_ptr,
+    arg_ptr,
+    dc_ptr,
+    rows,
+    groups,
+    splits,
+    scale,
+    VEC: tl.constexpr,
+    ROWS: tl.constexpr,
+    AVG: tl.constexpr,
+    MAX: tl.constexpr,
+    BR: tl.constexpr,
+    BK: tl.constexpr,
+):
     """With u = x c pooled over channels: dx = gx + du c, and dc, the sum of du x over positions
     (ROWS: they are the rows), in (samples, splits, C) or (samples, column blocks, C)."""
     cols = groups * VEC
@@ -190,8 +234,17 @@ def first_maximum(tops, args):
     if splits == 1:
         return tops[:, 0], args[:, 0]
     top, arg = floats(tops, n, kept), ints(tops, n, kept)
-    launch(best_kernel, n * cdiv(kept, pow2(kept, 256)), tops, args, top, arg, kept, splits,
-           B=pow2(kept, 256))
+    launch(
+        best_kernel,
+        n * cdiv(kept, pow2(kept, 256)),
+        tops,
+        args,
+        top,
+        arg,
+        kept,
+        splits,
+        B=pow2(kept, 256),
+    )
     return top, arg
 
 
@@ -210,9 +263,25 @@ def _pool(x, factor, over_rows, maximum):
     splits = split(n * blocks, reduced, block_reduced)
     avgs = floats(x, n, splits, kept)
     tops, args = (floats(x, n, splits, kept), ints(x, n, splits, kept)) if maximum else (x, x)
-    launch(pool_kernel, n * splits * blocks, x, x if factor is None else factor, avgs, tops, args,
-           rows, cols // vec, splits, 1 / reduced, VEC=vec, ROWS=over_rows,
-           FACTOR=factor is not None, MAX=maximum, BR=block_rows, BK=block_cols)
+    launch(
+        pool_kernel,
+        n * splits * blocks,
+        x,
+        x if factor is None else factor,
+        avgs,
+        tops,
+        args,
+        rows,
+        cols // vec,
+        splits,
+        1 / reduced,
+        VEC=vec,
+        ROWS=over_rows,
+        FACTOR=factor is not None,
+        MAX=maximum,
+        BR=block_rows,
+        BK=block_cols,
+    )
     avg = total(avgs, 1)
     return (avg, *first_maximum(tops, args)) if maximum else (avg, None, None)
 
@@ -229,10 +298,24 @@ def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
     block_cols = pow2(cols, 512)
     block_rows = pow2(rows, 2048 // block_cols)
     gavg_or, gmax_or, arg_or = (gx if t is None else t for t in (gavg, gmax, argmax))
-    launch(channel_pool_grad_kernel, n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
-           gx, dx, gavg_or, gmax_or, arg_or, rows, cols // vec, 1 / (rows if over_rows else cols),
-           VEC=vec, ROWS=over_rows, AVG=gavg is not None, MAX=gmax is not None,
-           BR=block_rows, BK=block_cols)
+    launch(
+        channel_pool_grad_kernel,
+        n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
+        gx,
+        dx,
+        gavg_or,
+        gmax_or,
+        arg_or,
+        rows,
+        cols // vec,
+        1 / (rows if over_rows else cols),
+        VEC=vec,
+        ROWS=over_rows,
+        AVG=gavg is not None,
+        MAX=gmax is not None,
+        BR=block_rows,
+        BK=block_cols,
+    )
     return dx
 
 
@@ -253,8 +336,26 @@ def spatial_pool_grad(x, c, gx, gavg, gmax, argmax, *, inplace):
     splits = split(n * blocks, rows, block_rows)
     dc = floats(x, n, splits if over_rows else blocks, c.shape[1])
     gavg_or, gmax_or = (x if t is None else t for t in (gavg, gmax))
-    launch(spatial_pool_grad_kernel, n * splits * blocks, x, gx, dx, c, gavg_or, gmax_or, argmax,
-           dc, rows, cols // vec, splits, 1 / (cols if over_rows else rows), VEC=vec,
-           ROWS=over_rows, AVG=gavg is not None, MAX=gmax is not None,
-           BR=block_rows, BK=block_cols)
+    launch(
+        spatial_pool_grad_kernel,
+        n * splits * blocks,
+        x,
+        gx,
+        dx,
+        c,
+        gavg_or,
+        gmax_or,
+        argmax,
+        dc,
+        rows,
+        cols // vec,
+        splits,
+        1 / (cols if over_rows else rows),
+        VEC=vec,
+        ROWS=over_rows,
+        AVG=gavg is not None,
+        MAX=gmax is not None,
+        BR=block_rows,
+        BK=block_cols,
+    )
     return dx, total(dc, 1)

@@ -7,6 +7,7 @@ planes, called ab, ak and bk after the axes that are left:
     contiguous      C  H  W     (C, H)    (C, W)              (H, W)
     channels_last   H  W  C     (H, W)    (C, H) transposed   (C, W) transposed
 """
+
 import torch
 import triton
 import triton.language as tl
@@ -27,10 +28,27 @@ def _load_plane(ptr, n, i, j, in_i, in_j, length_i, length_j, FLIP: tl.constexpr
 
 
 @triton.jit(do_not_specialize=['samples', 'na', 'nb', 'groups', 'splits'])
-def strip_pool_kernel(x_ptr, ab_ptr, ak_ptr, bk_ptr, samples, na, nb, groups, splits,
-                      mean_k, mean_b, mean_a, VEC: tl.constexpr, LAST: tl.constexpr,
-                      AB: tl.constexpr, BK: tl.constexpr,
-                      SA: tl.constexpr, SB: tl.constexpr, SK: tl.constexpr):
+def strip_pool_kernel(
+    x_ptr,
+    ab_ptr,
+    ak_ptr,
+    bk_ptr,
+    samples,
+    na,
+    nb,
+    groups,
+    splits,
+    mean_k,
+    mean_b,
+    mean_a,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    AB: tl.constexpr,
+    BK: tl.constexpr,
+    SA: tl.constexpr,
+    SB: tl.constexpr,
+    SK: tl.constexpr,
+):
     """ab (K blocks, samples, ...), ak (B blocks, samples, ...), bk (splits, samples, ...).
     LAST: channels_last. SA, SB, SK: the block."""
     nk = groups * VEC
@@ -65,14 +83,18 @@ def strip_pool_kernel(x_ptr, ab_ptr, ak_ptr, bk_ptr, samples, na, nb, groups, sp
         x = tl.load(x_ptr + n * na * nb * nk + at, mask=mask, other=0.0).to(tl.float32)
         if AB:
             tl.store(to_ab + (a[:, None] * nb + b[None, :]), tl.sum(x, 2) * mean_k, mask=in_ab)
-        tl.store(to_ak + _plane(a[:, None], k[None, :], na, nk, LAST), tl.sum(x, 1) * mean_b,
-                 mask=in_ak)
+        tl.store(
+            to_ak + _plane(a[:, None], k[None, :], na, nk, LAST), tl.sum(x, 1) * mean_b, mask=in_ak
+        )
         if BK:
             sums += x
     if BK:
         in_bk = in_b[:, None] & in_k[None, :]
-        tl.store(to_bk + _plane(b[:, None], k[None, :], nb, nk, LAST), tl.sum(sums, 0) * mean_a,
-                 mask=in_bk)
+        tl.store(
+            to_bk + _plane(b[:, None], k[None, :], nb, nk, LAST),
+            tl.sum(sums, 0) * mean_a,
+            mask=in_bk,
+        )
 
 
 @triton.jit
@@ -85,11 +107,34 @@ def _rank1(a_ptr, b_ptr, k_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk):
 
 
 @triton.jit(do_not_specialize=['na', 'nb', 'groups'])
-def strip_pool_grad_kernel(gx_ptr, dx_ptr, ab_ptr, ak_ptr, bk_ptr, a1_ptr, b1_ptr, k1_ptr, a2_ptr,
-                           b2_ptr, k2_ptr, na, nb, groups, mean_k, mean_b, mean_a,
-                           VEC: tl.constexpr, LAST: tl.constexpr, AB: tl.constexpr,
-                           AK: tl.constexpr, BK: tl.constexpr, MAPS: tl.constexpr,
-                           SA: tl.constexpr, SB: tl.constexpr, SK: tl.constexpr):
+def strip_pool_grad_kernel(
+    gx_ptr,
+    dx_ptr,
+    ab_ptr,
+    ak_ptr,
+    bk_ptr,
+    a1_ptr,
+    b1_ptr,
+    k1_ptr,
+    a2_ptr,
+    b2_ptr,
+    k2_ptr,
+    na,
+    nb,
+    groups,
+    mean_k,
+    mean_b,
+    mean_a,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    AB: tl.constexpr,
+    AK: tl.constexpr,
+    BK: tl.constexpr,
+    MAPS: tl.constexpr,
+    SA: tl.constexpr,
+    SB: tl.constexpr,
+    SK: tl.constexpr,
+):
     """The gradient of x: what comes in, gated by MAPS rank-1 attention maps, and the planes'."""
     nk = groups * VEC
     a_blocks = tl.cdiv(na, SA)
@@ -126,8 +171,20 @@ def strip_pool_grad_kernel(gx_ptr, dx_ptr, ab_ptr, ak_ptr, bk_ptr, a1_ptr, b1_pt
 
 
 @triton.jit(do_not_specialize=['na', 'nb', 'groups'])
-def coord_gate_kernel(x_ptr, y_ptr, h_ptr, w_ptr, na, nb, groups, VEC: tl.constexpr,
-                      LAST: tl.constexpr, SA: tl.constexpr, SB: tl.constexpr, SK: tl.constexpr):
+def coord_gate_kernel(
+    x_ptr,
+    y_ptr,
+    h_ptr,
+    w_ptr,
+    na,
+    nb,
+    groups,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    SA: tl.constexpr,
+    SB: tl.constexpr,
+    SK: tl.constexpr,
+):
     nk = groups * VEC
     a_blocks = tl.cdiv(na, SA)
     b_blocks = tl.cdiv(nb, SB)
@@ -156,10 +213,26 @@ def coord_gate_kernel(x_ptr, y_ptr, h_ptr, w_ptr, na, nb, groups, VEC: tl.conste
 
 
 @triton.jit(do_not_specialize=['samples', 'na', 'nb', 'groups', 'splits'])
-def coord_gate_grad_kernel(x_ptr, dy_ptr, dx_ptr, h_ptr, w_ptr, dh_ptr, dw_ptr, samples, na, nb,
-                           groups, splits, VEC: tl.constexpr, LAST: tl.constexpr,
-                           NEED_X: tl.constexpr, SA: tl.constexpr, SB: tl.constexpr,
-                           SK: tl.constexpr):
+def coord_gate_grad_kernel(
+    x_ptr,
+    dy_ptr,
+    dx_ptr,
+    h_ptr,
+    w_ptr,
+    dh_ptr,
+    dw_ptr,
+    samples,
+    na,
+    nb,
+    groups,
+    splits,
+    VEC: tl.constexpr,
+    LAST: tl.constexpr,
+    NEED_X: tl.constexpr,
+    SA: tl.constexpr,
+    SB: tl.constexpr,
+    SK: tl.constexpr,
+):
     """dx, and the gradients of h and w in parts as strip_pool_kernel leaves its planes."""
     nk = groups * VEC
     b_blocks = tl.cdiv(nb, SB)
@@ -246,10 +319,25 @@ def strip_pool(x, *, channel):
         ch, cw = floats(x, k_blocks, n, c, height), floats(x, b_blocks, n, c, width)
         hw = floats(x, splits, n, height, width) if channel else None
         planes = (ch, cw, hw)
-    launch(strip_pool_kernel, n * splits * b_blocks * k_blocks, x,
-           *(x if plane is None else plane for plane in planes),
-           n, na, nb, nk // vec, splits, 1 / nk, 1 / nb, 1 / na,
-           VEC=vec, LAST=last, AB=channel or not last, BK=channel or last, **block)
+    launch(
+        strip_pool_kernel,
+        n * splits * b_blocks * k_blocks,
+        x,
+        *(x if plane is None else plane for plane in planes),
+        n,
+        na,
+        nb,
+        nk // vec,
+        splits,
+        1 / nk,
+        1 / nb,
+        1 / na,
+        VEC=vec,
+        LAST=last,
+        AB=channel or not last,
+        BK=channel or last,
+        **block,
+    )
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
@@ -262,11 +350,28 @@ def strip_pool_grad(gx, gch, gcw, ghw, *, inplace, maps=()):
     block = _shares(na, nb, nk)
     planes = (ghw, gch, gcw) if last else (gch, gcw, ghw)
     factors = [f for c, h, w in maps for f in ((h, w, c) if last else (c, h, w))]
-    launch(strip_pool_grad_kernel, _plane_blocks(n, na, nb, nk, block), gx, dx,
-           *(gx if plane is None else plane for plane in planes),
-           *factors, *[gx] * (6 - len(factors)), na, nb, nk // vec, 1 / nk, 1 / nb, 1 / na,
-           VEC=vec, LAST=last, AB=planes[0] is not None, AK=planes[1] is not None,
-           BK=planes[2] is not None, MAPS=len(maps), **block)
+    launch(
+        strip_pool_grad_kernel,
+        _plane_blocks(n, na, nb, nk, block),
+        gx,
+        dx,
+        *(gx if plane is None else plane for plane in planes),
+        *factors,
+        *[gx] * (6 - len(factors)),
+        na,
+        nb,
+        nk // vec,
+        1 / nk,
+        1 / nb,
+        1 / na,
+        VEC=vec,
+        LAST=last,
+        AB=planes[0] is not None,
+        AK=planes[1] is not None,
+        BK=planes[2] is not None,
+        MAPS=len(maps),
+        **block,
+    )
     return dx
 
 
@@ -275,8 +380,20 @@ def coord_gate(x, h, w):
     n, na, nb, nk = box(x)
     vec = vector(nk, x)
     block = _shares(na, nb, nk)
-    launch(coord_gate_kernel, _plane_blocks(n, na, nb, nk, block), x, y, h, w, na, nb, nk // vec,
-           VEC=vec, LAST=channels_last(x), **block)
+    launch(
+        coord_gate_kernel,
+        _plane_blocks(n, na, nb, nk, block),
+        x,
+        y,
+        h,
+        w,
+        na,
+        nb,
+        nk // vec,
+        VEC=vec,
+        LAST=channels_last(x),
+        **block,
+    )
     return y
 
 
@@ -290,7 +407,25 @@ def coord_gate_grad(x, h, w, dy, *, need_x):
     dx = torch.empty_like(x) if need_x else None
     dh = floats(x, b_blocks if last else k_blocks, *h.shape)
     dw = floats(x, splits if last else b_blocks, *w.shape)
-    launch(coord_gate_grad_kernel, n * splits * b_blocks * k_blocks, x, dy,
-           dx if need_x else x, h, w, dh, dw, n, na, nb, nk // vec, splits,
-           num_warps=8, VEC=vec, LAST=last, NEED_X=need_x, **block)
+    launch(
+        coord_gate_grad_kernel,
+        n * splits * b_blocks * k_blocks,
+        x,
+        dy,
+        dx if need_x else x,
+        h,
+        w,
+        dh,
+        dw,
+        n,
+        na,
+        nb,
+        nk // vec,
+        splits,
+        num_warps=8,
+        VEC=vec,
+        LAST=last,
+        NEED_X=need_x,
+        **block,
+    )
     return dx, total(dh, 0), total(dw, 0)
