@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# Runs all the checks: `bash tools/run_tests.sh [--no-venv] [pytest options]`.
+# Runs the checks: `bash tools/run_tests.sh [--all] [--no-venv] [--compiled-mmcv] [pytest options]`.
+# --all adds the tests that take longer, which are marked `slow`.
 set -euo pipefail
 
-venv=()
-if [ "${1:-}" = --no-venv ]; then
-    venv=(--no-venv)
-    shift
-fi
-. "$(dirname "${BASH_SOURCE[0]}")/env.sh" "${venv[@]}"
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh" "$@"
 cd "$ROOT"
+mmattn_need tests
 
+tests='not slow' options=()
+for option in "${REST[@]}"; do
+    case "$option" in
+        --all) tests='slow or not slow' ;;
+        *) options+=("$option") ;;
+    esac
+done
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 # One thread a test process: they share the cores, and so do the processes that some tests start.
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -n 2 "$@"
+exec "$PYTHON" -m pytest -n 2 -m "$tests" "${options[@]}"

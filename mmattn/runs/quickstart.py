@@ -32,6 +32,7 @@ DATA = {
 
 class Task(NamedTuple):
     config: str
+    data: str
     name: str
     model: str
     metric: str  # as the evaluator calls it
@@ -42,6 +43,7 @@ class Task(NamedTuple):
 TASKS = (
     Task(
         'resnet18-cat_digits-cifar.py',
+        'cifar',
         'classification (CIFAR-100 files)',
         'ResNet-18 + CAT',
         'accuracy/top1',
@@ -49,6 +51,7 @@ TASKS = (
     ),
     Task(
         'resnet18-drtam_digits-in1k.py',
+        'imagenet',
         'classification (ImageNet folders)',
         'ResNet-18 + DRTAM',
         'accuracy/top1',
@@ -56,6 +59,7 @@ TASKS = (
     ),
     Task(
         'faster-rcnn_r18-cat_fpn_digits-voc.py',
+        'voc',
         'detection (VOC)',
         'Faster R-CNN + CAT',
         'pascal_voc/AP50',
@@ -64,6 +68,7 @@ TASKS = (
     ),
     Task(
         'retinanet_r18-cat_fpn_digits-coco.py',
+        'coco',
         'detection (COCO)',
         'RetinaNet + CAT',
         'coco/bbox_mAP_50',
@@ -72,6 +77,7 @@ TASKS = (
     ),
     Task(
         'mask-rcnn_r18-drtam_fpn_digits-coco.py',
+        'coco',
         'instances (COCO)',
         'Mask R-CNN + DRTAM',
         'coco/segm_mAP_50',
@@ -201,23 +207,26 @@ def table(results):
     return '\n'.join(lines)
 
 
-def main():
+def main(only=None):
+    """Run all tasks, or those whose name begins with `only`, as far as they are not finished."""
     root = Path(__file__).resolve().parents[2]
     started = time.time()
-    print('[data] handwritten digits as ImageNet, CIFAR-100, COCO and VOC', flush=True)
-    for name, settings in DATA.items():
-        digits.make(DATA_ROOT, name, **settings)
-    print(f'[data] in {DATA_ROOT}, {time.time() - started:.0f} s')
+    tasks = [task for task in TASKS if task.name.startswith(only or '')]
+    for data in dict.fromkeys(task.data for task in tasks):
+        if digits.make(DATA_ROOT, data, **DATA[data]):
+            print(f'[data] handwritten digits as {data} in {DATA_ROOT}', flush=True)
     results = []
-    for number, task in enumerate(TASKS, 1):
-        print(f'[{number}/{len(TASKS)}] {task.name}: {task.model}', flush=True)
-        results.append((task, train_and_test(task, root / 'tools', root / 'configs/quickstart')))
+    for task in tasks:
+        print(f'[{TASKS.index(task) + 1}/{len(TASKS)}] {task.name}: {task.model}', flush=True)
+        result = train_and_test(task, root / 'tools', root / 'configs/quickstart')
+        results.append((task, result))
+        print(f'    {task.label} {result["trained"]:.1f} %', flush=True)
     print(f'\n{table(results)}\n\n{time.time() - started:.0f} s on {PROCESSES} processes')
 
 
 if __name__ == '__main__':
     try:
-        main()
+        main(*sys.argv[1:])
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
         sys.exit(130)

@@ -91,3 +91,24 @@ def test_failure_is_shown_and_can_be_mended(place):
 def test_scripts_get_this_interpreter(tmp_path):
     quickstart.run(['bash', '-c', 'echo "$PYTHON"'], tmp_path / 'log')
     assert (tmp_path / 'log').read_text().strip() == sys.executable
+
+
+def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
+    """The classifiers' data and trainings alone; the second start says what is finished."""
+    monkeypatch.chdir(tmp_path)
+    made, trained = [], []
+    monkeypatch.setattr(quickstart.digits, 'make', lambda root, task, **_: made.append(task))
+    result = dict(untrained=10, trained=96, parameters=5, seconds=1)
+    monkeypatch.setattr(
+        quickstart, 'train_and_test', lambda task, *_: trained.append(task.data) or result
+    )
+    quickstart.main('classification')
+    assert made == trained == ['cifar', 'imagenet']
+    out = capsys.readouterr().out
+    assert '[2/6] classification (ImageNet folders)' in out and 'top-1 96.0 %' in out
+    assert len(out.split('\n\n')[1].splitlines()) == 4  # the table
+    made.clear()
+    trained.clear()
+    quickstart.main()
+    assert made == ['cifar', 'imagenet', 'voc', 'coco', 'vocseg']
+    assert len(trained) == 6
