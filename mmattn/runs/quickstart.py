@@ -85,7 +85,12 @@ TASKS = (
         100,
     ),
     Task(
-        'fcn_r18-d8-drtam-pool_digits-voc.py', 'segmentation (VOC)', 'FCN + DRTAM', 'mIoU', 'mIoU'
+        'fcn_r18-d8-drtam-pool_digits-voc.py',
+        'vocseg',
+        'segmentation (VOC)',
+        'FCN + DRTAM',
+        'mIoU',
+        'mIoU',
     ),
 )
 

@@ -303,9 +303,8 @@ def test_nothing_in_the_environment_was_compiled():
 def test_set_up_calls_no_compiler(tmp_path):
     """What the set-up builds from source, with compilers that leave a note."""
     note = tmp_path / 'called'
-    for (
-        name
-    ) in 'cc c++ gcc g++ clang clang++ nvcc ninja make cmake ld x86_64-linux-gnu-gcc'.split():
+    compilers = 'c++ clang clang++ cmake cc g++ gcc ld make ninja nvcc x86_64-linux-gnu-gcc'
+    for name in compilers.split():
         executable(tmp_path / name, f'#!/bin/sh\necho "{name} $*" >>{note}\nexit 1\n')
     pins = [
         line
