@@ -4,6 +4,9 @@ The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengi
 the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each installed codebase.
 """
 
+from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
+
+# isort: split
 from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
 from .version import __version__
 

@@ -9,6 +9,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import find_latest_checkpoint
 from torch import distributed
 
+from .. import mmcv_ops
 from .hooks import ProgressHook
 from .seeding import SeedIterationHook, seeded
 
@@ -68,6 +69,7 @@ class Runner(MMEngineRunner):
         if kwargs.get('resume'):
             kwargs['randomness'] = self._resumed_randomness(**kwargs)
         super().__init__(**kwargs)
+        self.logger.info(mmcv_ops.in_use())
         self.progress = ProgressHook()
         self.register_hook(self.progress)
         self.register_hook(SeedIterationHook())
