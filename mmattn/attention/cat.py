@@ -3,6 +3,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import (
     check_choice,
@@ -29,7 +30,7 @@ def gaussian(size, sigma=None):
     return (taps / taps.sum()).to(torch.get_default_dtype())
 
 
-@MODELS.register_module()
+@register(MODELS)
 class CAT(Gate):
     """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
 

@@ -3,12 +3,13 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import check_flags, check_int, check_odd
 from .gate import Gate, SpatialConv, batch_norm, mlp
 
 
-@MODELS.register_module()
+@register(MODELS)
 class CBAM(Gate):
     """CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 

@@ -3,6 +3,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import check_int
 from .gate import Gate, batch_norm
@@ -21,7 +22,7 @@ class PointConv(nn.Conv1d):
         return torch.bmm(weight, x) + self.bias[:, None]
 
 
-@MODELS.register_module()
+@register(MODELS)
 class CoordAttention(Gate):
     """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
 

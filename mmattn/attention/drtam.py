@@ -2,6 +2,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import check_flags, check_int
 from .gate import Gate, batch_norm, is_plain, mlp, norm_state
@@ -42,7 +43,7 @@ class RTAM(nn.Module):
         return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
 
 
-@MODELS.register_module()
+@register(MODELS)
 class DRTAM(Gate):
     """DRTAM: Dual Rank-1 Tensor Attention Module
 

@@ -4,6 +4,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import check_number, check_odd
 from .gate import Gate
@@ -21,7 +22,7 @@ class ChannelConv(nn.Conv1d):
         return out.squeeze(1) if self.bias is None else out.squeeze(1) + self.bias
 
 
-@MODELS.register_module()
+@register(MODELS)
 class ECA(Gate):
     """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 

@@ -1,12 +1,13 @@
 from mmengine.registry import MODELS
 
 from mmattn import ops
+from mmattn.registry import register
 
 from .checks import check_flags, check_int
 from .gate import Gate, mlp
 
 
-@MODELS.register_module()
+@register(MODELS)
 class SE(Gate):
     """Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 

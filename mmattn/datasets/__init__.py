@@ -1,10 +1,5 @@
 """Data sets the codebases lack."""
 
-from importlib.util import find_spec
+from mmattn.registry import register_when_used
 
-__all__ = []
-
-if find_spec('mmpretrain'):
-    from .digits_cifar import DigitsCIFAR100  # noqa: F401
-
-    __all__ += ['DigitsCIFAR100']
+register_when_used('mmpretrain', 'DATASETS', f'{__name__}.digits_cifar')

@@ -1,8 +1,10 @@
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 
+from mmattn.registry import register
 
-@DATASETS.register_module()
+
+@register(DATASETS)
 class DigitsCIFAR100(CIFAR100):
     """CIFAR-100 files with other contents, as `make_digits.py` writes them.
 

@@ -1,10 +1,5 @@
 """Metrics of the papers that the codebases lack."""
 
-from importlib.util import find_spec
+from mmattn.registry import register_when_used
 
-__all__ = []
-
-if find_spec('mmdet') is not None:
-    from .voc_ap import VOCAPMetric
-
-    __all__ += ['VOCAPMetric']
+register_when_used('mmdet', 'METRICS', f'{__name__}.voc_ap')

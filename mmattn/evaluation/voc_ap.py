@@ -3,10 +3,12 @@ from mmdet.evaluation import VOCMetric, average_precision, bbox_overlaps
 from mmdet.registry import METRICS
 from mmengine.logging import MMLogger
 
+from mmattn.registry import register
+
 IOU_THRESHOLDS = np.arange(50, 100, 5) / 100
 
 
-@METRICS.register_module()
+@register(METRICS)
 class VOCAPMetric(VOCMetric):
     """Pascal VOC's AP averaged over IoU 0.50:0.05:0.95, as CAT's tables and Detectron2 print it.
 

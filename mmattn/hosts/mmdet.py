@@ -3,6 +3,8 @@
 from mmdet.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmdet.registry import MODELS
 
+from mmattn.registry import register
+
 from .resnet import BasicBlockSlots, BottleneckSlots, ResNetSlots
 
 
@@ -17,7 +19,7 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
     """
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginResNet(ResNetSlots, ResNet):
     """MMDetection's ResNet with slots; without plugins it is upstream's."""
 

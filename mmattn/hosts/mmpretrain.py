@@ -12,6 +12,8 @@ from mmpretrain.registry import MODELS
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmattn.registry import register
+
 from .resnet import BasicBlockSlots, BottleneckSlots, ResNetSlots
 from .slots import PluginSequence, Slots, StemSlot
 
@@ -24,7 +26,7 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
     """MMPreTrain's Bottleneck with slots."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginResNet(ResNetSlots, ResNet):
     """MMPreTrain's ResNet with slots; without plugins it is upstream's."""
 
@@ -39,7 +41,7 @@ class PluginResNet(ResNetSlots, ResNet):
         return super().get_layer_depth(param_name, prefix)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginResNet_CIFAR(PluginResNet, ResNet_CIFAR):
     """MMPreTrain's ResNet_CIFAR (a 3x3 stem of stride 1, no max pool) with slots."""
 
@@ -81,7 +83,7 @@ class SequentialSlots(StemSlot):
         return layer
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginMobileNetV2(SequentialSlots, MobileNetV2):
     """MMPreTrain's MobileNetV2 with slots; `stages` has 7 flags. Without plugins it is upstream's.
 
@@ -119,7 +121,7 @@ class PluginMobileNetV2(SequentialSlots, MobileNetV2):
         return tuple(outs)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
     """MMPreTrain's ShuffleNetV2 with slots; `stages` has 3 flags. Without plugins it is upstream's.
 
@@ -267,11 +269,11 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
             BaseModule.init_weights(self)
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginMobileNetV2_CIFAR(PluginMobileNetV2, MobileNetV2_CIFAR):
     """The CIFAR form of MobileNetV2 with the slots of PluginMobileNetV2."""
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginShuffleNetV2_CIFAR(PluginShuffleNetV2, ShuffleNetV2_CIFAR):
     """The CIFAR form of ShuffleNetV2 with the slots of PluginShuffleNetV2."""

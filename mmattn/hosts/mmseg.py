@@ -3,6 +3,8 @@
 from mmseg.models.backbones.resnet import BasicBlock, Bottleneck, ResNet, ResNetV1c
 from mmseg.registry import MODELS
 
+from mmattn.registry import register
+
 from .resnet import BasicBlockSlots, BottleneckSlots, ResNetSlots
 
 
@@ -18,14 +20,14 @@ class PluginBottleneck(BottleneckSlots, Bottleneck):
     """
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginResNet(ResNetSlots, ResNet):
     """MMSegmentation's ResNet with slots; without plugins it is upstream's."""
 
     plugin_blocks = {BasicBlock: PluginBasicBlock, Bottleneck: PluginBottleneck}
 
 
-@MODELS.register_module()
+@register(MODELS)
 class PluginResNetV1c(ResNetSlots, ResNetV1c):
     """MMSegmentation's ResNetV1c (a stem of three 3x3 convolutions) with slots."""
 

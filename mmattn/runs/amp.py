@@ -4,8 +4,10 @@ import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 
+from mmattn.registry import register
 
-@OPTIM_WRAPPERS.register_module()
+
+@register(OPTIM_WRAPPERS)
 class CPUAmpOptimWrapper(OptimWrapper):
     """Mixed precision on a CPU: the backbone is autocast to bfloat16, whose range needs no scaling.
 

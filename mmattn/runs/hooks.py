@@ -6,6 +6,8 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 
+from mmattn.registry import register
+
 
 class ProgressHook(Hook):
     """Knows whether training or testing has begun: errors before are the user's to mend."""
@@ -19,7 +21,7 @@ class ProgressHook(Hook):
         self.begun = True
 
 
-@HOOKS.register_module()
+@register(HOOKS)
 class EvaluateBeforeTraining(Hook):
     """Evaluates the untrained model, for comparison with the trained one.
 

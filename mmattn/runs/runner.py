@@ -9,7 +9,9 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import find_latest_checkpoint
 from torch import distributed
 
-from .. import mmcv_ops
+from mmattn import mmcv_ops
+from mmattn.registry import register
+
 from .hooks import ProgressHook
 from .seeding import SeedIterationHook, seeded
 
@@ -51,7 +53,7 @@ def init_cpu_processes(launcher):
     distributed.init_process_group('gloo')
 
 
-@RUNNERS.register_module(name='mmattn.Runner')
+@register(RUNNERS, name='mmattn.Runner')
 class Runner(MMEngineRunner):
     """mmengine's runner that also runs in several processes without GPUs, and resumes exactly.
 

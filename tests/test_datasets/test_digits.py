@@ -120,7 +120,7 @@ def test_imagenet(root):
 
 def test_cifar(root):
     datasets = pytest.importorskip('mmpretrain.datasets')
-    from mmattn.datasets import DigitsCIFAR100
+    from mmattn.datasets.digits_cifar import DigitsCIFAR100
 
     for split, count in (('train', NUM), ('test', NUM_VAL)):
         data = DigitsCIFAR100(data_root=str(root / 'cifar100'), split=split)

@@ -6,7 +6,7 @@ pytest.importorskip('mmdet')
 
 from mmdet.registry import METRICS  # noqa: E402
 
-from mmattn.evaluation import VOCAPMetric  # noqa: E402
+from mmattn.evaluation.voc_ap import VOCAPMetric  # noqa: E402
 
 
 def sample(objects, found, difficult=()):

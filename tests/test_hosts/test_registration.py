@@ -10,7 +10,7 @@ import torch
 from host_cases import GATES, entry, gates, image
 from mmengine.registry import MODELS, DefaultScope
 
-from mmattn import hosts
+from mmattn import registry
 
 HOSTS = {
     'mmpretrain': {
@@ -30,6 +30,7 @@ HOSTS = {
 def test_names(scope):
     pytest.importorskip(scope)
     registry = importlib.import_module(f'{scope}.registry').MODELS
+    registry.import_from_location()
     assert {name for name in registry.module_dict if name.startswith('Plugin')} == HOSTS[scope]
     assert not any(name.startswith('Plugin') for name in MODELS.module_dict)
     # A codebase's own class of that name would be found before the gate.
@@ -93,26 +94,71 @@ def test_in_a_detector_of_another_codebase():
 
 @pytest.mark.parametrize('spec', [None, types.SimpleNamespace(origin=None)], ids=['none', 'folder'])
 def test_not_installed(monkeypatch, spec):
-    monkeypatch.setattr(hosts.importlib.util, 'find_spec', lambda name: spec)
-    monkeypatch.setattr(hosts.importlib, 'import_module', lambda name: pytest.fail(name))
-    hosts._register('mmdet')
+    monkeypatch.setattr(registry.importlib.util, 'find_spec', lambda name: spec)
+    monkeypatch.setattr(registry.importlib, 'import_module', lambda name: pytest.fail(name))
+    registry.register_when_used('mmdet', 'MODELS', 'mmattn.hosts.mmdet')
 
 
 def test_broken(monkeypatch):
     def broken(name):
-        assert name == 'mmseg.models'
+        assert name == 'mmseg.registry'
         raise AssertionError('MMCV==9.9 is used but incompatible')
 
     monkeypatch.setattr(
-        hosts.importlib.util, 'find_spec', lambda name: types.SimpleNamespace(origin='there')
+        registry.importlib.util, 'find_spec', lambda name: types.SimpleNamespace(origin='there')
     )
-    monkeypatch.setattr(hosts.importlib, 'import_module', broken)
+    monkeypatch.setattr(registry.importlib, 'import_module', broken)
     with pytest.warns(UserWarning) as record:
-        hosts._register('mmseg')
+        registry.register_when_used('mmseg', 'MODELS', 'mmattn.hosts.mmseg')
     assert [str(w.message) for w in record] == [
-        'mmseg is installed but fails to import, so its hosts are missing: '
+        "mmseg is installed but fails to import, so mmattn's classes for it are missing: "
         'AssertionError: MMCV==9.9 is used but incompatible'
     ]
+
+
+LATE = """
+import sys, warnings
+warnings.simplefilter('ignore')
+import mmattn, importlib
+importlib.reload(mmattn)
+assert not {f'{name}.models' for name in ('mmpretrain', 'mmdet', 'mmseg')} & set(sys.modules)
+from mmseg.registry import MODELS
+BEFORE
+assert MODELS.get('PluginResNetV1c').__module__ == 'mmattn.hosts.mmseg'
+from mmengine.registry import MODELS
+assert MODELS.get('mmpretrain.PluginResNet').__module__ == 'mmattn.hosts.mmpretrain'
+"""
+
+
+@pytest.mark.parametrize('before', ['', 'import mmseg.models', "MODELS.get('FCNHead')"])
+def test_no_codebase_is_imported_before_it_is_used(before):
+    pytest.importorskip('mmseg')
+    pytest.importorskip('mmpretrain')
+    done = subprocess.run(
+        [sys.executable, '-c', LATE.replace('BEFORE', before)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_codebase_that_was_used_before():
+    """Whose registry looks nowhere any more."""
+    pytest.importorskip('mmseg')
+    code = """
+import warnings
+warnings.simplefilter('ignore')
+from mmattn import mmcv_ops
+from mmengine.registry import init_default_scope
+from mmseg.registry import MODELS
+import sys
+[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('mmattn.hosts')]
+MODELS.module_dict.pop('PluginResNet', None), MODELS.module_dict.pop('PluginResNetV1c', None)
+MODELS._locations[:] = ['mmseg.models']
+MODELS.get('FCNHead')
+import mmattn.hosts
+assert 'PluginResNet' in MODELS.module_dict
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 ALONE = """
@@ -124,7 +170,7 @@ PathFinder.find_spec = lambda name, *args: (
     None if name.partition('.')[0] in ('mmpretrain', 'mmseg') else find(name, *args))
 import mmattn
 from mmdet.registry import MODELS
-assert 'PluginResNet' in MODELS.module_dict
+assert 'PluginResNet' in MODELS
 assert not {'mmseg', 'mmpretrain'} & {name.partition('.')[0] for name in sys.modules}
 print('alone')
 """
