@@ -1,4 +1,5 @@
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -35,3 +36,14 @@ def seeded():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Count what was not tested, by reason: a skipped check must not read as a passed one."""
+    counts = Counter()
+    for report in terminalreporter.stats.get('skipped', ()):
+        counts[report.longrepr[2].removeprefix('Skipped: ')] += 1
+    if counts:
+        terminalreporter.section('not tested here')
+        for reason, count in counts.most_common():
+            terminalreporter.write_line(f'{count:5} {"test" if count == 1 else "tests"}: {reason}')
