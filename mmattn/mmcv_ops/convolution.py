@@ -1,5 +1,7 @@
 """Convolution at places that a network chooses: deformable and masked."""
 
+from math import prod
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -105,6 +107,7 @@ def modulated_deform_conv_forward(
 ) -> None:
     """As :func:`deform_conv_forward`, each sample multiplied by its mask (N, kH kW groups, ...)."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    offset, mask = (_as_read(tensor, output) for tensor in (offset, mask))
     bias = bias if with_bias else None
     output.copy_(_deform_conv(input, weight, offset, mask, bias, geometry))
 
@@ -136,13 +139,24 @@ def modulated_deform_conv_backward(
     with_bias: bool,
 ) -> None:
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
+    offset, mask = (_as_read(tensor, grad_output) for tensor in (offset, mask))
     grads = _deform_conv_grads(grad_output, input, weight, offset, mask, None, geometry)
     grad_input += grads[0]
     grad_weight += grads[1]
-    grad_offset.copy_(grads[2])
-    grad_mask.copy_(grads[3])
+    _as_read(grad_offset, grad_output).copy_(grads[2])
+    _as_read(grad_mask, grad_output).copy_(grads[3])
     if with_bias:
         grad_bias += grads[4]
+
+
+def _as_read(tensor: Tensor, output: Tensor) -> Tensor:
+    """Offsets or masks (N, C, ...) as mmcv's kernel reads them: as if they had the output's size.
+
+    mmdet's DyHead gives larger ones, those of the next finer level, and is trained with what the
+    kernel makes of them: the first values in memory.
+    """
+    shape = (*tensor.shape[:2], *output.shape[2:])
+    return tensor if tensor.shape == shape else tensor.flatten(1)[:, : prod(shape[1:])].view(shape)
 
 
 def _deform_conv(input, weight, offset, mask, bias, geometry) -> Tensor:

@@ -32,51 +32,53 @@ def softnms(
 
     `method` is 0 for hard, 1 for linear, 2 for Gaussian lowering. On the CPU, as mmcv's.
     """
-    boxes, scores = wide(boxes).numpy().copy(), wide(scores).numpy().copy()
-    index = np.arange(len(boxes))
-    stay, best = len(boxes), 0
+    boxes, scores = wide(boxes).T.numpy().copy(), wide(scores).numpy().copy()
+    index = np.arange(len(scores))
+    stay, best = len(scores), 0
     while best < stay:
         rest = slice(best + 1, stay)
         # Equal scores stand where mmcv's swaps put them, so that they come in its order.
         swap = [best, best + scores[best:stay].argmax()]
         for array in (boxes, scores, index):
-            array[swap] = array[swap[::-1]]
-        iou = _iou(boxes[best], boxes[rest], offset)
+            array[..., swap] = array[..., swap[::-1]]
+        iou = _iou(boxes[:, best], boxes[:, rest], offset)
         if method == 2:
             scores[rest] *= np.exp(-iou * iou / sigma)
         else:
             scores[rest] *= np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
         keep = ~(scores[rest] < min_score)
-        kept = keep.sum()
-        holes = best + 1 + np.flatnonzero(~keep[:kept])
-        fillers = best + 1 + kept + np.flatnonzero(keep[kept:])[::-1]
-        for array in (boxes, scores, index):
-            array[holes] = array[fillers]
+        kept = np.count_nonzero(keep)
+        if kept < len(keep):
+            holes = best + 1 + np.flatnonzero(~keep[:kept])
+            fillers = best + 1 + kept + np.flatnonzero(keep[kept:])[::-1]
+            for array in (boxes, scores, index):
+                array[..., holes] = array[..., fillers]
         best += 1
         stay = best + kept
-    dets[:stay, :4] = torch.from_numpy(boxes[:stay])
+    dets[:stay, :4] = torch.from_numpy(boxes[:, :stay].T)
     dets[:stay, 4] = torch.from_numpy(scores[:stay])
     return torch.from_numpy(index[:stay])
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Groups of dets (N, 5), each one that stays followed by those that it suppresses."""
-    order = dets[:, 4].argsort(descending=True, stable=True).numpy()
-    boxes = wide(dets[:, :4]).numpy()
+    order = dets[:, 4].argsort(descending=True, stable=True)
+    boxes, order = wide(dets[order, :4]).T.numpy(), order.numpy()
     groups = []
     while len(order):
-        best, rest = order[0], order[1:]
-        hit = _iou(boxes[best], boxes[rest], 0) >= np.float32(iou_threshold)
-        groups.append([int(best), *rest[hit].tolist()])
-        order = rest[~hit]
+        hit = _iou(boxes[:, 0], boxes, 0) >= np.float32(iou_threshold)
+        hit[0] = True  # be it without area
+        groups.append(order[hit].tolist())
+        boxes, order = boxes[:, ~hit], order[~hit]
     return groups
 
 
 def _iou(box: np.ndarray, boxes: np.ndarray, offset: int) -> np.ndarray:
-    """IoU of a box (4,) with boxes (N, 4)."""
-    sides = np.minimum(box[2:], boxes[:, 2:]) - np.maximum(box[:2], boxes[:, :2]) + offset
-    overlap = sides.clip(min=0).prod(1)
-    area = (box[2:] - box[:2] + offset).prod()
-    areas = (boxes[:, 2:] - boxes[:, :2] + offset).prod(1)
-    with np.errstate(invalid='ignore'):  # two boxes without area
+    """IoU of a box (4,) with boxes (4, N)."""
+    width = np.minimum(box[2], boxes[2]) - np.maximum(box[0], boxes[0]) + offset
+    height = np.minimum(box[3], boxes[3]) - np.maximum(box[1], boxes[1]) + offset
+    overlap = width.clip(min=0) * height.clip(min=0)
+    area = (box[2] - box[0] + offset) * (box[3] - box[1] + offset)
+    areas = (boxes[2] - boxes[0] + offset) * (boxes[3] - boxes[1] + offset)
+    with np.errstate(invalid='ignore', divide='ignore'):  # boxes without area
         return overlap / (area + areas - overlap)

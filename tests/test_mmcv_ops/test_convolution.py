@@ -80,6 +80,26 @@ def test_modulated_deform_conv(case, dtype, biased):
         torch.testing.assert_close(value.double(), truth, **TOLERANCE[dtype])
 
 
+def test_offsets_larger_than_the_output():
+    # mmdet's DyHead gives the offsets of a level to the next coarser one.
+    from mmcv.ops import modulated_deform_conv2d
+
+    (input, offset, mask, weight, bias), options = deformable()
+    more = [torch.cat((x.flatten(1), torch.rand(2, 3 * x[0].numel())), 1) for x in (offset, mask)]
+    more = [x.view(2, -1, 18, 16) for x in more]
+    options = options.values()
+    expected = value_and_grads(
+        lambda *x: modulated_deform_conv2d(input, *x, weight, bias, *options), offset, mask
+    )
+    found = value_and_grads(
+        lambda *x: modulated_deform_conv2d(input, *x, weight, bias, *options), *more
+    )
+    assert torch.equal(found[0], expected[0])
+    for grad, truth in zip(found[1:], expected[1:], strict=True):
+        assert torch.equal(grad.flatten(1)[:, : truth[0].numel()], truth.flatten(1))
+        assert grad.flatten(1)[:, truth[0].numel() :].eq(0).all()
+
+
 def test_gradient_of_one_input_alone():
     from mmcv.ops import deform_conv2d
 
