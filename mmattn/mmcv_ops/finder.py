@@ -102,9 +102,10 @@ class OperatorsFinder(MetaPathFinder):
         spec.has_location = True
         return spec
 
-    def _fault(self, path) -> str | None:
+    @staticmethod
+    def _fault(path) -> str | None:
         """Why the compiled module cannot be used, None where it can."""
-        others = (finder for finder in sys.meta_path if finder is not self)
+        others = (finder for finder in sys.meta_path if not isinstance(finder, OperatorsFinder))
         specs = (finder.find_spec(EXTENSION, path, None) for finder in others)
         spec = next((spec for spec in specs if spec is not None), None)
         if spec is None:
