@@ -5,6 +5,7 @@ the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each 
 """
 
 from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
+from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['CAT', 'CBAM', 'DRTAM', 'ECA', 'SE', 'CoordAttention', '__version__']
