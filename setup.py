@@ -1,10 +1,13 @@
-"""Packaging. `mim` looks for configs, tools and the model index in `<package>/.mim`: a wheel gets
-copies, an editable install symbolic links, so that edited configs are the ones mim sees."""
+"""The part of packaging that is code; the rest is in pyproject.toml.
+
+`mim` looks for configs, tools and the model index in `<package>/.mim`: a wheel gets copies, an
+editable install symbolic links, so that edited configs are the ones mim sees.
+"""
 
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import __version__, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
@@ -29,25 +32,11 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
 
 
-def version():
-    scope = {}
-    exec((ROOT / 'mmattn' / 'version.py').read_text(), scope)
-    return scope['__version__']
+# Reached with --no-build-isolation alone. An older one fails too, but does not say why.
+if int(__version__.partition('.')[0]) < 77:
+    raise SystemExit(
+        f'mmattn is built by setuptools 77 or later, this environment has {__version__}: '
+        'install without --no-build-isolation, or first: pip install -U "setuptools>=77,<81"'
+    )
 
-
-setup(
-    name='mmattn',
-    version=version(),
-    description='Attention plugins (CAT, DRTAM and those they are compared with) for OpenMMLab',
-    long_description=(ROOT / 'README.md').read_text() if (ROOT / 'README.md').exists() else '',
-    long_description_content_type='text/markdown',
-    license='Apache-2.0',
-    python_requires='>=3.10',
-    # None on purpose: torch, mmcv and the codebases come in several distributions and builds
-    # (CUDA versions, OpenMMLab or OneDL), and an install must never replace the user's.
-    install_requires=[],
-    packages=find_packages(include=['mmattn', 'mmattn.*']),
-    package_data={'mmattn.ops.native': ['*.cpp', '*.h']},
-    cmdclass={'build_py': BuildWithMim},
-    zip_safe=False,
-)
+setup(cmdclass={'build_py': BuildWithMim})

@@ -8,6 +8,7 @@ from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
 
 # isort: split
 from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
+from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention
 from .version import __version__
 
-__all__ = ['__version__']
+__all__ = ['CAT', 'CBAM', 'DRTAM', 'ECA', 'SE', 'CoordAttention', '__version__']

@@ -1,17 +1,39 @@
-"""A wheel, installed into an empty folder, brings configs, tools and kernel sources along."""
+"""A wheel, installed into an empty folder, brings configs, tools and kernel sources along.
 
+And nothing else that would replace what the user has: see `pyproject.toml`.
+"""
+
+import contextlib
+import email
+import importlib.metadata
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import mmattn
 
 ROOT = Path(__file__).parents[2]
 
-pytest.importorskip('setuptools')
+# What an extra brings, and what none may bring: that is the user's.
+EXTRAS = {
+    'mmpretrain': ('einops', 'importlib_metadata', 'mat4py', 'matplotlib', 'modelindex', 'rich'),
+    'mmdet': ('matplotlib', 'pycocotools', 'scipy', 'shapely', 'six', 'terminaltables', 'tqdm'),
+    'mmseg': ('ftfy', 'matplotlib', 'packaging', 'prettytable', 'regex', 'scipy'),
+}
+CODEBASES = ('mmengine', 'mmcv', 'mmdetection', 'mmpretrain', 'mmsegmentation')
+THEIRS = {'torch', 'torchvision', 'mmcv-lite', 'mmcv-full', 'mmdet', 'triton'}
+THEIRS |= {*CODEBASES, *(f'onedl-{name}' for name in CODEBASES)}
+
+setuptools = pytest.importorskip('setuptools')
 pytest.importorskip('wheel')
 
 
@@ -61,10 +83,95 @@ def test_the_wheel_is_whole(installed):
     assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
 
 
-def test_an_install_replaces_nothing(installed):
+def metadata(site):
+    (path,) = site.glob('mmattn-*.dist-info/METADATA')
+    return email.message_from_string(path.read_text(encoding='utf-8'))
+
+
+def test_metadata(installed):
     _, site = installed
-    (metadata,) = site.glob('mmattn-*.dist-info/METADATA')
-    assert 'Requires-Dist' not in metadata.read_text()
+    found = metadata(site)
+    assert found['Version'] == mmattn.__version__
+    assert found['License-Expression'] == 'Apache-2.0' and found['License-File'] == 'LICENSE'
+    assert found['Requires-Python'] == '>=3.10'
+    assert found['Description-Content-Type'] == 'text/markdown'
+    assert found.get_payload().startswith('# mmattn')
+    assert 'Typing :: Typed' in found.get_all('Classifier')
+    assert (site / 'mmattn' / 'py.typed').is_file()
+
+
+def test_an_install_replaces_nothing(installed):
+    """Without an extra nothing is asked for; with one, things that leave versions open."""
+    _, site = installed
+    found = metadata(site)
+    extras = set(found.get_all('Provides-Extra'))
+    assert extras == {'all', 'mmdet', 'mmpretrain', 'mmseg'}
+    asked = [Requirement(text) for text in found.get_all('Requires-Dist')]
+    for requirement in asked:
+        assert requirement.marker is not None and not requirement.marker.evaluate({'extra': ''})
+        assert any(requirement.marker.evaluate({'extra': extra}) for extra in extras)
+        # With a bound, pip would replace an installed one that is outside.
+        assert not requirement.specifier and requirement.url is None
+    (itself,) = [requirement for requirement in asked if requirement.name == 'mmattn']
+    assert itself.extras == {'mmdet', 'mmpretrain', 'mmseg'}
+    assert {r.name for r in asked} == {name for names in EXTRAS.values() for name in names} | {
+        'mmattn'
+    }
+
+
+def test_public_names():
+    assert set(mmattn.__all__) == {*mmattn.attention.__all__, '__version__'}
+    for name in mmattn.attention.__all__:
+        assert getattr(mmattn, name) is getattr(mmattn.attention, name)
+
+
+def needs(name, seen):
+    """What an installed distribution asks for, and so on; its own extras are not asked for."""
+    for text in importlib.metadata.requires(name) or ():
+        requirement = Requirement(text)
+        if requirement.marker is None or requirement.marker.evaluate({'extra': ''}):
+            needed = canonicalize_name(requirement.name)
+            if needed not in seen:
+                seen.add(needed)
+                # What is not installed is not needed here (or broken, which pip would say).
+                with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                    needs(needed, seen)
+    return seen
+
+
+@pytest.mark.parametrize('name', sorted({name for names in EXTRAS.values() for name in names}))
+def test_an_extra_asks_for_nobodys_torch(name):
+    """Whatever an extra brings, and what that brings: as the installed ones' metadata say."""
+    try:
+        found = needs(name, {canonicalize_name(name)})
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f'{name} is not installed')
+    assert not found & THEIRS
+
+
+@pytest.mark.parametrize('name, needed', [('torchvision', 'torch'), ('timm', 'torchvision')])
+def test_that_check_can_fail(name, needed):
+    pytest.importorskip(name)
+    assert needed in needs(name, set()) & THEIRS
+
+
+def test_the_source_distribution_is_whole(installed, tmp_path):
+    """A wheel made of it is the wheel made of the tree, and what contributors need is there."""
+    wheel, _ = installed
+    source = wheel.parent / 'source'
+    build = 'import setuptools.build_meta as b, sys; print(b.build_sdist(sys.argv[1]))'
+    subprocess.run(
+        [sys.executable, '-c', build, tmp_path], cwd=source, check=True, capture_output=True
+    )
+    (archive,) = tmp_path.glob('mmattn-*.tar.gz')
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter='data')
+    (unpacked,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    for name in ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'requirements/tests.txt'):
+        assert (unpacked / name).is_file(), name
+    pip('wheel', unpacked, '--no-deps', '--no-build-isolation', '-w', tmp_path)
+    (again,) = tmp_path.glob('mmattn-*.whl')
+    assert set(zipfile.ZipFile(again).namelist()) == set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_it_works_from_an_empty_folder(installed, tmp_path):
@@ -88,3 +195,11 @@ print(cfg.model.backbone.plugins[0].cfg.type)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == 'CAT'
+
+
+def test_a_setuptools_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(setuptools, '__version__', '65.5.0')
+    wanted = 'mmattn is built by setuptools 77 or later, this environment has 65.5.0: '
+    with pytest.raises(SystemExit, match=wanted):
+        runpy.run_path(str(ROOT / 'setup.py'))
+    assert "requires = ['setuptools>=77']" in (ROOT / 'pyproject.toml').read_text()
