@@ -1,0 +1,77 @@
+"""What other libraries say that a user of ours has no use for and cannot mend, each by its name.
+
+Everything else is heard. `imports` is for `import mmattn`, which imports the codebases; `install`
+for the command lines, where the whole process is ours.
+"""
+
+import builtins
+import contextlib
+import logging
+import re
+import sys
+import warnings
+from importlib.util import find_spec
+
+# Start of the message, as a regular expression; category; module that warns, likewise.
+WARNINGS = (
+    # An optional package of mmdet's, for a metric that no config of ours uses.
+    (r'faster_coco_eval is not installed', UserWarning, r'mmdet\.evaluation\.metrics\.'),
+)
+# What goes through mmengine's `print_log`: optional packages of the codebases, and arguments of
+# mmengine's own that its hooks themselves still use.
+LOGGED = re.compile(
+    r'Could not import OneDL(\. Skipping OneDL datasets\.)?$'
+    r'|"FileClient" will be deprecated in future'
+    r'|"HardDiskBackend" is the alias of "LocalBackend"'
+)
+
+
+def _is_noise(message):
+    return isinstance(message, str) and LOGGED.match(message) is not None
+
+
+def _print(*values, **options):
+    """`print` for mmengine's `print_log`, whose log without a logger it is."""
+    if not (len(values) == 1 and _is_noise(values[0])):
+        builtins.print(*values, **options)
+
+
+def _filter_warnings():
+    for message, category, module in WARNINGS:
+        warnings.filterwarnings('ignore', message, category, module)
+
+
+@contextlib.contextmanager
+def imports():
+    """Leaves out, while codebases are imported, what they say about themselves."""
+    if not find_spec('mmengine'):
+        yield
+        return
+    import mmengine.logging.logger  # noqa: F401
+
+    # Not catch_warnings, which would undo the filters that what is imported sets for itself.
+    before = list(warnings.filters)
+    _filter_warnings()
+    ours = [rule for rule in warnings.filters if rule not in before]
+    log = vars(sys.modules['mmengine.logging.logger'])
+    installed = 'print' in log
+    log['print'] = _print
+    try:
+        yield
+    finally:
+        if not installed:
+            del log['print']
+        warnings.filters[:] = [rule for rule in warnings.filters if rule not in ours]
+
+
+def install():
+    """Leaves it out for the life of this process."""
+    import mmengine.logging.logger  # noqa: F401
+    from mmengine.logging import MMLogger
+
+    def heard(self, record):
+        return not _is_noise(record.msg) and logging.Logger.filter(self, record)
+
+    vars(sys.modules['mmengine.logging.logger'])['print'] = _print
+    MMLogger.filter = heard
+    _filter_warnings()
