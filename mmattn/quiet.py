@@ -16,6 +16,14 @@ from importlib.util import find_spec
 WARNINGS = (
     # An optional package of mmdet's, for a metric that no config of ours uses.
     (r'faster_coco_eval is not installed', UserWarning, r'mmdet\.evaluation\.metrics\.'),
+    # How mmengine calls torch: the names have changed, the calls are right.
+    (r'`broadcast_buffers` is deprecated', FutureWarning, r'mmengine\.model\.wrappers\.'),
+    (r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated', FutureWarning, r'mm\w+\.'),
+    (r'You are using `torch\.load` with `weights_only=False`', FutureWarning, r'mmengine\.'),
+    # Defaults, which mmengine and mmseg announce where nobody has asked for anything else.
+    (r'Setting MKL_NUM_THREADS environment variable', UserWarning, r'mmengine\.utils\.'),
+    (r'Default ``avg_non_ignore`` is False', UserWarning, r'mmseg\.models\.losses\.'),
+    (r'The draw is False, it means that the hook', UserWarning, r'mmseg\.engine\.hooks\.'),
 )
 # What goes through mmengine's `print_log`: optional packages of the codebases, and arguments of
 # mmengine's own that its hooks themselves still use.
