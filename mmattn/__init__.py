@@ -4,11 +4,16 @@ The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengi
 the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each installed codebase.
 """
 
-from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
+import sys
 
-# isort: split
-from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
-from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention
 from .version import __version__
 
 __all__ = ['CAT', 'CBAM', 'DRTAM', 'ECA', 'SE', 'CoordAttention', '__version__']
+
+# `python -m mmattn.doctor` comes through here first, and imports the rest itself to say what fails.
+if not (sys.argv[:1] == ['-m'] and any(arg.endswith('mmattn.doctor') for arg in sys.orig_argv)):
+    from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
+
+    # isort: split
+    from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
+    from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention

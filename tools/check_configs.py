@@ -13,8 +13,8 @@ import io
 import sys
 import tempfile
 import traceback
-import warnings
 
+from mmattn import quiet
 from mmattn.papers import config_root, trial
 
 
@@ -34,11 +34,9 @@ def parse_args(argv):
 def check(path, data_root, verbose):
     """Run one config and print a line; return whether it ran."""
     said = io.StringIO()
-    quiet = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(said)
+    hushed = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(said)
     try:
-        with quiet, warnings.catch_warnings():
-            if not verbose:
-                warnings.simplefilter('ignore')
+        with hushed:
             result = trial.run(path, data_root)
     except Exception:
         print(f'FAILED {path}\n{said.getvalue()}{traceback.format_exc()}', flush=True)
@@ -50,6 +48,7 @@ def check(path, data_root, verbose):
 
 
 def main(argv=None):
+    quiet.install()
     args = parse_args(argv)
     paths = args.configs or trial.config_paths()
     if not args.configs and not args.all:

@@ -16,6 +16,11 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
+from mmattn import quiet
+
+# Here and not in a function: data workers that are not forked import the tool, and so this file.
+quiet.install()
+
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 

@@ -75,9 +75,13 @@ def compiled(monkeypatch, tmp_path):
     for module in cases.MODULES:
         module = importlib.import_module(f'mmattn.ops.triton.{module}')
         monkeypatch.setattr(module, 'launch', compile_only)
-    triton.runtime.driver.set_active(Driver())
+    # Put back by hand: reset_active() asks for the machine's own driver, and newer Tritons raise
+    # where there is none.
+    driver = triton.runtime.driver
+    before = dict(vars(driver))
+    driver.set_active(Driver())
     yield names
-    triton.runtime.driver.reset_active()
+    vars(driver).update(before)
 
 
 def launch_all(x, only=None):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_quiet import noise
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / 'configs' / 'quickstart'
@@ -228,6 +229,7 @@ def test_two_processes_train_like_one(config, run_tool, tmp_path):
         timeout=300,
     )
     assert ran.returncode == 0, ran.stderr
+    assert not noise(ran.stdout + ran.stderr)
     first, second = last_checkpoint(one), last_checkpoint(two)
     assert first['meta']['iter'] == second['meta']['iter'] == 3
     assert max(differences(first['state_dict'], second['state_dict']).values()) < 1e-5

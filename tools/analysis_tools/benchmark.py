@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from mmattn import quiet
 from mmattn.analysis import benchmark as b
 
 _SIZES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
@@ -109,6 +110,7 @@ def parse_args(argv):
 
 
 def main(argv=None):
+    quiet.install()
     args = parse_args(sys.argv[1:] if argv is None else argv)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
+    from mmattn import quiet
     from mmattn.analysis.complexity import (
         STYLES,
         Convention,
@@ -70,6 +71,7 @@ def report(args):
 
 
 def main(argv=None):
+    quiet.install()
     args = parse_args(argv)
     with redirect_stdout(sys.stderr):
         text = report(args)

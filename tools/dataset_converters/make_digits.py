@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from mmattn import quiet
 from mmattn.datasets import digits
 
 
@@ -19,6 +20,7 @@ def parse_args():
 
 
 def main():
+    quiet.install()
     args = parse_args()
     for task in digits.TASKS if 'all' in args.task else args.task:
         started = time.time()

@@ -1,0 +1,112 @@
+"""The tools say nothing that is not the user's, and let through what is."""
+
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from mmengine.logging import MMLogger, print_log
+
+from mmattn import quiet
+
+ROOT = Path(__file__).parents[2]
+NOISE = ('Warning', 'Could not import', 'faster_coco_eval', 'deprecat')
+
+
+def said_by(command, cwd, *folders):
+    """Everything that a command prints."""
+    path = os.pathsep.join(map(str, (*folders, ROOT, *os.environ.get('PYTHONPATH', '').split(':'))))
+    ran = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stdout
+    return ran.stdout
+
+
+def noise(text):
+    """The lines with one of the words, but for PyTorch's list of its compiler's options."""
+    lines = [line for line in text.splitlines() if 'Build settings: ' not in line]
+    return [line for line in lines if any(word in line for word in NOISE)]
+
+
+def test_train_and_test(workspace, tmp_path):
+    """With a data worker that is not forked, and a warning of the user's own."""
+    (tmp_path / 'mine.py').write_text(
+        'import warnings\n'
+        'from mmengine.logging import print_log\n'
+        "warnings.warn('a fault of mine', UserWarning)\n"
+        "print_log('a line of mine')\n"
+    )
+    config = tmp_path / 'config.py'
+    base = ROOT / 'configs' / 'quickstart' / 'fcn_r18-d8-drtam-pool_digits-voc.py'
+    config.write_text(
+        f"_base_ = '{base}'\n"
+        "custom_imports = dict(imports=['mmattn', 'mine'])\n"
+        'train_dataloader = dict(\n'
+        "    batch_size=3, num_workers=1, multiprocessing_context='spawn')\n"
+        'val_dataloader = test_dataloader = dict(num_workers=0)\n'
+        'train_cfg = dict(max_iters=2)\n'
+        'param_scheduler = dict(total_steps=2)\n'
+    )
+    work = ['--work-dir', tmp_path / 'work']
+    trained = said_by([ROOT / 'tools' / 'train.py', config, *work], workspace, tmp_path)
+    assert [line for line in noise(trained) if 'a fault of mine' not in line] == []
+    assert 'UserWarning: a fault of mine' in trained
+    assert 'a line of mine' in trained
+    config.write_text(config.read_text().replace(", 'mine'", ''))
+    checkpoint = tmp_path / 'work' / 'iter_2.pth'
+    assert not noise(said_by([ROOT / 'tools' / 'test.py', config, checkpoint, *work], workspace))
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ('analysis_tools/complexity.py', 'configs/drtam/resnet50-drtam-r32_4xb128_in1k.py'),
+        ('analysis_tools/benchmark.py', 'modules', '--shapes', '1x8x7x7', '--rounds', '1'),
+        ('check_configs.py', 'cat/faster-rcnn_r50-cat_fpn_4xb2-18k_voc12.py'),
+    ],
+    ids=lambda command: Path(command[0]).stem,
+)
+def test_tool(command):
+    text = said_by([ROOT / 'tools' / command[0], *command[1:]], ROOT)
+    assert text.strip()
+    assert not noise(text)
+
+
+def test_import_says_and_changes_nothing():
+    code = """
+import sys, warnings
+import mmengine.logging.logger
+logger = vars(sys.modules['mmengine.logging.logger'])
+before = warnings.filters[:]
+import mmattn
+assert 'print' not in logger
+assert [rule for rule in warnings.filters if 'mm' in str(rule)] == [
+    rule for rule in before if 'mm' in str(rule)]
+"""
+    assert said_by(['-c', code], ROOT) == ''
+
+
+def test_install_hears_the_rest(monkeypatch, capsys):
+    monkeypatch.setattr(MMLogger, 'filter', MMLogger.filter)
+    logger = sys.modules['mmengine.logging.logger']
+    monkeypatch.setitem(vars(logger), 'print', print)
+    log = MMLogger('test_quiet', log_level='INFO')
+    with warnings.catch_warnings():
+        quiet.install()
+        log.warning('"FileClient" will be deprecated in future. Please use io functions')
+        log.warning('"file_client_args" will be deprecated in future.')  # which a config may say
+        print_log('Could not import OneDL. Skipping OneDL datasets.')
+        print_log('Could not import OneDL, nor anything else')
+    said = capsys.readouterr()
+    text = said.out + said.err
+    assert 'FileClient' not in text and 'Skipping OneDL' not in text
+    assert 'file_client_args' in text and 'nor anything else' in text
