@@ -5,7 +5,7 @@ import importlib.util
 import warnings
 
 
-def _register(codebase):
+def _register(codebase: str) -> None:
     """Import the hosts of `codebase` if it is installed; warn if it is, but cannot be imported."""
     spec = importlib.util.find_spec(codebase)
     # A mere folder of that name in the working directory has a spec, but no origin.
