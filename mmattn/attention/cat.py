@@ -1,6 +1,8 @@
+from collections.abc import Sequence
+
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.registry import register
@@ -21,7 +23,7 @@ FORMULAS = ('equation', 'algorithm')
 POOLS = ('avg', 'max', 'ent')
 
 
-def gaussian(size, sigma=None):
+def gaussian(size: int, sigma: float | None = None) -> Tensor:
     """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8."""
     if sigma is None:
         sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
@@ -70,20 +72,20 @@ class CAT(Gate):
 
     def __init__(
         self,
-        in_channels,
-        reduction=16,
-        arrangement='parallel',
-        formula='equation',
-        pools=POOLS,
-        entropy_range=(0, 1),
-        gaussian_size=5,
-        gaussian_sigma=None,
-        spatial_kernel=7,
-        interior=True,
-        interior_softmax=False,
-        exterior=True,
-        impl=None,
-    ):
+        in_channels: int,
+        reduction: int = 16,
+        arrangement: str = 'parallel',
+        formula: str = 'equation',
+        pools: Sequence[str] = POOLS,
+        entropy_range: Sequence[float] = (0, 1),
+        gaussian_size: int = 5,
+        gaussian_sigma: float | None = None,
+        spatial_kernel: int = 7,
+        interior: bool = True,
+        interior_softmax: bool = False,
+        exterior: bool = True,
+        impl: str | None = None,
+    ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_choice('arrangement', arrangement, ARRANGEMENTS)
@@ -118,7 +120,7 @@ class CAT(Gate):
             'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False
         )
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         if self.arrangement == 'parallel':
             x, channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
@@ -138,19 +140,19 @@ class CAT(Gate):
                 x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
         return x
 
-    def channel_attention(self, stats):
+    def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
         stats = self._stack(*stats).to(self.mlp[0].weight.dtype)
         return self._weigh(self.mlp(stats), self.channel_factors)
 
-    def spatial_attention(self, stats):
+    def spatial_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
         stats = self._stack(None if avg is None else -avg, peak, ent).to(self.conv.weight.dtype)
         stats = self._weigh(stats, self.spatial_factors)
         return self.conv(stats.unsqueeze(1), impl=self.impl).squeeze(1).sigmoid()
 
-    def colla_factors(self):
+    def colla_factors(self) -> dict[str, float]:
         """The learned factors as they act, by the paper's names: {'C_w': 0.5, 'C_alpha': 0.0, ...}.
 
         Alpha, beta, gamma are those of average, maximum, entropy. Factors that the arguments

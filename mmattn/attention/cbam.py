@@ -1,6 +1,6 @@
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.registry import register
@@ -32,7 +32,15 @@ class CBAM(Gate):
 
     _abbr_ = 'cbam'
 
-    def __init__(self, in_channels, reduction=16, kernel_size=7, bias=True, norm=True, impl=None):
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        bias: bool = True,
+        norm: bool = True,
+        impl: str | None = None,
+    ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_odd('kernel_size', kernel_size)
@@ -41,7 +49,7 @@ class CBAM(Gate):
         self.conv = SpatialConv(2, kernel_size)
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         dtype = self.conv.weight.dtype
         x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
         c = self.mlp(torch.stack((avg, peak), 1).to(dtype)).sum(1).sigmoid()

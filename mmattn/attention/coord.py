@@ -1,6 +1,6 @@
 import torch
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.registry import register
@@ -12,10 +12,10 @@ from .gate import Gate, batch_norm
 class PointConv(nn.Conv1d):
     """A 1-D convolution of kernel 1. Small ones are quicker on CPUs as the products they are."""
 
-    def __init__(self, in_channels, out_channels):
+    def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.weight.numel() > 2**14:
             return super().forward(x)
         weight = self.weight.squeeze(2).expand(x.shape[0], -1, -1)
@@ -39,7 +39,7 @@ class CoordAttention(Gate):
 
     _abbr_ = 'coord'
 
-    def __init__(self, in_channels, reduction=32, impl=None):
+    def __init__(self, in_channels: int, reduction: int = 32, impl: str | None = None) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         hidden = max(8, in_channels // reduction)
@@ -49,7 +49,7 @@ class CoordAttention(Gate):
         self.height_conv = PointConv(hidden, in_channels)
         self.width_conv = PointConv(hidden, in_channels)
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         x, ch, cw = ops.strip_pool(x, impl=self.impl)
         strips = torch.cat((ch, cw), 2).to(self.conv.weight.dtype)
         strips = self.act(batch_norm(self.norm, self.conv(strips)))

@@ -1,5 +1,7 @@
+from collections.abc import Sequence
+
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.registry import register
@@ -8,7 +10,7 @@ from .checks import check_flags, check_int
 from .gate import Gate, batch_norm, is_plain, mlp, norm_state
 
 
-def _normalise(v, norm):
+def _normalise(v: Tensor, norm: nn.Module) -> Tensor:
     """Batch norm of a vector (N, L) as of one channel."""
     return batch_norm(norm, v.to(norm.weight.dtype).unsqueeze(1)).squeeze(1)
 
@@ -16,7 +18,7 @@ def _normalise(v, norm):
 class RTAM(nn.Module):
     """Rank-1 tensor attention (3.1): planes (N, C, H), (N, C, W), (N, H, W) -> factors c, h, w."""
 
-    def __init__(self, num_chunks, num_channel_chunks):
+    def __init__(self, num_chunks: int, num_channel_chunks: int) -> None:
         super().__init__()
         self.chunks = (num_chunks, num_channel_chunks)
         strips = sum(self.chunks) + 1
@@ -30,14 +32,20 @@ class RTAM(nn.Module):
         self.width_norm = nn.BatchNorm1d(1)
 
     @property
-    def weights(self):
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
 
     @property
-    def norms(self):
+    def norms(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         return self.channel_norm, self.height_norm, self.width_norm
 
-    def forward(self, planes, mlp, taken=None, impl=None):
+    def forward(
+        self,
+        planes: Sequence[Tensor],
+        mlp: nn.Module,
+        taken: Sequence[Tensor] | None = None,
+        impl: str | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         descriptors = ops.rank1_pool(planes, self.weights, self.chunks, taken, impl=impl)
         c, h, w = (_normalise(v, norm) for v, norm in zip(descriptors, self.norms, strict=True))
         return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
@@ -69,8 +77,14 @@ class DRTAM(Gate):
     _abbr_ = 'drtam'
 
     def __init__(
-        self, in_channels, reduction=32, num_chunks=3, num_channel_chunks=1, dual=True, impl=None
-    ):
+        self,
+        in_channels: int,
+        reduction: int = 32,
+        num_chunks: int = 3,
+        num_channel_chunks: int = 1,
+        dual: bool = True,
+        impl: str | None = None,
+    ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_int('num_chunks', num_chunks, 1)
@@ -80,7 +94,7 @@ class DRTAM(Gate):
         self.initial = RTAM(num_chunks, num_channel_chunks)
         self.complement = RTAM(num_chunks, num_channel_chunks) if dual else None
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
         norms = [module.norms for module in modules]
         if self._is_plain(modules, norms):

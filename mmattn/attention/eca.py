@@ -1,7 +1,7 @@
 import math
 
 from mmengine.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.registry import register
@@ -13,10 +13,10 @@ from .gate import Gate
 class ChannelConv(nn.Conv1d):
     """A convolution along the channels of a descriptor, (N, C) -> (N, C), by `ops.spatial_conv`."""
 
-    def __init__(self, kernel_size):
+    def __init__(self, kernel_size: int) -> None:
         super().__init__(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
-    def forward(self, avg, impl=None):
+    def forward(self, avg: Tensor, impl: str | None = None) -> Tensor:
         # A descriptor is a map one position high.
         out = ops.spatial_conv(avg[:, None, None], self.weight.unsqueeze(2), impl=impl)
         return out.squeeze(1) if self.bias is None else out.squeeze(1) + self.bias
@@ -42,7 +42,14 @@ class ECA(Gate):
 
     _abbr_ = 'eca'
 
-    def __init__(self, in_channels, kernel_size=None, gamma=2, b=1, impl=None):
+    def __init__(
+        self,
+        in_channels: int,
+        kernel_size: int | None = None,
+        gamma: float = 2,
+        b: float = 1,
+        impl: str | None = None,
+    ) -> None:
         super().__init__(in_channels, impl)
         check_number('gamma', gamma, 0)
         check_number('b', b)
@@ -51,7 +58,7 @@ class ECA(Gate):
         check_odd('kernel_size', kernel_size)
         self.conv = ChannelConv(kernel_size)
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         x, avg = ops.channel_pool(x, impl=self.impl)
         avg = avg.to(self.conv.weight.dtype)
         c = self.conv(avg, impl=self.impl).sigmoid()

@@ -3,7 +3,7 @@
 import contextlib
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmattn.ops import Norm, check_impl, spatial_conv
@@ -11,14 +11,14 @@ from mmattn.ops import Norm, check_impl, spatial_conv
 from .checks import check_int
 
 
-def mlp(channels, hidden, bias):
+def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
     """Two fully connected layers with a ReLU between."""
     return nn.Sequential(
         nn.Linear(channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, channels, bias=bias)
     )
 
 
-def batch_norm(norm, x):
+def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`, also where a training batch holds less than two values a channel.
 
     One value has no variance and PyTorch refuses it (batch 1 on a 1 x 1 map). It is normalised by
@@ -36,7 +36,7 @@ def batch_norm(norm, x):
     return norm(x)
 
 
-def is_plain(module, kind):
+def is_plain(module: nn.Module, kind: type) -> bool:
     """Whether a module is of that very class and nobody listens to it: it may be stood in for."""
     return type(module) is kind and not (
         module._forward_hooks
@@ -46,7 +46,7 @@ def is_plain(module, kind):
     )
 
 
-def norm_state(norm, values):
+def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
     """What a plain BatchNorm1d of one channel does to so many values, as an `ops.Norm`.
 
     It is asked once for each batch, which it counts; of a single value as in `batch_norm`.
@@ -63,10 +63,10 @@ def norm_state(norm, values):
 class SpatialConv(nn.Conv2d):
     """A convolution of maps (N, M, H, W) to one, (N, 1, H, W), by `ops.spatial_conv`."""
 
-    def __init__(self, maps, kernel_size):
+    def __init__(self, maps: int, kernel_size: int) -> None:
         super().__init__(maps, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
-    def forward(self, maps, impl=None):
+    def forward(self, maps: Tensor, impl: str | None = None) -> Tensor:
         out = spatial_conv(maps, self.weight, impl=impl).unsqueeze(1)
         # A fused batch norm leaves a bias.
         return out if self.bias is None else out + self.bias.view(1, 1, 1, 1)
@@ -88,13 +88,13 @@ class Gate(nn.Module):
             is not a floating-point (N, in_channels, H, W) with H, W >= 1.
     """
 
-    def __init__(self, in_channels, impl=None):
+    def __init__(self, in_channels: int, impl: str | None = None) -> None:
         super().__init__()
         check_int('in_channels', in_channels, 1)
         self.in_channels = in_channels
         self.impl = impl if impl is None else check_impl(impl)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         # While tracing, sizes are tensors: comparing them would only warn.
         if not torch.jit.is_tracing():
             self._check(x)
@@ -106,10 +106,10 @@ class Gate(nn.Module):
         ):
             return self.gate(x)
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _check(self, x):
+    def _check(self, x: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.in_channels or 0 in x.shape[2:]:
             raise ValueError(
                 f'{type(self).__name__} takes (N, {self.in_channels}, H, W) with '

@@ -1,4 +1,5 @@
 from mmengine.registry import MODELS
+from torch import Tensor
 
 from mmattn import ops
 from mmattn.registry import register
@@ -25,13 +26,15 @@ class SE(Gate):
 
     _abbr_ = 'se'
 
-    def __init__(self, in_channels, reduction=16, bias=False, impl=None):
+    def __init__(
+        self, in_channels: int, reduction: int = 16, bias: bool = False, impl: str | None = None
+    ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_flags(bias=bias)
         self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
 
-    def gate(self, x):
+    def gate(self, x: Tensor) -> Tensor:
         x, avg = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(avg.to(self.mlp[0].weight.dtype)).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -1,3 +1,5 @@
+from typing import Any
+
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 
@@ -16,5 +18,5 @@ class DigitsCIFAR100(CIFAR100):
     test_list = [['test', None]]
     meta = dict(CIFAR100.meta, md5=None)
 
-    def __init__(self, data_root, **kwargs):
+    def __init__(self, data_root: str, **kwargs: Any) -> None:
         super().__init__(data_root=data_root, **{'download': False, **kwargs})

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 from mmdet.evaluation import VOCMetric, average_precision, bbox_overlaps
 from mmdet.registry import METRICS
@@ -29,12 +31,12 @@ class VOCAPMetric(VOCMetric):
         ValueError: for another `eval_mode`.
     """
 
-    def __init__(self, eval_mode='11points', **kwargs):
+    def __init__(self, eval_mode: str = '11points', **kwargs: Any) -> None:
         if eval_mode not in ('11points', 'area'):
             raise ValueError(f"eval_mode must be '11points' or 'area', got {eval_mode!r}")
         super().__init__(eval_mode=eval_mode, **kwargs)
 
-    def compute_metrics(self, results):
+    def compute_metrics(self, results: list) -> dict[str, float]:
         aps = {}
         for label, name in enumerate(self.dataset_meta['classes']):
             ap = class_ap(results, label, self.eval_mode)
@@ -50,7 +52,7 @@ class VOCAPMetric(VOCMetric):
         return {'AP': float(mean.mean()), 'AP50': float(mean[0]), 'AP75': float(mean[5])}
 
 
-def class_ap(results, label, eval_mode):
+def class_ap(results: list, label: int, eval_mode: str) -> np.ndarray | None:
     """AP of one class at each of `IOU_THRESHOLDS`.
 
     Args:

@@ -1,6 +1,8 @@
 """Backbones with plugin slots for MMPreTrain."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import ConvModule
 from mmengine.model import BaseModule
@@ -9,7 +11,7 @@ from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
 from mmpretrain.models.backbones.shufflenet_v2 import InvertedResidual, ShuffleNetV2
 from mmpretrain.registry import MODELS
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.registry import register
@@ -32,7 +34,7 @@ class PluginResNet(ResNetSlots, ResNet):
 
     plugin_blocks = {BasicBlock: PluginBasicBlock, Bottleneck: PluginBottleneck}
 
-    def get_layer_depth(self, param_name, prefix=''):
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """As upstream, for layer-wise learning rates; a plugin after a stage counts as its end."""
         stage, found, name = param_name.partition('.after_stage.')
         if found:
@@ -45,7 +47,7 @@ class PluginResNet(ResNetSlots, ResNet):
 class PluginResNet_CIFAR(PluginResNet, ResNet_CIFAR):
     """MMPreTrain's ResNet_CIFAR (a 3x3 stem of stride 1, no max pool) with slots."""
 
-    def _make_stem_layer(self, in_channels, stem_channels):
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
         self.maxpool = nn.Identity()
 
@@ -67,7 +69,9 @@ class SequentialSlots(StemSlot):
     positions = ()
     num_stages = 0
 
-    def __init__(self, *args, plugins=None, **kwargs):
+    def __init__(
+        self, *args: Any, plugins: Sequence[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
         positions = (*self.positions, 'after_stage', 'after_stem')
         self._slots = Slots(plugins, type(self).__name__, positions, self.num_stages)
         super().__init__(*args, **kwargs)
@@ -76,7 +80,7 @@ class SequentialSlots(StemSlot):
         )
         self._slots.check_placed()
 
-    def _plug_stage(self, layer, stage, channels):
+    def _plug_stage(self, layer: nn.Sequential, stage: int, channels: int) -> nn.Sequential:
         plugins = self._slots.at('after_stage', stage)
         if plugins:
             layer.add_module('after_stage', PluginSequence(plugins, channels, self.with_cp))
@@ -95,7 +99,9 @@ class PluginMobileNetV2(SequentialSlots, MobileNetV2):
     positions = ('after_expand', 'after_depthwise', 'after_project')
     num_stages = 7
 
-    def make_layer(self, out_channels, num_blocks, stride, expand_ratio):
+    def make_layer(
+        self, out_channels: int, num_blocks: int, stride: int, expand_ratio: int
+    ) -> nn.Sequential:
         stage = len(self.layers)
         layer = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
         for block in layer:
@@ -110,7 +116,7 @@ class PluginMobileNetV2(SequentialSlots, MobileNetV2):
             block.conv = conv
         return self._plug_stage(layer, stage, out_channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Upstream's forward with one slot more: (N, 3, H, W) -> tuple of (N, C, H', W')."""
         x = self.after_stem(self.conv1(x))
         outs = []
@@ -132,7 +138,7 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
     positions = ('after_right_branch',)
     num_stages = 3
 
-    def _make_layer(self, out_channels, num_blocks):
+    def _make_layer(self, out_channels: int, num_blocks: int) -> nn.Sequential:
         stage = len(self.layers)
         layer = super()._make_layer(out_channels, num_blocks)
         for block in layer:
@@ -141,7 +147,7 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
                 plugin.add_to(block.branch2, channels)
         return self._plug_stage(layer, stage, out_channels)
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         """As upstream, but plugins keep the initial values that their own constructors gave them.
 
         Upstream draws a convolution with std = 1 / (its input channels), which is 1 for a plugin's
@@ -159,7 +165,7 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
         for module, value in zip(plugins, values, strict=True):
             module.load_state_dict(value)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> None:
         super().train(mode)
         if mode and self.norm_eval:
             # Upstream stops at BatchNorm2d; a plugin may normalise vectors.
@@ -167,7 +173,7 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
                 if isinstance(module, _BatchNorm):
                     module.eval()
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Upstream's forward with one slot more: (N, 3, H, W) -> tuple of (N, C, H', W')."""
         x = self.maxpool(self.after_stem(self.conv1(x)))
         outs = []
@@ -181,7 +187,7 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
 class BiasedConv2d(nn.Conv2d):
     """A convolution with a bias, also where MMCV would leave it out because a norm follows."""
 
-    def __init__(self, *args, bias=True, **kwargs):
+    def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, bias=True, **kwargs)
 
 
@@ -209,16 +215,18 @@ class MobileNetV2_CIFAR(MobileNetV2):
         [6, 320, 1, 1],
     ]
 
-    def __init__(self, init_cfg=None, **kwargs):
+    def __init__(self, init_cfg: Any = None, **kwargs: Any) -> None:
         super().__init__(conv_cfg=dict(type=BiasedConv2d), init_cfg=init_cfg, **kwargs)
         self.conv1 = self._conv(3, self.conv1.out_channels, 1, padding=1)
 
-    def _conv(self, *args, **kwargs):
+    def _conv(self, *args: Any, **kwargs: Any) -> nn.Module:
         return ConvModule(
             *args, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, act_cfg=self.act_cfg, **kwargs
         )
 
-    def make_layer(self, out_channels, num_blocks, stride, expand_ratio):
+    def make_layer(
+        self, out_channels: int, num_blocks: int, stride: int, expand_ratio: int
+    ) -> nn.Sequential:
         layer = super().make_layer(out_channels, num_blocks, stride, expand_ratio)
         if expand_ratio == 1:
             for block in layer:
@@ -226,7 +234,7 @@ class MobileNetV2_CIFAR(MobileNetV2):
                 block.conv = nn.Sequential(self._conv(channels, channels, 1), *block.conv)
         return layer
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         # Not without init_cfg: the ConvModules among the children have values of their own to draw.
         if self.init_cfg:
             super().init_weights()
@@ -244,16 +252,16 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         kwargs: As upstream's, except `conv_cfg`.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(conv_cfg=dict(type=BiasedConv2d), **kwargs)
         self.conv1 = self._conv(3, self.conv1.out_channels, 3, padding=1, act_cfg=None)
         self.maxpool = nn.Identity()
 
-    def _conv(self, *args, **kwargs):
+    def _conv(self, *args: Any, **kwargs: Any) -> nn.Module:
         kwargs.setdefault('act_cfg', self.act_cfg)
         return ConvModule(*args, conv_cfg=self.conv_cfg, norm_cfg=self.norm_cfg, **kwargs)
 
-    def _make_layer(self, out_channels, num_blocks):
+    def _make_layer(self, out_channels: int, num_blocks: int) -> nn.Sequential:
         width = self.in_channels
         layer = super()._make_layer(out_channels, num_blocks)
         layer[0].branch2 = nn.Sequential(
@@ -263,7 +271,7 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         )
         return layer
 
-    def init_weights(self):
+    def init_weights(self) -> None:
         # Not upstream's, and not without init_cfg: the ConvModules would draw values of their own.
         if self.init_cfg:
             BaseModule.init_weights(self)

@@ -1,12 +1,15 @@
 """Plugin slots for ResNets, the same in each codebase: mixins that stand before its own classes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch.utils.checkpoint as cp
-from torch import nn
+from torch import Tensor, nn
 
-from .slots import PluginSequence, Slots, StemSlot
+from .slots import Plugin, PluginSequence, Slots, StemSlot
 
 
-def _channels(block, position):
+def _channels(block: nn.Module, position: str) -> int:
     """Channels at a position such as 'after_conv3': the outputs of that convolution."""
     return getattr(block, position.removeprefix('after_')).out_channels
 
@@ -23,7 +26,7 @@ class PluginBlock:
 
     positions = ()
 
-    def __init__(self, *args, plugins=(), **kwargs):
+    def __init__(self, *args: Any, plugins: Sequence[Plugin] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Stochastic depth, where the codebase has it.
         if not hasattr(self, 'drop_path'):
@@ -33,21 +36,21 @@ class PluginBlock:
             name = plugin.add_to(self, _channels(self, plugin.position))
             self.plugin_names[plugin.position].append(name)
 
-    def _plug(self, position, x):
+    def _plug(self, position: str, x: Tensor) -> Tensor:
         for name in self.plugin_names[position]:
             x = getattr(self, name)(x)
         return x
 
-    def _residual(self, x):
+    def _residual(self, x: Tensor) -> Tensor:
         """The branch beside the identity."""
         raise NotImplementedError
 
-    def _sum(self, x):
+    def _sum(self, x: Tensor) -> Tensor:
         out = self.drop_path(self._residual(x))
         # Not in place, as upstream: a plugin may need its output to compute its gradient.
         return out + (x if self.downsample is None else self.downsample(x))
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:
             out = cp.checkpoint(self._sum, x, use_reentrant=False)
         else:
@@ -60,7 +63,7 @@ class BasicBlockSlots(PluginBlock):
 
     positions = ('after_conv1', 'after_conv2')
 
-    def _residual(self, x):
+    def _residual(self, x: Tensor) -> Tensor:
         out = self._plug('after_conv1', self.relu(self.norm1(self.conv1(x))))
         return self._plug('after_conv2', self.norm2(self.conv2(out)))
 
@@ -70,7 +73,7 @@ class BottleneckSlots(PluginBlock):
 
     positions = ('after_conv1', 'after_conv2', 'after_conv3')
 
-    def _residual(self, x):
+    def _residual(self, x: Tensor) -> Tensor:
         out = self._plug('after_conv1', self.relu(self.norm1(self.conv1(x))))
         out = self._plug('after_conv2', self.relu(self.norm2(self.conv2(out))))
         return self._plug('after_conv3', self.norm3(self.conv3(out)))
@@ -90,20 +93,22 @@ class ResNetSlots(StemSlot):
     # Upstream's block class -> the same with slots.
     plugin_blocks = {}
 
-    def __init__(self, *args, plugins=None, **kwargs):
+    def __init__(
+        self, *args: Any, plugins: Sequence[dict[str, Any]] | None = None, **kwargs: Any
+    ) -> None:
         # For `_make_stem_layer`, which upstream's constructor calls when it has checked the depth.
         self._plugins = plugins
         super().__init__(*args, **kwargs)
         self._slots.check_placed()
 
-    def _make_stem_layer(self, in_channels, stem_channels):
+    def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
         positions = (*self.plugin_blocks[self.block].positions, 'after_stage', 'after_stem')
         host = f'{type(self).__name__}-{self.depth}'
         self._slots = Slots(self._plugins, host, positions, self.num_stages)
         self.after_stem = PluginSequence(self._slots.at('after_stem'), stem_channels, self.with_cp)
 
-    def make_res_layer(self, block, **kwargs):
+    def make_res_layer(self, block: type[nn.Module], **kwargs: Any) -> nn.Sequential:
         stage = len(self.res_layers)
         plugged = self.plugin_blocks[block]
         plugins = [p for position in plugged.positions for p in self._slots.at(position, stage)]
@@ -120,7 +125,7 @@ class ResNetSlots(StemSlot):
             layer.add_module('after_stage', PluginSequence(plugins, channels, self.with_cp))
         return layer
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Upstream's forward with one slot more: (N, 3, H, W) -> tuple of (N, C, H', W')."""
         x = self.stem(x) if self.deep_stem else self.relu(self.norm1(self.conv1(x)))
         x = self.maxpool(self.after_stem(x))

@@ -13,25 +13,27 @@ Plugins of one position run in the order of the list.
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks.plugin import infer_abbr
 from mmengine.model import Sequential
 from mmengine.registry import MODELS
+from torch import Tensor, nn
 
 
-def _listed(allowed):
+def _listed(allowed: Iterable[str]) -> str:
     return f'allowed: {", ".join(allowed)}'
 
 
-def _choices(wrong, allowed):
+def _choices(wrong: Any, allowed: Sequence[str]) -> str:
     """'allowed: a, b, c', after a guess at what `wrong` was meant to be."""
     close = difflib.get_close_matches(str(wrong), allowed, n=1)
     return (f'did you mean {close[0]!r}? ' if close else '') + _listed(allowed)
 
 
-def _known_types():
+def _known_types() -> list[str]:
     """The registered classes that name themselves as plugins do and need no other channel count."""
     found = []
     for name, cls in MODELS.module_dict.items():
@@ -42,7 +44,7 @@ def _known_types():
     return sorted(found)
 
 
-def _find_type(type_):
+def _find_type(type_: Any) -> type | None:
     """The class registered as `type_` in the current scope or the root; None if there is none."""
     if inspect.isclass(type_):
         return type_
@@ -72,7 +74,9 @@ class Plugin:
 
     keys = ('cfg', 'position', 'stages')
 
-    def __init__(self, entry, host, positions, num_stages):
+    def __init__(
+        self, entry: dict[str, Any], host: str, positions: Sequence[str], num_stages: int
+    ) -> None:
         if not isinstance(entry, dict):
             raise ValueError(f'plugin {entry!r}: must be a dict with keys; {_listed(self.keys)}')
         cfg = entry.get('cfg')
@@ -91,7 +95,7 @@ class Plugin:
         self._read_stages(entry.get('stages'), host, num_stages)
         self.placed = False
 
-    def _read_cfg(self, cfg):
+    def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
         type_ = self.args.pop('type')
         self.cls = _find_type(type_)
@@ -121,7 +125,7 @@ class Plugin:
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
 
-    def _read_position(self, position, host, positions):
+    def _read_position(self, position: Any, host: str, positions: Sequence[str]) -> None:
         if position is None:
             raise ValueError(f'{self.name}: has no position; {_listed(positions)}')
         if position not in positions:
@@ -131,7 +135,7 @@ class Plugin:
         self.position = position
         self.name += f' at {position}'
 
-    def _read_stages(self, stages, host, num_stages):
+    def _read_stages(self, stages: Any, host: str, num_stages: int) -> None:
         allowed = f'allowed: None or {num_stages} of True and False'
         if self.position == 'after_stem':
             if stages is not None:
@@ -150,7 +154,7 @@ class Plugin:
             )
         self.stages = stages
 
-    def add_to(self, module, in_channels):
+    def add_to(self, module: nn.Module, in_channels: int) -> str:
         """Build the plugin for `in_channels` channels as a child of `module`; return its name.
 
         The name is the plugin's abbreviation and postfix, as in MMDetection: 'cat', 'cat1'. Another
@@ -191,7 +195,13 @@ class Slots:
         ValueError: if `plugins` is no list, or for an entry as in `Plugin`.
     """
 
-    def __init__(self, plugins, host, positions, num_stages):
+    def __init__(
+        self,
+        plugins: Sequence[dict[str, Any]] | None,
+        host: str,
+        positions: Sequence[str],
+        num_stages: int,
+    ) -> None:
         if plugins is None:
             plugins = ()
         if not isinstance(plugins, (list, tuple)):
@@ -200,13 +210,13 @@ class Slots:
             )
         self.plugins = [Plugin(entry, host, positions, num_stages) for entry in plugins]
 
-    def at(self, position, stage=None):
+    def at(self, position: str, stage: int | None = None) -> list[Plugin]:
         """The plugins of a position, in list order; stages count from 0, None is the stem's."""
         return [
             p for p in self.plugins if p.position == position and (stage is None or p.stages[stage])
         ]
 
-    def check_placed(self):
+    def check_placed(self) -> None:
         """Raise ValueError if a plugin found no place: a gate is never lost without a word."""
         for plugin in self.plugins:
             if not plugin.placed:
@@ -225,7 +235,7 @@ class PluginSequence(Sequential):
         with_cp (bool): Whether to save activation memory by a second forward, as the blocks do.
     """
 
-    def __init__(self, plugins, in_channels, with_cp=False):
+    def __init__(self, plugins: Sequence[Plugin], in_channels: int, with_cp: bool = False) -> None:
         super().__init__()
         self.with_cp = with_cp
         # MMPreTrain's ResNet reads a stage's width from its last child, which this may be.
@@ -233,7 +243,7 @@ class PluginSequence(Sequential):
         for plugin in plugins:
             plugin.add_to(self, in_channels)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(super().forward, x, use_reentrant=False)
         return super().forward(x)
@@ -242,7 +252,7 @@ class PluginSequence(Sequential):
 class StemSlot:
     """The slot after a backbone's stem, its child `after_stem`, frozen with the stem."""
 
-    def _freeze_stages(self):
+    def _freeze_stages(self) -> None:
         super()._freeze_stages()
         if self.frozen_stages >= 0:
             self.after_stem.eval().requires_grad_(False)

@@ -12,7 +12,10 @@ a factor of another shape is a ValueError.
 Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'reference'.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
+from torch import Tensor
 
 from . import functions, reference
 from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, use_impl
@@ -73,27 +76,32 @@ def _factors(x, axes, *factors):
     return [factor.to(stats_dtype(x)) for factor in factors]
 
 
-def channel_pool(x, maximum=False, impl=None):
+def channel_pool(x: Tensor, maximum: bool = False, impl: str | None = None) -> tuple[Tensor, ...]:
     """Average, and maximum if asked, of each channel: `x, avg (N, C)[, max (N, C)]`."""
     return _run('channel_pool', x, impl, maximum=maximum)
 
 
-def channel_gate(x, c, impl=None):
+def channel_gate(x: Tensor, c: Tensor, impl: str | None = None) -> Tensor:
     """`x * c`, one factor a channel."""
     return _run('channel_gate', x, impl, *_factors(x, 'nc', c))
 
 
-def strip_pool(x, channel=False, impl=None):
+def strip_pool(x: Tensor, channel: bool = False, impl: str | None = None) -> tuple[Tensor, ...]:
     """Averages along one axis: `x, ch (N, C, H), cw (N, C, W)[, hw (N, H, W)]` over W, H and C."""
     return _run('strip_pool', x, impl, channel)
 
 
-def coord_gate(x, h, w, impl=None):
+def coord_gate(x: Tensor, h: Tensor, w: Tensor, impl: str | None = None) -> Tensor:
     """`x * h * w` with `h` (N, C, H) and `w` (N, C, W)."""
     return _run('coord_gate', x, impl, *_factors(x, 'nch ncw', h, w))
 
 
-def rank1_gate(x, first, second=None, impl=None):
+def rank1_gate(
+    x: Tensor,
+    first: Sequence[Tensor],
+    second: Sequence[Tensor] | None = None,
+    impl: str | None = None,
+) -> Tensor:
     """`x * A`, A = c o h o w from `first` = (c (N, C), h (N, H), w (N, W)).
 
     With a `second` triple, `x * (A + (1 - A) * A2)` (DRTAM, eq. 1 and 2).
@@ -103,7 +111,7 @@ def rank1_gate(x, first, second=None, impl=None):
     return _run('rank1_gate', x, impl, first, second)
 
 
-def min_max(v, low, high, impl=None):
+def min_max(v: Tensor, low: float, high: float, impl: str | None = None) -> Tensor:
     """Each sample of entropies v (N, ...) stretched to [low, high] (CAT, eq. 4).
 
     A constant sample becomes `low`. Differences that rounding alone can make count as none: eq. 4
@@ -125,7 +133,13 @@ def _check_weights(weights, chunks):
             )
 
 
-def rank1_pool(planes, weights, chunks, taken=None, impl=None):
+def rank1_pool(
+    planes: Iterable[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None = None,
+    impl: str | None = None,
+) -> tuple[Tensor, ...]:
     """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10, 12-14).
 
     Gives c (N, C), h (N, H), w (N, W) of `planes`, which are ch (N, C, H), cw (N, C, W) and hw
@@ -151,7 +165,13 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
 
 
-def rank1_attention(x, modules, mlp, chunks, impl=None):
+def rank1_attention(
+    x: Tensor,
+    modules: Sequence[tuple[Sequence[Tensor], Sequence[Norm]]],
+    mlp: Sequence[Tensor],
+    chunks: Sequence[int],
+    impl: str | None = None,
+) -> Tensor:
     """All of DRTAM: `x * A` of one attention module, `x * (A + (1 - A) * A2)` of two.
 
     `modules` holds for each the `weights` of its `rank1_pool`, and a `Norm` of each descriptor: c,
@@ -184,7 +204,7 @@ def rank1_attention(x, modules, mlp, chunks, impl=None):
     return rank1_gate(x, *factors, impl=impl)
 
 
-def spatial_conv(maps, weight, impl=None):
+def spatial_conv(maps: Tensor, weight: Tensor, impl: str | None = None) -> Tensor:
     """The zero-padded convolution of maps (N, M, H, W) by a weight (1, M, kh, kw): (N, H, W).
 
     kh and kw are odd. Maps and weight are of one dtype, which the result has.
@@ -203,27 +223,36 @@ def spatial_conv(maps, weight, impl=None):
     return _run('spatial_conv', maps, _impl_in(maps, impl), weight)
 
 
-def spatial_pool(x, c, impl=None):
+def spatial_pool(x: Tensor, c: Tensor, impl: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Average and maximum over the channels of `x * c`: `x, avg (N, H, W), max (N, H, W)`."""
     return _run('spatial_pool', x, impl, *_factors(x, 'nc', c))
 
 
-def spatial_gate(x, s, impl=None):
+def spatial_gate(x: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
     """`x * s`, one factor a position."""
     return _run('spatial_gate', x, impl, *_factors(x, 'nhw', s))
 
 
-def product_gate(x, c, s, impl=None):
+def product_gate(x: Tensor, c: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
     """`x * c * s`."""
     return _run('product_gate', x, impl, *_factors(x, 'nc nhw', c, s))
 
 
-def sum_gate(x, c, s, impl=None):
+def sum_gate(x: Tensor, c: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
     """`x * (c + s)`."""
     return _run('sum_gate', x, impl, *_factors(x, 'nc nhw', c, s))
 
 
-def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=True, impl=None):
+def entropy_pool(
+    x: Tensor,
+    taps: Tensor,
+    channel: bool = True,
+    spatial: bool = True,
+    avg: bool = True,
+    max: bool = True,
+    ent: bool = True,
+    impl: str | None = None,
+) -> tuple[Tensor, tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """CAT's pooling of both axes in one op: `x, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)`.
 
     The channel statistics are (N, C), the spatial ones (N, H, W); what is not asked for is None.

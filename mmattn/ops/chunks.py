@@ -6,7 +6,7 @@ import torch
 
 
 @functools.cache
-def windows(length, chunks):
+def windows(length: int, chunks: int) -> tuple[tuple[int, int], ...]:
     """The chunks of an axis of this length, as a tuple of (begin, end).
 
     They are those of `torch.chunk` (7 into 3 is 3 + 3 + 1) wherever it makes as many as asked. Else
@@ -24,7 +24,15 @@ def windows(length, chunks):
 
 
 @functools.cache
-def windows_tensor(height, width, channels, chunks, channel_chunks, dtype, device):
+def windows_tensor(
+    height: int,
+    width: int,
+    channels: int,
+    chunks: int,
+    channel_chunks: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> torch.Tensor:
     """The windows of the three axes of a map, one (begin, end) a row: a constant for kernels."""
     rows = (*windows(height, chunks), *windows(width, chunks), *windows(channels, channel_chunks))
     return torch.tensor(rows, dtype=dtype, device=device)

@@ -9,6 +9,8 @@ import contextlib
 import functools
 import importlib
 import os
+from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch.autograd import forward_ad
@@ -17,7 +19,7 @@ IMPLS = ('fast', 'reference')
 _BACKENDS = dict(cpu='mmattn.ops.native', cuda='mmattn.ops.triton')
 
 
-def check_impl(impl, name='impl'):
+def check_impl(impl: str, name: str = 'impl') -> str:
     """Return `impl`; raise ValueError unless it is one of `IMPLS`."""
     if impl not in IMPLS:
         raise ValueError(f'{name} must be one of {IMPLS}, got {impl!r}')
@@ -27,12 +29,12 @@ def check_impl(impl, name='impl'):
 _default = check_impl(os.environ.get('MMATTN_IMPL') or 'fast', 'environment variable MMATTN_IMPL')
 
 
-def get_impl():
+def get_impl() -> str:
     """The implementation used by ops and gates that name none: 'fast' or 'reference'."""
     return _default
 
 
-def set_impl(impl):
+def set_impl(impl: str) -> None:
     """Set the implementation used by ops and gates that name none.
 
     Raises:
@@ -43,7 +45,7 @@ def set_impl(impl):
 
 
 @contextlib.contextmanager
-def use_impl(impl):
+def use_impl(impl: str) -> Iterator[None]:
     """`set_impl` for the length of a `with` block."""
     before = get_impl()
     set_impl(impl)
@@ -53,13 +55,13 @@ def use_impl(impl):
         set_impl(before)
 
 
-def stats_dtype(x):
+def stats_dtype(x: torch.Tensor) -> torch.dtype:
     """The dtype of descriptors and factors of `x`: float64 for float64, else float32."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
 @functools.cache
-def backend(device_type):
+def backend(device_type: str) -> ModuleType | None:
     """The kernel backend module of a device type, or None where there is none."""
     try:
         return importlib.import_module(_BACKENDS[device_type])
@@ -67,7 +69,7 @@ def backend(device_type):
         return None
 
 
-def kernels_for(x, impl=None):
+def kernels_for(x: torch.Tensor, impl: str | None = None) -> ModuleType | None:
     """The kernel backend that an op on `x` runs on, or None for the equations.
 
     Kernels need a real tensor in front of them. What is being compiled, traced (ONNX export traces

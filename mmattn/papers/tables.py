@@ -1,6 +1,8 @@
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -29,17 +31,17 @@ class Entry:
     group: str
     method: str
     config: str
-    values: dict
-    settings: dict = field(default_factory=dict)
-    contradicts: dict = field(default_factory=dict)
+    values: dict[str, float]
+    settings: dict[str, Any] = field(default_factory=dict)
+    contradicts: dict[str, str] = field(default_factory=dict)
     placement: str | None = None
 
     @property
-    def name(self):
+    def name(self) -> str:
         return f'{self.method} ({self.placement})' if self.placement else self.method
 
 
-def config_root():
+def config_root() -> Path:
     """The folder `configs/`: the checkout's, or the copy that a wheel carries in `mmattn/.mim`.
 
     Raises:
@@ -53,7 +55,7 @@ def config_root():
 
 
 @lru_cache
-def load(paper):
+def load(paper: str) -> dict[int, dict[str, Any]]:
     """The tables of `configs/<paper>/paper_tables.yml`, by their number.
 
     Raises:
@@ -79,7 +81,7 @@ def load(paper):
     return tables
 
 
-def entries(paper=None, table=None):
+def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
     """The printed models of a paper (all papers if None), of one of its tables if given.
 
     Returns:
@@ -114,12 +116,14 @@ def entries(paper=None, table=None):
     return found
 
 
-def _placements(row, item):
+def _placements(row: dict[str, Any], item: Any) -> Iterable[tuple[str | None, Any]]:
     """`item` of a row as (placement, item) pairs; a row with one model has the placement None."""
     return item.items() if isinstance(row['config'], dict) else [(None, item)]
 
 
-def _check_keys(path, item, required, optional=frozenset()):
+def _check_keys(
+    path: Path, item: dict[str, Any], required: Set[str], optional: Set[str] = frozenset()
+) -> None:
     if not required <= set(item) <= required | optional:
         raise ValueError(
             f'{path}: expected the keys {sorted(required)} (and perhaps '

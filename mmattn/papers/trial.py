@@ -4,8 +4,10 @@ import json
 import math
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -25,31 +27,33 @@ SIZES = ('scale', 'scales', 'crop_size', 'size')
 class Trial:
     """The loss of each step, the metrics of the validation, the time taken."""
 
-    losses: list
-    metrics: dict
+    losses: list[float]
+    metrics: dict[str, float]
     seconds: float
 
 
 class Recorder(Hook):
     """Keeps the loss of each step and the metrics of the last validation."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.losses = []
         self.metrics = {}
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         self.losses.append(outputs['loss'].item())
 
-    def after_val_epoch(self, runner, metrics=None):
+    def after_val_epoch(self, runner: Runner, metrics: Any = None) -> None:
         self.metrics = {name: float(value) for name, value in metrics.items()}
 
 
-def config_paths():
+def config_paths() -> list[str]:
     """The distinct configs of all tables, relative to `config_root()`, in the papers' order."""
     return list(dict.fromkeys(entry.config for entry in entries()))
 
 
-def one_for_each_pipeline(paths):
+def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
     """Of configs that share model type, data, pipelines and evaluator, one: with a gate of the
     papers' own, else with any gate, else the bare one."""
     found = {}
@@ -66,7 +70,7 @@ def one_for_each_pipeline(paths):
     return [path for _, path in found.values()]
 
 
-def overlay(cfg, data_root):
+def overlay(cfg: Config, data_root: str | Path) -> Config:
     """The config for a trial: digits for data, small images and batches, no download, two steps.
 
     What is made smaller: images (sizes by 8), batches (2), a detector's proposals and detections.
@@ -141,13 +145,13 @@ def _shrink(item, inside=False):
     return max(SMALLEST, item // SHRINK) if inside and isinstance(item, int) else item
 
 
-def prepare(data_root):
+def prepare(data_root: str | Path) -> None:
     """Make the digits in all formats below `data_root`: eight images to train, two to validate."""
     for task in digits.TASKS:
         digits.make(data_root, task, num=8, num_val=2)
 
 
-def run(path, data_root):
+def run(path: str, data_root: str | Path) -> Trial:
     """Train a config of the papers for two steps on the digits and validate it.
 
     Args:

@@ -33,8 +33,7 @@ CODEBASES = ('mmengine', 'mmcv', 'mmdetection', 'mmpretrain', 'mmsegmentation')
 THEIRS = {'torch', 'torchvision', 'mmcv-lite', 'mmcv-full', 'mmdet', 'triton'}
 THEIRS |= {*CODEBASES, *(f'onedl-{name}' for name in CODEBASES)}
 
-setuptools = pytest.importorskip('setuptools')
-pytest.importorskip('wheel')
+setuptools = pytest.importorskip('setuptools', minversion='77')
 
 
 def pip(*args):
