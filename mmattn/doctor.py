@@ -229,7 +229,7 @@ def own_package(page):
         page.bad.add('mmattn')
         page.broke(
             'mmattn is not importable here',
-            'pip install --no-build-isolation -e . in the checkout, or PYTHONPATH',
+            'pip install -e . in the checkout, or PYTHONPATH',
         )
         return
     root = Path(find_spec('mmattn').origin).parent
