@@ -10,7 +10,9 @@ import logging
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from importlib.util import find_spec
+from typing import Any
 
 # Start of the message, as a regular expression; category; module that warns, likewise.
 WARNINGS = (
@@ -34,23 +36,23 @@ LOGGED = re.compile(
 )
 
 
-def _is_noise(message):
+def _is_noise(message: object) -> bool:
     return isinstance(message, str) and LOGGED.match(message) is not None
 
 
-def _print(*values, **options):
+def _print(*values: object, **options: Any) -> None:
     """`print` for mmengine's `print_log`, whose log without a logger it is."""
     if not (len(values) == 1 and _is_noise(values[0])):
         builtins.print(*values, **options)
 
 
-def _filter_warnings():
+def _filter_warnings() -> None:
     for message, category, module in WARNINGS:
         warnings.filterwarnings('ignore', message, category, module)
 
 
 @contextlib.contextmanager
-def imports():
+def imports() -> Iterator[None]:
     """Leaves out, while codebases are imported, what they say about themselves."""
     if not find_spec('mmengine'):
         yield
@@ -72,12 +74,12 @@ def imports():
         warnings.filters[:] = [rule for rule in warnings.filters if rule not in ours]
 
 
-def install():
+def install() -> None:
     """Leaves it out for the life of this process."""
     import mmengine.logging.logger  # noqa: F401
     from mmengine.logging import MMLogger
 
-    def heard(self, record):
+    def heard(self: MMLogger, record: logging.LogRecord):
         return not _is_noise(record.msg) and logging.Logger.filter(self, record)
 
     vars(sys.modules['mmengine.logging.logger'])['print'] = _print
