@@ -299,7 +299,7 @@ def test_operators_missing(page, monkeypatch):
 
 def test_kernels_that_differ(page, monkeypatch):
     coord_gate = reference.coord_gate
-    monkeypatch.setattr(reference, 'coord_gate', lambda *args: coord_gate(*args) * 1.001)
+    monkeypatch.setattr(reference, 'coord_gate', lambda *args: coord_gate(*args) * 1.01)
     monkeypatch.setattr(
         selftest, 'tests', lambda codebases: [('gates cpu', lambda: selftest.gates('cpu'))]
     )

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from mmattn import attention
 
-# Of values about 1. float32 in another order of summation stays far below; the convolutions among
-# the equations may round to TF32 on a GPU.
-TOLERANCE = dict(cpu=1e-4, cuda=5e-3)
+# What rounding may do. float32 in another order of summation stays below 1e-4; the convolutions
+# among the equations may round to TF32 on a GPU. A wrong kernel is off by a multiple.
+TOLERANCE = dict(cpu=1e-3, cuda=1e-2)
 # Two boxes with 81 of 119 in common, and one apart: the second goes.
 BOXES = ((0.0, 0.0, 10.0, 10.0), (1.0, 1.0, 11.0, 11.0), (20.0, 20.0, 30.0, 30.0))
 SCORES = (0.9, 0.8, 0.7)
@@ -47,7 +47,8 @@ def gate_difference(name: str, device: str) -> float:
     Each tensor counts relative to its own largest value, or to 1 where that is less.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 16, 7, 9, generator=generator).to(device)
+    # Odd sizes, and so many elements that no op leaves them to PyTorch.
+    x = torch.randn(2, 16, 61, 69, generator=generator).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         gate = getattr(attention, name)(16).to(device)
