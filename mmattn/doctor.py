@@ -21,6 +21,7 @@ import warnings
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 # Module: the distributions that hold it, the one to install first.
 LIBRARIES = dict(
@@ -97,17 +98,17 @@ class Page:
     """The report: a line for each thing, then what is broken."""
 
     def __init__(self):
-        self.lines = []
-        self.broken = {}  # what -> mend
-        self.bad = set()  # modules that do not import
+        self.lines: list[str] = []
+        self.broken: dict[str, str] = {}  # what -> mend
+        self.bad: set[str] = set()  # modules that do not import
 
-    def say(self, name, text):
+    def say(self, name: str, text: str) -> None:
         self.lines.append(f'{name:<12} {text}')
 
-    def broke(self, what, mend):
+    def broke(self, what: str, mend: str) -> None:
         self.broken[what] = mend
 
-    def __str__(self):
+    def __str__(self) -> str:
         lines = ['mmattn doctor', *self.lines, '']
         if not self.broken:
             return '\n'.join([*lines, 'nothing is broken'])
@@ -117,13 +118,13 @@ class Page:
         return '\n'.join(lines)
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     """An exception in one line, not too long."""
     text = ' '.join(str(error).split())
     return f'{type(error).__name__}: {text[:300]}'
 
 
-def command(*args):
+def command(*args: str) -> str | None:
     """What a program prints, or None where it is not there, fails or hangs."""
     try:
         done = subprocess.run(args, capture_output=True, text=True, timeout=20)
@@ -132,7 +133,7 @@ def command(*args):
     return done.stdout if done.returncode == 0 else None
 
 
-def installed(module):
+def installed(module: str) -> bool:
     """Whether a module is there to be imported; a mere folder of that name has no origin."""
     try:
         spec = find_spec(module)
@@ -141,7 +142,7 @@ def installed(module):
     return spec is not None and spec.origin is not None
 
 
-def distributions(module):
+def distributions(module: str) -> list[tuple[str, str]]:
     """(name, version) of the distributions that are installed for a module."""
     found = []
     for name in LIBRARIES[module]:
@@ -150,12 +151,12 @@ def distributions(module):
     return found
 
 
-def numbers(version):
+def numbers(version: str) -> tuple[int, ...]:
     """'2.14.1+cpu' -> (2, 14, 1)."""
     return tuple(int(n) for n in re.findall(r'\d+', version.split('+')[0])[:3])
 
 
-def mend_of(error, module):
+def mend_of(error: BaseException, module: str) -> str:
     """How to mend a failed import."""
     text = str(error)
     dist = LIBRARIES.get(module, (module,))[0]
@@ -170,7 +171,7 @@ def mend_of(error, module):
     return f'pip install --force-reinstall --no-deps {dist}'
 
 
-def try_import(page, module, *parts):
+def try_import(page: Page, module: str, *parts: str) -> bool:
     """Import a module and some of its parts; whether that went well."""
     missing = [need for need in NEEDS.get(module, ()) if need in page.bad]
     if missing:
@@ -187,7 +188,7 @@ def try_import(page, module, *parts):
     return True
 
 
-def system(page):
+def system(page: Page) -> None:
     page.say('python', f'{platform.python_version()} ({sys.executable})')
     page.say('system', f'{platform.platform()}, {os.cpu_count()} cores')
     free = shutil.disk_usage('.').free / 1e9
@@ -198,7 +199,7 @@ def system(page):
     page.say('environment', ', '.join(f'{name}={os.environ[name]}' for name in names) or 'none set')
 
 
-def library(page, module, *parts):
+def library(page: Page, module: str, *parts: str) -> None:
     """One line for a library: version, distribution, and whether it imports."""
     if not installed(module):
         page.say(module, 'not installed')
@@ -219,7 +220,7 @@ def library(page, module, *parts):
         )
 
 
-def own_package(page):
+def own_package(page: Page) -> None:
     """mmattn itself, imported before the codebases as its users do."""
     if not hasattr(sys.modules.get('mmattn'), 'attention'):  # only what `python -m` has imported
         for name in [name for name in sys.modules if name.split('.')[0] == 'mmattn']:
@@ -244,7 +245,7 @@ def own_package(page):
     page.lines.insert(0, page.lines.pop())  # what the page is about comes first
 
 
-def libraries(page):
+def libraries(page: Page) -> None:
     for module in ('numpy', 'cv2', 'torch', 'torchvision', 'triton', 'mmengine'):
         library(page, module)
     if not installed('torch'):
@@ -260,7 +261,7 @@ def libraries(page):
         library(page, module, f'{module}.models', f'{module}.datasets', f'{module}.evaluation')
 
 
-def torchvision_fits(page):
+def torchvision_fits(page: Page) -> None:
     """Whether torchvision's own metadata allow the torch that is installed."""
     torch, vision = distributions('torch'), distributions('torchvision')
     if not torch or not vision:
@@ -278,7 +279,7 @@ def torchvision_fits(page):
         )
 
 
-def gpu(page):
+def gpu(page: Page) -> None:
     """The GPU, its driver, and whether torch gets at it."""
     table = command('nvidia-smi')
     names = command('nvidia-smi', '--query-gpu=name,driver_version', '--format=csv,noheader')
@@ -326,7 +327,7 @@ def gpu(page):
         )
 
 
-def torch_build(page):
+def torch_build(page: Page) -> None:
     if 'torch' in page.bad:
         return
     import torch
@@ -335,7 +336,7 @@ def torch_build(page):
     page.say('CUDA', f'torch is built for {cuda or "the CPU alone"}')
 
 
-def compiler(page):
+def compiler(page: Page) -> None:
     """As `mmattn.ops.native.build` looks for it."""
     names = [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++']
     found = next((path for name in names if (path := shutil.which(name))), None)
@@ -346,7 +347,7 @@ def compiler(page):
     page.say('compiler', f'{found}: {version}')
 
 
-def operators(page):
+def operators(page: Page) -> None:
     """Which operators `mmcv.ops` runs on."""
     if not installed('mmcv') or 'mmcv' in page.bad:
         page.say('operators', 'no mmcv')
@@ -367,7 +368,7 @@ def operators(page):
         )
 
 
-def _whose(file):
+def _whose(file: str) -> str:
     try:
         from mmattn.mmcv_ops import in_use
     except ImportError:
@@ -375,7 +376,7 @@ def _whose(file):
     return str(in_use())
 
 
-def kernels(page):
+def kernels(page: Page) -> None:
     """Which devices run kernels, and why not the others."""
     if 'mmattn' in page.bad:
         page.say('kernels', 'not tried, as mmattn does not import')
@@ -415,7 +416,7 @@ def kernels(page):
         page.say('GPU kernels', f'the equations, slower: {_no_triton(torch)}')
 
 
-def _no_triton(torch):
+def _no_triton(torch: ModuleType) -> str:
     if torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
         return 'they need a CUDA GPU of compute capability 8.0 or more'
     if os.environ.get('TRITON_INTERPRET') == '1':
@@ -427,7 +428,7 @@ def _no_triton(torch):
     return 'Triton does not run here'
 
 
-def data(page):
+def data(page: Page) -> None:
     """The data sets, where the configs look for them."""
     found, gone = [], []
     for folder, parts in DATA.items():
@@ -439,14 +440,15 @@ def data(page):
     page.say('data', f'{", ".join(found) or "none"}; not here: {", ".join(gone) or "none"}')
 
 
-def self_test(page):
+def self_test(page: Page) -> None:
     """Runs what is there on tiny inputs with known answers."""
     if 'mmattn' in page.bad:
         page.say('self-test', 'not run, as mmattn does not import')
         return
     from mmattn.analysis import selftest
 
-    for name, test in selftest.tests():
+    codebases = [name for name in CODEBASES if installed(name) and name not in page.bad]
+    for name, test in selftest.tests(codebases):
         try:
             page.say(name, test())
         except Exception as error:
@@ -461,7 +463,7 @@ def self_test(page):
 PROBES = (system, libraries, torch_build, gpu, compiler, operators, kernels, data, self_test)
 
 
-def examine():
+def examine() -> Page:
     """Everything above on one page; what fails is on it too.
 
     Returns:
@@ -487,7 +489,7 @@ def examine():
     return page
 
 
-def main():
+def main() -> None:
     page = examine()
     print(page)
     sys.stdout.flush()

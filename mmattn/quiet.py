@@ -9,6 +9,7 @@ import logging
 import re
 import sys
 import warnings
+from typing import Any
 
 # Start of the message, as a regular expression; category; module that warns, likewise.
 WARNINGS = (
@@ -32,22 +33,22 @@ LOGGED = re.compile(
 )
 
 
-def _is_noise(message):
+def _is_noise(message: object) -> bool:
     return isinstance(message, str) and LOGGED.match(message) is not None
 
 
-def _print(*values, **options):
+def _print(*values: object, **options: Any) -> None:
     """`print` for mmengine's `print_log`, whose log without a logger it is."""
     if not (len(values) == 1 and _is_noise(values[0])):
         builtins.print(*values, **options)
 
 
-def install():
+def install() -> None:
     """Leaves these out for the life of this process."""
     import mmengine.logging.logger  # noqa: F401
     from mmengine.logging import MMLogger
 
-    def heard(self, record):
+    def heard(self: logging.Filterer, record: logging.LogRecord) -> bool:
         return not _is_noise(record.msg) and logging.Logger.filter(self, record)
 
     vars(sys.modules['mmengine.logging.logger'])['print'] = _print

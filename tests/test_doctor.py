@@ -299,8 +299,10 @@ def test_operators_missing(page, monkeypatch):
 
 def test_kernels_that_differ(page, monkeypatch):
     coord_gate = reference.coord_gate
-    monkeypatch.setattr(reference, 'coord_gate', lambda *args: coord_gate(*args) * 1.001)
-    monkeypatch.setattr(selftest, 'tests', lambda: [('gates cpu', lambda: selftest.gates('cpu'))])
+    monkeypatch.setattr(reference, 'coord_gate', lambda *args: coord_gate(*args) * 1.01)
+    monkeypatch.setattr(
+        selftest, 'tests', lambda codebases: [('gates cpu', lambda: selftest.gates('cpu'))]
+    )
     if build.library() is None:
         pytest.skip('no kernels to compare')
     doctor.self_test(page)
@@ -319,7 +321,7 @@ def test_nms_fails(page, monkeypatch, faulty):
         return torch.arange(len(boxes))
 
     monkeypatch.setattr(ops, 'nms', nms)
-    monkeypatch.setattr(selftest, 'tests', lambda: [('NMS', selftest.all_nms)])
+    monkeypatch.setattr(selftest, 'tests', lambda codebases: [('NMS', selftest.all_nms)])
     doctor.self_test(page)
     what, mend = only_broken(page)
     assert what.startswith('NMS: SelfTestError: torchvision on cpu') and mend
@@ -340,7 +342,7 @@ def test_checkpoints_that_do_not_load(page, monkeypatch):
             serialization.add_safe_globals(safe)
 
     monkeypatch.setattr(torch, 'load', load_weights)
-    monkeypatch.setattr(selftest, 'tests', lambda: [('checkpoint', selftest.checkpoint)])
+    monkeypatch.setattr(selftest, 'tests', lambda codebases: [('checkpoint', selftest.checkpoint)])
     doctor.self_test(page)
     what, mend = only_broken(page)
     assert 'mmengine does not load its own checkpoints' in what and 'onedl-mmengine' in mend
@@ -350,7 +352,9 @@ def test_a_host_without_gates(page, monkeypatch):
     registry = importlib.import_module('mmpretrain.registry').MODELS
     plain = registry.build(dict(type='ResNet', depth=18))
     monkeypatch.setattr(registry, 'build', lambda cfg: plain)
-    monkeypatch.setattr(selftest, 'tests', lambda: [('hosts', lambda: selftest.host('mmpretrain'))])
+    monkeypatch.setattr(
+        selftest, 'tests', lambda codebases: [('hosts', lambda: selftest.host('mmpretrain'))]
+    )
     doctor.self_test(page)
     assert "0 gates in mmpretrain's ResNet-18" in only_broken(page)[0]
 

@@ -1,15 +1,5 @@
 _base_ = './faster-rcnn_r50_fpn_4xb2-18k_voc12.py'
 
-plugins = [
-    dict(
-        cfg=dict(
-            type='CAT',
-            reduction=16,
-            arrangement='channel-spatial',
-            pools=('avg', 'max'),
-            interior=False,
-        ),
-        position='after_conv3',
-    ),
-]
-model = dict(backbone=dict(plugins=plugins))
+pools = dict(pools=('avg', 'max'), interior=False)
+gate = dict(type='CAT', reduction=16, arrangement='channel-spatial', **pools)
+model = dict(backbone=dict(plugins=[dict(cfg=gate, position='after_conv3')]))

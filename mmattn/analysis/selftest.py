@@ -7,14 +7,17 @@ import functools
 import importlib
 import importlib.util
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from mmattn import attention
 
-# Absolute, of values about 1; float32 with another order of summation stays far below.
-TOLERANCE = 1e-4
+# What rounding may do. float32 in another order of summation stays below 1e-4; the convolutions
+# among the equations may round to TF32 on a GPU. A wrong kernel is off by a multiple.
+TOLERANCE = dict(cpu=1e-3, cuda=1e-2)
 # Two boxes with 81 of 119 in common, and one apart: the second goes.
 BOXES = ((0.0, 0.0, 10.0, 10.0), (1.0, 1.0, 11.0, 11.0), (20.0, 20.0, 30.0, 30.0))
 SCORES = (0.9, 0.8, 0.7)
@@ -24,12 +27,12 @@ KEPT = [0, 2]
 class SelfTestError(RuntimeError):
     """A wrong answer, and what mends it."""
 
-    def __init__(self, text, mend='report this page, please'):
+    def __init__(self, text: str, mend: str = 'report this page, please'):
         super().__init__(text)
         self.mend = mend
 
 
-def _step(gate, x):
+def _step(gate: nn.Module, x: Tensor) -> list[Tensor]:
     """Output and gradients of a training step."""
     x = x.clone().requires_grad_()
     gate.zero_grad()
@@ -38,13 +41,14 @@ def _step(gate, x):
     return [y.detach(), x.grad, *(p.grad for p in gate.parameters() if p.grad is not None)]
 
 
-def gate_difference(name, device):
+def gate_difference(name: str, device: str) -> float:
     """The largest difference of a gate's kernels from its equations, output and gradients.
 
     Each tensor counts relative to its own largest value, or to 1 where that is less.
     """
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 16, 7, 9, generator=generator).to(device)
+    # Odd sizes, and so many elements that no op leaves them to PyTorch.
+    x = torch.randn(2, 16, 61, 69, generator=generator).to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         gate = getattr(attention, name)(16).to(device)
@@ -63,10 +67,10 @@ def gate_difference(name, device):
     return largest
 
 
-def gates(device):
+def gates(device: str) -> str:
     """All gates, kernels against equations."""
     differences = {name: gate_difference(name, device) for name in attention.__all__}
-    bad = [name for name, value in differences.items() if not value <= TOLERANCE]
+    bad = [name for name, value in differences.items() if not value <= TOLERANCE[device]]
     text = ', '.join(f'{name} {value:.0e}' for name, value in differences.items())
     if bad:
         raise SelfTestError(
@@ -76,7 +80,7 @@ def gates(device):
     return f'kernels - equations: {text}'
 
 
-def nms(module, function, device):
+def nms(module: str, function: Callable, device: str) -> None:
     """NMS of three boxes, worked by hand."""
     boxes, scores = torch.tensor(BOXES, device=device), torch.tensor(SCORES, device=device)
     try:
@@ -92,7 +96,7 @@ def nms(module, function, device):
         raise SelfTestError(f'{module} on {device} keeps {kept.tolist()} of {KEPT}')
 
 
-def all_nms():
+def all_nms() -> str:
     """torchvision's and mmcv's, on every device there is."""
     found = []
     if importlib.util.find_spec('torchvision'):
@@ -112,7 +116,7 @@ def all_nms():
     return f'right ({", ".join(name for name, _ in found)})' if found else 'nobody has one'
 
 
-def host(codebase):
+def host(codebase: str) -> None:
     """A ResNet-18 of a codebase with CAT in it: forward and backward."""
     registry = importlib.import_module(f'{codebase}.registry').MODELS
     plugins = [dict(cfg=dict(type='CAT', reduction=4), position='after_conv2')]
@@ -124,15 +128,14 @@ def host(codebase):
     sum(y.mean() for y in model(torch.randn(2, 3, 32, 32))).backward()
 
 
-def hosts():
-    """The hosts of every codebase that is there."""
-    there = [name for name in ('mmpretrain', 'mmdet', 'mmseg') if importlib.util.find_spec(name)]
-    for codebase in there:
+def hosts(codebases: Sequence[str]) -> str:
+    """The hosts of some codebases."""
+    for codebase in codebases:
         host(codebase)
-    return f'ResNet-18 + CAT trains ({", ".join(there)})' if there else 'no codebase'
+    return f'ResNet-18 + CAT trains ({", ".join(codebases)})' if codebases else 'no codebase'
 
 
-def checkpoint():
+def checkpoint() -> str:
     """Whether mmengine loads what it saves: it keeps more than tensors in a checkpoint."""
     from mmengine.logging import HistoryBuffer
     from mmengine.runner.checkpoint import _load_checkpoint
@@ -151,12 +154,16 @@ def checkpoint():
     return 'loaded as saved'
 
 
-def devices():
+def devices() -> tuple[str, ...]:
     """'cpu', and 'cuda' where torch sees a GPU."""
     return ('cpu', 'cuda') if torch.cuda.is_available() else ('cpu',)
 
 
-def tests():
-    """(name, function) of each test."""
-    found = [(f'gates {device}', functools.partial(gates, device)) for device in devices()]
-    return [*found, ('NMS', all_nms), ('hosts', hosts), ('checkpoint', checkpoint)]
+def tests(codebases: Sequence[str]) -> list[tuple[str, Callable[[], str]]]:
+    """(name, function) of each test, with the hosts of these codebases."""
+    return [
+        *((f'gates {device}', functools.partial(gates, device)) for device in devices()),
+        ('NMS', all_nms),
+        ('hosts', functools.partial(hosts, codebases)),
+        ('checkpoint', checkpoint),
+    ]
