@@ -4,7 +4,7 @@ import pytest
 import torch
 from operator_cases import boxes, regions
 
-pytestmark = pytest.mark.usefixtures('stand_in')
+from mmattn.mmcv_ops import operators
 
 
 class Detector(torch.nn.Module):
@@ -33,7 +33,8 @@ def inputs():
 
 @pytest.mark.parametrize('dynamo', [False, True])
 @pytest.mark.filterwarnings('ignore')
-def test_onnx(dynamo, tmp_path):
+def test_onnx(dynamo, tmp_path, run_on):
+    run_on(operators)
     onnx = pytest.importorskip('onnx')
     onnxruntime = pytest.importorskip('onnxruntime')
     model, file = Detector().eval(), str(tmp_path / 'model.onnx')
