@@ -27,7 +27,12 @@ def run_on(monkeypatch):
     return run_on
 
 
-@pytest.fixture
-def stand_in(run_on):
-    """mmcv.ops runs on the operators of torch and torchvision."""
+@pytest.fixture(params=['cpu', 'cuda'])
+def stand_in(request, run_on):
+    """mmcv.ops runs on the operators of torch and torchvision, once on each device."""
+    if request.param == 'cuda' and not torch.cuda.is_available():
+        pytest.skip('needs a GPU')
     run_on(operators)
+    torch.set_default_device(request.param)
+    yield
+    torch.set_default_device(None)

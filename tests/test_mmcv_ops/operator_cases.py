@@ -47,5 +47,5 @@ def value_and_grads(function, *inputs):
     inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     value = function(*inputs)
     generator = torch.Generator().manual_seed(1)
-    grad = torch.rand(value.shape, generator=generator, dtype=torch.float64).to(value)
-    return [value.detach(), *torch.autograd.grad(value, inputs, grad)]
+    grad = torch.rand(value.shape, generator=generator, dtype=torch.float64, device='cpu')
+    return [value.detach(), *torch.autograd.grad(value, inputs, grad.to(value))]

@@ -128,6 +128,15 @@ def test_in_use(monkeypatch):
     assert mmcv_ops.in_use().name == 'none'
 
 
+def test_log_of_a_run(tmp_path):
+    pytest.importorskip('mmcv.ops')
+    from mmattn.runs.runner import Runner
+
+    Runner(model=torch.nn.Linear(1, 1), work_dir=str(tmp_path), experiment_name='operators')
+    log = next(tmp_path.rglob('*.log')).read_text()
+    assert log.count(str(mmcv_ops.in_use())) == 1
+
+
 def test_module(extension):
     assert extension.nms is operators.nms and extension.__file__ == operators.__file__
     assert repr(extension) == f"<module 'mmcv._ext' from {operators.__file__!r}>"

@@ -50,7 +50,7 @@ def test_nms_options():
     _, keep = nms(candidates, scores, 0.5, score_threshold=0.3, max_num=5)
     high = (scores > 0.3).nonzero()[:, 0]
     assert keep.tolist() == high[kept(candidates[high], scores[high], 0.5, 0)][:5].tolist()
-    dets, inds = nms(candidates.numpy(), scores.numpy(), 0.5)
+    dets, inds = nms(candidates.cpu().numpy(), scores.cpu().numpy(), 0.5)
     assert isinstance(dets, np.ndarray) and inds.tolist() == kept(candidates, scores, 0.5, 0)
     classes = torch.arange(50) % 3
     _, keep = batched_nms(candidates, scores, classes, dict(type='nms', iou_threshold=0.5))
