@@ -1,7 +1,7 @@
 """Who supplies `mmcv._ext`: the compiled module where it loads, else torchvision's operators."""
 
 import ctypes
-import importlib
+import importlib.util
 import os
 import sys
 from importlib import metadata
@@ -28,11 +28,12 @@ class InUse(NamedTuple):
 
 
 def install() -> None:
-    """Puts the finder in front of Python's own, once; imports nothing.
+    """Puts the finder in front of Python's own, once; imports nothing unless there is a choice.
 
     Raises:
         ValueError: MMATTN_MMCV_OPS is neither 'torchvision' nor 'compiled'.
-        ImportError: MMATTN_MMCV_OPS=torchvision comes too late: the compiled ones are imported.
+        ImportError: MMATTN_MMCV_OPS=torchvision comes too late, as the compiled ones are imported,
+            or MMATTN_MMCV_OPS=compiled and there are none that load.
     """
     choice = chosen()
     if not any(isinstance(finder, OperatorsFinder) for finder in sys.meta_path):
@@ -43,6 +44,8 @@ def install() -> None:
             f'{VARIABLE}=torchvision, but the compiled operators of mmcv are imported already: '
             'import mmattn before mmcv.ops, mmdet and mmseg.'
         )
+    if choice == 'compiled' and importlib.util.find_spec('mmcv'):
+        importlib.util.find_spec(EXTENSION)  # said here, not in the middle of mmdet's import
 
 
 def in_use() -> InUse:

@@ -11,30 +11,41 @@ def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
     """Logits (N, C) and classes (N,), C being none of them -> output (N, C)."""
-    logit, _, factor = _right(input, target, weight, alpha)
-    output.copy_(-F.logsigmoid(logit) * torch.sigmoid(-logit) ** gamma * factor)
+    logit, factor, _ = _right(input, target, weight, alpha)
+    loss = F.logsigmoid(logit)
+    loss *= logit.neg_().sigmoid_().pow_(gamma)
+    loss *= factor
+    output.copy_(loss.neg_())
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    logit, sign, factor = _right(input, target, weight, alpha)
-    right, wrong = torch.sigmoid(logit), torch.sigmoid(-logit)
-    slope = gamma * right * F.logsigmoid(logit) - wrong
-    grad_input.copy_(slope * wrong**gamma * sign * factor)
+    logit, factor, hit = _right(input, target, weight, alpha)
+    slope = F.logsigmoid(logit)
+    slope *= torch.sigmoid(logit)
+    slope *= gamma
+    wrong = logit.neg_().sigmoid_()
+    slope -= wrong
+    slope *= wrong.pow_(gamma)
+    slope *= factor
+    grad_input.copy_(torch.where(hit, slope, -slope))
 
 
 def _right(
     input: Tensor, target: Tensor, weight: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The logit of being right, its sign in `input`, and the factor of the loss."""
+    """The logits of being right, the factors of the loss, and where the class is the target's.
+
+    The first two are new tensors, for the caller to write over: one more costs as much memory as
+    the logits of all anchors.
+    """
     input = wide(input)
-    hit = (target[:, None] == torch.arange(input.size(1), device=target.device)).to(input.dtype)
-    sign = 2 * hit - 1
-    factor = alpha * hit + (1 - alpha) * (1 - hit)
+    hit = target[:, None] == torch.arange(input.size(1), device=target.device)
+    factor = torch.full_like(input, 1 - alpha).masked_fill_(hit, alpha)
     if weight.numel():
         factor *= _class_weight(weight, target)[:, None]
-    return input * sign, sign, factor
+    return torch.where(hit, input, -input), factor, hit
 
 
 def softmax_focal_loss_forward(

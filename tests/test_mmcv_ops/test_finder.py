@@ -101,6 +101,17 @@ def test_compiled_wanted_where_it_is_not(monkeypatch, broken, tmp_path):
         FINDER.find_spec('mmcv._ext', [str(tmp_path / 'nothing')])
 
 
+def test_compiled_wanted_is_said_at_once(monkeypatch):
+    pytest.importorskip('mmcv')
+    if not _without_compiled():
+        pytest.skip('mmcv has compiled operators')
+    monkeypatch.setenv(finder.VARIABLE, 'compiled')
+    monkeypatch.delitem(sys.modules, 'mmcv._ext', raising=False)
+    with pytest.raises(ImportError, match='=compiled, but .*without compiled operators'):
+        mmcv_ops.install()
+    assert mmcv_ops.in_use().name == 'none'
+
+
 def test_unknown_choice(monkeypatch, without):
     monkeypatch.setenv(finder.VARIABLE, 'gpu')
     for refused in (mmcv_ops.install, lambda: FINDER.find_spec('mmcv._ext', without)):
