@@ -161,8 +161,9 @@ sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Pyth
     export MAX_JOBS="${MAX_JOBS:-$jobs}"
     mmattn_say "compiling mmcv's operators, $MAX_JOBS files at a time: about 10 minutes on 2 cores"
     mmattn_pip install -r requirements/build-compiled.txt &&
-        # Python's own flags ask for debug information, half of the compiler's work.
-        CFLAGS="${CFLAGS:-} -g0" MMCV_WITH_OPS=1 mmattn_pip install -v --no-cache-dir --no-deps \
+        # Without Python's own flags, which these replace: they ask for debug information, half of
+        # the compiler's work.
+        CFLAGS="${CFLAGS:--O3 -g0}" MMCV_WITH_OPS=1 mmattn_pip install -v --no-cache-dir --no-deps \
             --force-reinstall --no-build-isolation -r requirements/mmcv.txt 2>&1 |
         sed -unE 's/^ *\[([0-9]+)\/([0-9]+)\] .*/[set-up] mmcv: file \1 of \2/p; /^ *(error|ERROR|Success)|FAILED/p'
 }
