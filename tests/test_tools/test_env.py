@@ -17,6 +17,7 @@ case "$*" in
     '-m pip --version') ;;
     '-m pip '*)
         echo "$*" >>"$CALLS"
+        echo "pip's index: ${PIP_INDEX_URL:-none}"
         [ -z "${FAIL:-}" ] || case "$*" in *"$FAIL"*) echo "${SAYS:-bad luck}"; exit 1 ;; esac ;;
     *'print(*sys.version_info'*) echo "${VENV_VERSION:-3 11}" ;;
     *'import '*) case "$*" in *"${LACKS:-nothing}"*) exit 1 ;; esac ;;
@@ -165,6 +166,11 @@ def test_too_small_a_disk_is_seen_before_the_download(set_up, tmp_path, environm
     assert ran.returncode == 0, ran.stderr
     assert told == ALL[1:]
     assert words in ran.stdout and 'going on' in ran.stdout
+
+
+def test_an_index_of_one_s_own_is_passed_on(set_up):
+    ran, _ = set_up(PIP_INDEX_URL='https://example.org/cpu')
+    assert ran.stdout.count("pip's index: https://example.org/cpu") == len(ALL)
 
 
 def test_no_suitable_python(set_up, bin_folder):
