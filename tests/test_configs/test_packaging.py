@@ -11,7 +11,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -163,8 +162,7 @@ def test_the_source_distribution_is_whole(installed, tmp_path):
         [sys.executable, '-c', build, tmp_path], cwd=source, check=True, capture_output=True
     )
     (archive,) = tmp_path.glob('mmattn-*.tar.gz')
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path, filter='data')
+    shutil.unpack_archive(archive, tmp_path)
     (unpacked,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     for name in ('CHANGELOG.md', 'CITATION.cff', 'CONTRIBUTING.md', 'requirements/tests.txt'):
         assert (unpacked / name).is_file(), name

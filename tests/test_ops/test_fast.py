@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from mmattn.ops import native, reference
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+pytestmark = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

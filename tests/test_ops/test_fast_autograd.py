@@ -15,7 +15,9 @@ from mmattn import ops
 from mmattn.analysis.benchmark import saved_bytes
 from mmattn.ops import functions, native
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+pytestmark = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from mmattn import ops
 from mmattn.ops import functions, native
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+pytestmark = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 
 
 @pytest.mark.parametrize('dtype', (torch.float64, torch.float32), ids=str)

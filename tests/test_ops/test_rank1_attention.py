@@ -11,7 +11,9 @@ from mmattn import ops
 from mmattn.attention import DRTAM
 from mmattn.ops import functions, native
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+needs_kernels = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
 
 

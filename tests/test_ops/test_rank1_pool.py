@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from mmattn import ops
 from mmattn.ops import functions, native, reference
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+needs_kernels = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 TAKEN = pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
 
 

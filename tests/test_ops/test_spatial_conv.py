@@ -10,7 +10,9 @@ from mmattn import ops
 from mmattn.attention import CAT, CBAM
 from mmattn.ops import functions, native
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
+needs_kernels = pytest.mark.skipif(
+    native.library() is None, reason='no C++ compiler for the CPU kernels'
+)
 
 
 @needs_kernels
