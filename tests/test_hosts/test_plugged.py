@@ -1,9 +1,9 @@
 """What a plugged host computes, and what it keeps through what users do to models."""
 
 import copy
+import io
 import os
 import shutil
-import io
 
 import numpy as np
 import pytest
