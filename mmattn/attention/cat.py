@@ -13,7 +13,7 @@ from .checks import (
     check_range,
     check_subset,
 )
-from .gate import Gate, SpatialConv, mlp
+from .gate import Gate, SpatialConv, as_input_of, mlp
 
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
@@ -139,13 +139,13 @@ class CAT(Gate):
 
     def channel_attention(self, stats):
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
-        stats = self._stack(*stats).to(self.mlp[0].weight.dtype)
+        stats = as_input_of(self.mlp[0], self._stack(*stats))
         return self._weigh(self.mlp(stats), self.channel_factors)
 
     def spatial_attention(self, stats):
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
-        stats = self._stack(None if avg is None else -avg, peak, ent).to(self.conv.weight.dtype)
+        stats = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
         stats = self._weigh(stats, self.spatial_factors)
         return self.conv(stats.unsqueeze(1), impl=self.impl).squeeze(1).sigmoid()
 

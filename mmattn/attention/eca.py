@@ -6,7 +6,7 @@ from torch import nn
 from mmattn import ops
 
 from .checks import check_number, check_odd
-from .gate import Gate
+from .gate import Gate, as_input_of
 
 
 class ChannelConv(nn.Conv1d):
@@ -52,6 +52,5 @@ class ECA(Gate):
 
     def gate(self, x):
         x, avg = ops.channel_pool(x, impl=self.impl)
-        avg = avg.to(self.conv.weight.dtype)
-        c = self.conv(avg, impl=self.impl).sigmoid()
+        c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mmattn.ops import Norm, check_impl, spatial_conv
+from mmattn.ops import Norm, check_impl, spatial_conv, two_devices
 
 from .checks import check_int
 
@@ -58,6 +58,19 @@ def norm_state(norm, values):
         momentum = norm.momentum
         momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
     return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
+
+
+def as_input_of(layer, v):
+    """A descriptor in the dtype of a layer's weight, on whose device it must lie.
+
+    PyTorch lets a product with a weight on the meta device pass, and gives numbers.
+    """
+    weight = layer.weight
+    if not isinstance(weight, torch.Tensor):  # a quantised layer: it takes float32
+        return v.float()
+    if weight.device != v.device:
+        raise two_devices(v.device, weight.device)
+    return v.to(weight.dtype)
 
 
 class SpatialConv(nn.Conv2d):

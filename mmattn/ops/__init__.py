@@ -15,7 +15,15 @@ Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'r
 import torch
 
 from . import functions, reference
-from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, use_impl
+from .dispatch import (
+    check_impl,
+    get_impl,
+    kernels_for,
+    set_impl,
+    stats_dtype,
+    two_devices,
+    use_impl,
+)
 from .norm import Norm
 
 __all__ = [
@@ -38,12 +46,13 @@ __all__ = [
     'stats_dtype',
     'strip_pool',
     'sum_gate',
+    'two_devices',
     'use_impl',
 ]
 
 
 def _run(op, x, impl, *args, **kwargs):
-    kernels = kernels_for(x, impl)
+    kernels = kernels_for(x, impl, *args)
     if kernels is None or kernels.declines(op, x, **kwargs):
         return getattr(reference, op)(x, *args, **kwargs)
     return getattr(functions, op)(kernels, x, *args, **kwargs)
@@ -145,7 +154,7 @@ def rank1_pool(planes, weights, chunks, taken=None, impl=None):
     dtype = stats_dtype(ch)
     weights = tuple(weight.to(dtype) for weight in weights)
     taken = None if taken is None else tuple(factor.to(dtype) for factor in taken)
-    kernels = kernels_for(ch, impl)
+    kernels = kernels_for(ch, impl, planes, weights, taken)
     if kernels is None:
         return reference.rank1_pool(planes, weights, chunks, taken)
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
@@ -168,11 +177,11 @@ def rank1_attention(x, modules, mlp, chunks, impl=None):
         )
     for weights, _ in modules:
         _check_weights(weights, chunks)
-    kernels = kernels_for(x, impl)
+    tensors = [*mlp]
+    for weights, norms in modules:
+        tensors += (*weights, *(t for norm in norms for t in norm[:4]))
+    kernels = kernels_for(x, impl, tensors)
     if kernels is not None:
-        tensors = [*mlp]
-        for weights, norms in modules:
-            tensors += (*weights, *(t for norm in norms for t in norm[:4]))
         dtype = stats_dtype(x)
         if all(t.dtype == dtype for t in tensors):
             return functions.rank1_attention(kernels, x, modules, mlp, chunks)
@@ -231,4 +240,7 @@ def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=Tr
     `taps` holds the k weights of the Gaussian low-pass, zero-padded, that precedes each maximum:
     k x 1 (along H) for the channel maximum, k x k for the spatial one. One tap is no filter.
     """
-    return _run('entropy_pool', x, impl, taps.to(stats_dtype(x)), channel, spatial, avg, max, ent)
+    if taps.is_meta and not x.is_meta:
+        raise two_devices(x.device, taps.device)
+    taps = taps.to(x.device, stats_dtype(x))
+    return _run('entropy_pool', x, impl, taps, channel, spatial, avg, max, ent)

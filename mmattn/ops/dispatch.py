@@ -15,6 +15,8 @@ from torch.autograd import forward_ad
 
 IMPLS = ('fast', 'reference')
 _BACKENDS = dict(cpu='mmattn.ops.native', cuda='mmattn.ops.triton')
+# What a tensor must be for a kernel to read its memory: a subclass may keep its values elsewhere.
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
 def check_impl(impl, name='impl'):
@@ -67,8 +69,26 @@ def backend(device_type):
         return None
 
 
-def kernels_for(x, impl=None):
-    """The kernel backend that an op on `x` runs on, or None for the equations.
+def two_devices(first, second):
+    """The error of PyTorch for tensors of two devices."""
+    return RuntimeError(
+        'Expected all tensors to be on the same device, but found at least two devices, '
+        f'{first} and {second}!'
+    )
+
+
+def _is_plain(value):
+    """Whether the tensors among (nested) arguments are what their memory says."""
+    kind = type(value)
+    if kind in PLAIN:
+        return not value.is_neg()
+    if kind in (tuple, list):
+        return all(map(_is_plain, value))
+    return not isinstance(value, torch.Tensor)
+
+
+def kernels_for(x, impl=None, *args):
+    """The kernel backend that an op on `x` and other arguments runs on, or None for the equations.
 
     Kernels need a real tensor in front of them. What is being compiled, traced (ONNX export traces
     too), vmapped, differentiated forward or watched by a dispatch mode gets the equations, which
@@ -79,7 +99,7 @@ def kernels_for(x, impl=None):
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if (
-        type(x) not in (torch.Tensor, torch.nn.Parameter)
+        not _is_plain((x, args))
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
         or forward_ad._current_level >= 0

@@ -112,11 +112,12 @@ def _last(x):
 
 def _dense(g, last):
     """The full-size gradient g in the memory format of the op's input."""
-    return g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return g.resolve_neg().contiguous(memory_format=layout)
 
 
 def _vector(g):
-    return None if g is None else g.contiguous()
+    return None if g is None else g.resolve_neg().contiguous()
 
 
 class _Pool(torch.autograd.Function):
@@ -419,7 +420,7 @@ class _EntropyPool(_Pool):
 
 def entropy_pool(kernels, x, taps, channel=True, spatial=True, avg=True, max=True, ent=True):
     """`x, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)`: CAT's three pools of both axes."""
-    taps = taps.to(x.device)
+    taps = taps.contiguous()
     wanted = dict(channel=channel, spatial=spatial, avg=avg, max=max, ent=ent)
     if _recorded(x):
         stats = _EntropyPool.apply(kernels, x, taps, wanted)
