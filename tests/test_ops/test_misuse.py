@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmattn.ops import native
+from mmattn import attention, ops
+from mmattn.ops import functions, native
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
 ROOT = Path(__file__).parents[2]
@@ -141,18 +142,18 @@ def test_out_of_memory_is_a_memory_error(threads):
     alone(f"""
     import resource
     torch.set_num_threads({threads})
-    def pool(size):
-        return ops.entropy_pool(torch.ones(2, 1, size, size), taps, True, False, False, True, False)
+    def pool(x):
+        return ops.entropy_pool(x, taps, spatial=False, avg=False, ent=False)
     taps = torch.ones(3)
-    pool(256)  # starts the threads, which take memory of their own
+    pool(torch.ones(2, 1, 256, 256))  # starts the threads, which take memory of their own
     x = torch.ones(2, 1, 2048, 2048)
     with open('/proc/self/statm') as f:
         used = int(f.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 2**21, hard))
-    refused(lambda: ops.entropy_pool(x, taps, True, False, False, True, False), MemoryError, 'entropy')
+    refused(lambda: pool(x), MemoryError, 'entropy')
     resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert pool(2048)[1][1].eq(3).all()
+    assert pool(x)[1][1].eq(3).all()
     """)
 
 
@@ -186,3 +187,178 @@ def test_only_what_a_kernel_can_read_becomes_a_pointer():
         native.channel_gate_grad(last, c, dy=x, need_x=True)
     with pytest.raises(ValueError, match='contiguous'):
         native.channel_gate_grad(x, c, dy=last, need_x=True)
+
+
+def _channel(x):
+    same, avg = ops.channel_pool(x, impl='fast')
+    return same, avg
+
+
+def _strip(x):
+    same, ch, _ = ops.strip_pool(x, impl='fast')
+    return same, ch.mean(2)
+
+
+def _spatial(x):
+    same, avg, _ = ops.spatial_pool(x, torch.linspace(0.1, 1, 12).view(2, 6), impl='fast')
+    return same, avg.mean((1, 2))[:, None] * torch.linspace(1, 2, 6)
+
+
+def _entropy(x):
+    same, (_, peak, _), _ = ops.entropy_pool(x, torch.tensor([0.2, 0.6, 0.2]), impl='fast')
+    return same, peak
+
+
+POOLS = pytest.mark.parametrize('pool', (_channel, _strip, _spatial, _entropy))
+
+
+def _watch(how, same, y):
+    """What another sees of the gradient of `same`; to be called after backward."""
+    kept = []
+    if how == 'retain_grad':
+        same.retain_grad()
+        return lambda: same.grad
+    if how == 'hook':
+        same.register_hook(lambda g: kept.append(g))
+    elif how == 'view':
+        same.register_hook(lambda g: kept.append(g.detach()[0:]))
+    elif how == 'numpy':
+        same.register_hook(lambda g: kept.append(g.numpy()))
+    elif how == 'hook before':
+        same.grad_fn.register_prehook(lambda outputs: kept.append(outputs[0]))
+    elif how == 'hook after':
+        same.grad_fn.register_hook(lambda _, outputs: kept.append(outputs[0]))
+    elif how == 'hook of the gate':
+        y.grad_fn.register_hook(lambda inputs, _: kept.append(inputs[0]))
+    return lambda: torch.as_tensor(kept[0])
+
+
+@needs_kernels
+@POOLS
+@pytest.mark.parametrize(
+    'how',
+    ('retain_grad', 'hook', 'view', 'numpy', 'hook before', 'hook after', 'hook of the gate'),
+)
+def test_a_hook_keeps_the_gradient_of_a_map_handed_on(how, pool):
+    """The buffer is overwritten only where nobody else can see it."""
+    x = torch.randn(2, 6, 7, 5, requires_grad=True)
+    same, raw = pool(x)
+    c = raw.sigmoid()
+    y = ops.channel_gate(same, c, impl='fast')
+    seen = _watch(how, same, y)
+    y.sum().backward()
+    torch.testing.assert_close(seen(), c.detach()[:, :, None, None].expand_as(x))
+
+
+@needs_kernels
+@POOLS
+def test_who_asks_for_the_gradient_of_a_map_handed_on_gets_it(pool):
+    x = torch.randn(2, 6, 7, 5, requires_grad=True)
+
+    def grad(wanted):
+        same, raw = pool(x)
+        c = raw.sigmoid()
+        y = ops.channel_gate(same, c, impl='fast')
+        inputs = [same, x] if wanted == 'both' else [same] if wanted == 'same' else [x]
+        return c.detach(), torch.autograd.grad(y.sum(), inputs)
+
+    c, (dx,) = grad('x')
+    _, (dsame,) = grad('same')
+    _, both = grad('both')
+    torch.testing.assert_close(dsame, c[:, :, None, None].expand_as(x))
+    assert dsame.__dict__ == {}
+    assert torch.equal(both[0], dsame) and torch.equal(both[1], dx)
+
+
+@needs_kernels
+@POOLS
+def test_a_buffer_that_nobody_sees_is_overwritten(pool, monkeypatch):
+    """It saves a pass and a map's memory, with our gates and with PyTorch's own operators."""
+    name = pool.__name__[1:] + '_pool_grad'
+    places, original = [], getattr(native, name)
+
+    def spy(*args, inplace):
+        places.append(inplace)
+        return original(*args, inplace=inplace)
+
+    monkeypatch.setattr(native, name, spy)
+    for use in (lambda same, c: ops.channel_gate(same, c, impl='fast'), lambda same, _: same * 2):
+        same, raw = pool(torch.randn(2, 6, 7, 5, requires_grad=True))
+        use(same, raw.sigmoid()).square().sum().backward()
+    assert places == [True, True]
+
+
+@needs_kernels
+@POOLS
+def test_nothing_is_overwritten_where_references_cannot_be_counted(pool, monkeypatch):
+    """As in an older PyTorch, or under a debugger: it costs a pass, and is right."""
+    x = torch.randn(2, 6, 7, 5, requires_grad=True)
+
+    def grad():
+        same, raw = pool(x)
+        return torch.autograd.grad(ops.channel_gate(same, raw.sigmoid(), impl='fast').sum(), x)[0]
+
+    expected = grad()
+    with monkeypatch.context() as patch:
+        gone = property(lambda _: getattr(object(), '_use_count'))  # noqa: B009
+        patch.setattr(torch.Tensor, '_use_count', gone, raising=False)
+        assert functions._learnt() == ()
+    monkeypatch.setattr(functions._Pool, 'alone', ())
+    assert torch.equal(grad(), expected)
+    before = sys.getprofile()
+    sys.setprofile(lambda *_: None)
+    try:
+        assert functions._learnt() is None
+    finally:
+        sys.setprofile(before)
+
+
+@needs_kernels
+@pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+@pytest.mark.parametrize('constant', (True, False), ids=('constant dy', 'dy of the input'))
+def test_a_second_derivative_is_exact_or_refused(name, constant):
+    """Never is a gradient silently taken for a constant."""
+    found = []
+    for impl in ('reference', 'fast'):
+        torch.manual_seed(0)
+        gate = getattr(attention, name)(8, impl=impl).double()
+        x = torch.randn(2, 8, 5, 4, dtype=torch.float64, requires_grad=True)
+        y = gate(x)
+        (dx,) = torch.autograd.grad((y if constant else y * x).sum(), x, create_graph=True)
+        assert dx.requires_grad
+        found.append(dx.detach())
+        if impl == 'fast':
+            for leaf in (x, next(gate.parameters())):
+                with pytest.raises(RuntimeError, match="impl='reference'"):
+                    torch.autograd.grad(
+                        dx.square().sum(), leaf, retain_graph=True, allow_unused=True
+                    )
+        else:
+            dx.square().sum().backward()
+            assert x.grad.isfinite().all()
+    torch.testing.assert_close(*found)
+
+
+@needs_kernels
+def test_a_linear_op_has_an_exact_second_derivative():
+    """It is zero, so that a gradient without history is right."""
+    x = torch.randn(2, 6, 7, 5, requires_grad=True)
+    same, avg = ops.channel_pool(x, impl='fast')
+    y = ops.channel_gate(same, torch.rand(2, 6), impl='fast')
+    (dx,) = torch.autograd.grad(y.sum() + avg.sum(), x, create_graph=True)
+    assert not dx.requires_grad
+    scale = torch.ones((), requires_grad=True)  # the gradient of a scaled loss has the scale in it
+    same, avg = ops.channel_pool(x, impl='fast')
+    (dx,) = torch.autograd.grad(scale * avg.sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="impl='reference'"):
+        torch.autograd.grad(dx.sum(), scale, allow_unused=True)
+
+
+@needs_kernels
+def test_a_forward_derivative_of_a_backward_is_refused():
+    x = torch.randn(2, 6, 7, 5, requires_grad=True)
+    y = ops.channel_gate(x, torch.rand(2, 6), impl='fast')
+    with torch.autograd.forward_ad.dual_level():
+        dy = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
+        with pytest.raises(RuntimeError, match="impl='reference'"):
+            torch.autograd.grad(y, x, dy)

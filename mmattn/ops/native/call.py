@@ -1,8 +1,8 @@
 """The call of a kernel: the one place where a tensor becomes a pointer.
 
-A kernel that is given a wrong pointer crashes the process or makes wrong numbers of what lies there,
-so every tensor is looked at: that it is one, and of the device, dtype and layout that the kernel
-reads. Which these are, each function of the library says itself (`build.library`).
+A kernel that is given a wrong pointer crashes the process or makes wrong numbers of what lies
+there, so every tensor is looked at: that it is one, and of the device, dtype and layout that the
+kernel reads. Which these are, each function of the library says itself (`build.library`).
 """
 
 import ctypes
