@@ -16,6 +16,7 @@ import torch
 
 from . import functions, reference
 from .dispatch import (
+    PLAIN,
     check_impl,
     get_impl,
     kernels_for,
@@ -27,6 +28,7 @@ from .dispatch import (
 from .norm import Norm
 
 __all__ = [
+    'PLAIN',
     'Norm',
     'channel_gate',
     'channel_pool',

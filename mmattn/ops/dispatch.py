@@ -6,6 +6,7 @@ the kernels of the device where they can be taken and the equations where they c
 """
 
 import contextlib
+import contextvars
 import functools
 import importlib
 import os
@@ -27,32 +28,42 @@ def check_impl(impl, name='impl'):
 
 
 _default = check_impl(os.environ.get('MMATTN_IMPL') or 'fast', 'environment variable MMATTN_IMPL')
+_borrowed = contextvars.ContextVar('impl', default=None)
 
 
 def get_impl():
     """The implementation used by ops and gates that name none: 'fast' or 'reference'."""
-    return _default
+    return _borrowed.get() or _default
 
 
 def set_impl(impl):
-    """Set the implementation used by ops and gates that name none.
+    """Set the implementation used by ops and gates that name none, in all threads.
+
+    Inside a `with use_impl` block it is set for the rest of that block.
 
     Raises:
         ValueError: if `impl` is neither 'fast' nor 'reference'.
     """
     global _default
-    _default = check_impl(impl)
+    check_impl(impl)
+    if _borrowed.get() is None:
+        _default = impl
+    else:
+        _borrowed.set(impl)
 
 
 @contextlib.contextmanager
 def use_impl(impl):
-    """`set_impl` for the length of a `with` block."""
-    before = get_impl()
-    set_impl(impl)
+    """`set_impl` for the length of a `with` block, for its own thread and task.
+
+    Activation checkpointing on a GPU recomputes in threads of PyTorch, which this does not reach:
+    there use `set_impl`, or a gate's `impl`.
+    """
+    token = _borrowed.set(check_impl(impl))
     try:
         yield
     finally:
-        set_impl(before)
+        _borrowed.reset(token)
 
 
 def stats_dtype(x):
@@ -94,7 +105,7 @@ def kernels_for(x, impl=None, *args):
     too), vmapped, differentiated forward or watched by a dispatch mode gets the equations, which
     PyTorch can see into.
     """
-    if (impl or _default) == 'reference':
+    if (impl or get_impl()) == 'reference':
         return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
