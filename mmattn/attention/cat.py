@@ -21,12 +21,18 @@ POOLS = ('avg', 'max', 'ent')
 
 
 def gaussian(size, sigma=None):
-    """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8."""
+    """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8.
+
+    They lie on the default device; on the CPU where that is the meta device, which has no values.
+    """
     if sigma is None:
         sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
-    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    device = torch.empty(0).device
+    cpu = torch.device('cpu')
+    offsets = torch.arange(size, dtype=torch.float64, device=cpu) - (size - 1) / 2
     taps = torch.exp(-((offsets / sigma) ** 2) / 2)
-    return (taps / taps.sum()).to(torch.get_default_dtype())
+    taps = (taps / taps.sum()).to(torch.get_default_dtype())
+    return taps.to(cpu if device.type == 'meta' else device)
 
 
 @MODELS.register_module()
@@ -113,9 +119,18 @@ class CAT(Gate):
         if exterior and arrangement == 'parallel':
             self.exterior_logits = nn.Parameter(torch.zeros(2))
         # Not learned, so not in the state dict.
-        self.register_buffer(
-            'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False
-        )
+        self.gaussian = max(1, gaussian_size), gaussian_sigma
+        self.register_buffer('taps', gaussian(*self.gaussian), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """The taps are computed anew where they become another tensor: `to_empty` leaves them
+        without values, and no state dict would bring any."""
+        before = self.taps
+        super()._apply(fn, recurse)
+        if self.taps is not before and not self.taps.is_meta:
+            with torch.no_grad():
+                self.taps.copy_(gaussian(*self.gaussian))
+        return self
 
     def gate(self, x):
         if self.arrangement == 'parallel':
