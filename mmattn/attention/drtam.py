@@ -14,6 +14,7 @@ from .gate import (
     listened_to,
     mlp,
     norm_state,
+    tensor,
 )
 
 
@@ -44,7 +45,7 @@ class StripKernel(_Kernel, nn.Conv1d):
 
 def _weight(layer, kind):
     if is_plain(layer, kind):
-        return layer._parameters['weight']
+        return tensor(layer, 'weight')
     if not isinstance(layer, kind):
         raise TypeError(
             f'DRTAM takes the weight of its {kind.__name__}, which was replaced by a '
@@ -144,10 +145,7 @@ class DRTAM(Gate):
                 for module, three in zip(modules, norms, strict=True)
             ]
             first, _, second = self.mlp
-            # Past nn.Module's attributes, which take longer than the arithmetic on small maps.
-            layers = [
-                layer._parameters[key] for layer in (first, second) for key in ('weight', 'bias')
-            ]
+            layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
         x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
@@ -166,7 +164,7 @@ class DRTAM(Gate):
             and is_plain(self.mlp, nn.Sequential)
             and [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear]
             and all(is_plain(layer, type(layer)) for layer in layers)
-            and all(p is not None for layer in layers for p in layer._parameters.values())
+            and all(tensor(layers[i], 'bias') is not None for i in (0, 2))
             and all(is_plain(module, RTAM) for module in modules)
             and all(is_plain_norm(norm) for three in norms for norm in three)
         )

@@ -105,9 +105,9 @@ def kernels_for(x, impl=None, *args):
     too), vmapped, differentiated forward or watched by a dispatch mode gets the equations, which
     PyTorch can see into.
     """
-    if (impl or get_impl()) == 'reference':
-        return None
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if (impl or get_impl()) == 'reference':
         return None
     if (
         not _is_plain((x, args))

@@ -113,7 +113,8 @@ def _last(x):
 
 
 def _dense(g, last):
-    """The full-size gradient g in the memory format of the op's input."""
+    """A full-size gradient in the memory format of the op's input, or that input, which hooks on
+    saved tensors may bring back in another."""
     layout = torch.channels_last if last else torch.contiguous_format
     return g.resolve_neg().contiguous(memory_format=layout)
 
@@ -126,6 +127,17 @@ _TWICE = (
     "trying to differentiate twice: the fast ops have a first derivative only; impl='reference' "
     'and MMATTN_IMPL=reference have all'
 )
+
+
+_BATCHED = (
+    'the fast ops take no batch of gradients (is_grads_batched=True, vectorize=True): '
+    "impl='reference' and MMATTN_IMPL=reference do"
+)
+
+
+def _is_batched(g):
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(g) or functorch.is_batchedtensor(g)
 
 
 class _Refusal(torch.autograd.Function):
@@ -157,8 +169,13 @@ def _once(backward):
         ):
             raise RuntimeError(_TWICE)
         saved = ctx.saved_tensors
-        with torch.no_grad():
-            outputs = backward(ctx, saved, *grads)
+        try:
+            with torch.no_grad():
+                outputs = backward(ctx, saved, *grads)
+        except RuntimeError as error:
+            if any(g is not None and _is_batched(g) for g in grads):
+                raise RuntimeError(_BATCHED) from error
+            raise
         if not torch.is_grad_enabled():
             return outputs
         causes = grads if ctx.linear else (*grads, *saved)
@@ -255,7 +272,7 @@ class _Gate(torch.autograd.Function):
     @_once
     def backward(ctx, saved, dy):
         x, *factors = saved
-        dy = _dense(dy, ctx.last)
+        x, dy = _dense(x, ctx.last), _dense(dy, ctx.last)
         need_x = ctx.needs_input_grad[2]
         if any(ctx.needs_input_grad[3:]):
             dx, *grads = getattr(ctx.kernels, ctx.op + '_grad')(x, *factors, dy=dy, need_x=need_x)
@@ -399,7 +416,7 @@ class _Rank1Attention(torch.autograd.Function):
         x, *kept = kept
         params, saved = kept[: ctx.count], kept[ctx.count :]
         dx, dparams = ctx.kernels.rank1_attention_grad(
-            x, params, ctx.rules, ctx.chunks, saved, dy=_dense(dy, ctx.last),
+            _dense(x, ctx.last), params, ctx.rules, ctx.chunks, saved, dy=_dense(dy, ctx.last),
             need_x=ctx.needs_input_grad[3],
         )  # fmt: skip
         return None, None, None, dx, *dparams
@@ -470,7 +487,7 @@ class _SpatialPool(_Pool):
     def terms(ctx, saved, gx, inplace, gavg, gmax):
         x, c, argmax = saved
         return ctx.kernels.spatial_pool_grad(
-            x, c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace
+            _dense(x, ctx.last), c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace
         )
 
 
@@ -495,7 +512,12 @@ class _EntropyPool(_Pool):
     def terms(ctx, saved, gx, inplace, *grads):
         x, taps, *saved = saved
         dx = ctx.kernels.entropy_pool_grad(
-            x, taps, gx, tuple(_vector(g) for g in grads), tuple(saved), inplace=inplace
+            _dense(x, ctx.last),
+            taps,
+            gx,
+            tuple(_vector(g) for g in grads),
+            tuple(saved),
+            inplace=inplace,
         )
         return dx, None, None
 

@@ -7,8 +7,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import fast_cases
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mmattn import attention, ops
 from mmattn.ops import functions, native
@@ -114,6 +117,19 @@ def test_parameters_on_another_device_are_refused():
             for train in (True, False):
                 gate = made(name, impl=impl).train(train).to('meta')
                 refused(lambda: gate(x), RuntimeError, 'device')
+    """)
+
+
+def test_a_gpu_kernel_is_given_tensors_of_one_device():
+    """Shown by Triton's interpreter, which takes the CPU for a GPU."""
+    pytest.importorskip('triton')
+    alone(f"""
+    import os
+    os.environ['TRITON_INTERPRET'] = '1'
+    from mmattn.ops import triton as kernels
+    x, c = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
+    assert kernels.channel_gate(x, c).eq(1).all()
+    refused(lambda: kernels.channel_gate(x, c.to('meta')), RuntimeError, {_SAME!r})
     """)
 
 
@@ -362,3 +378,180 @@ def test_a_forward_derivative_of_a_backward_is_refused():
         dy = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
         with pytest.raises(RuntimeError, match="impl='reference'"):
             torch.autograd.grad(y, x, dy)
+
+
+@needs_kernels
+def test_a_batch_of_gradients_is_refused_in_words():
+    for name in ('SE', 'CBAM', 'CAT', 'DRTAM'):
+        x = torch.randn(2, 8, 5, 4, requires_grad=True)
+        for impl in ('reference', 'fast'):
+            y = getattr(attention, name)(8, impl=impl).eval()(x)
+            dy = torch.randn(3, *y.shape)
+            if impl == 'reference':
+                torch.autograd.grad(y, x, dy, is_grads_batched=True)
+                continue
+            with pytest.raises(RuntimeError, match="impl='reference'"):
+                torch.autograd.grad(y, x, dy, is_grads_batched=True)
+
+
+# ------------------------------------------------------------------------ what an op is given
+
+X = torch.ones(2, 16, 9, 8)
+
+
+@pytest.mark.parametrize('impl', ops.dispatch.IMPLS)
+@pytest.mark.parametrize(
+    'call, words',
+    (
+        (lambda **k: ops.channel_pool(X[0], **k), 'map'),
+        (lambda **k: ops.channel_pool(X.int(), **k), 'floating-point'),
+        (lambda **k: ops.strip_pool(X.flatten(2), **k), 'map'),
+        (lambda **k: ops.channel_gate(X[0], torch.ones(16, 9), **k), 'map'),
+        (lambda **k: ops.channel_gate(X, torch.ones(2, 16, dtype=torch.complex64), **k), 'real'),
+        (lambda **k: ops.entropy_pool(X, torch.ones(4), **k), 'odd'),
+        (lambda **k: ops.entropy_pool(X, torch.ones(0), **k), 'odd'),
+        (lambda **k: ops.entropy_pool(X, torch.ones(3, 3), **k), '1-D'),
+        (lambda **k: ops.spatial_conv(X, torch.ones(1, 16, 3, 3).double(), **k), 'one dtype'),
+        (lambda **k: ops.min_max(torch.ones(3), 0, 1, **k), 'samples'),
+        (lambda **k: ops.min_max(torch.ones(3, 4).int(), 0, 1, **k), 'floating-point'),
+        (lambda **k: ops.rank1_pool(PLANES, WEIGHTS, (0, 1), **k), 'chunks must be'),
+    ),
+)
+def test_wrong_inputs(call, words, impl):
+    with pytest.raises(ValueError, match=words):
+        call(impl=impl)
+
+
+PLANES = [torch.rand(s) for s in ((2, 16, 9), (2, 16, 8), (2, 9, 8))]
+WEIGHTS = [torch.rand(s) for s in ((1, 12), (1, 5, 3), (1, 5, 3))]
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_planes_of_any_dtype(dtype):
+    """Kernels read float32 of 16-bit planes, too: not their memory as if it were."""
+    planes = [plane.to(dtype) for plane in PLANES]
+    ours = ops.rank1_pool(planes, WEIGHTS, (3, 1), impl='fast')
+    theirs = ops.rank1_pool(planes, WEIGHTS, (3, 1), impl='reference')
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    mixed = [planes[0], *PLANES[1:]]
+    for a, b in zip(ops.rank1_pool(mixed, WEIGHTS, (3, 1)), theirs, strict=True):
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-2, atol=1e-1)
+
+
+@needs_kernels
+def test_taps_that_are_strided_or_learned():
+    x = torch.randn(2, 6, 9, 8)
+    found = []
+    for impl in ('fast', 'reference'):
+        taps = torch.linspace(0, 1, 10, requires_grad=True)
+        with torch.no_grad():
+            _, (_, peak, _), _ = ops.entropy_pool(x, taps[::2], impl=impl)
+        _, (_, again, _), _ = ops.entropy_pool(x, taps[::2], impl=impl)
+        found.append((peak, again.detach(), *torch.autograd.grad(again.sum(), taps)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@needs_kernels
+def test_a_tensor_whose_sign_is_a_flag():
+    """The imaginary part of a conjugate: its memory holds the opposite."""
+    z = torch.complex(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).conj().imag
+    assert z.is_neg() and z.is_contiguous()
+    one = torch.ones(1, 1, 1, 1, requires_grad=True)
+    assert ops.channel_gate(z, torch.ones(1, 1), impl='fast').item() == -1
+    y = ops.channel_gate(one, z.view(1, 1), impl='fast')
+    assert y.item() == -1
+    y = ops.channel_gate(one, torch.ones(1, 1), impl='fast')
+    y = torch.complex(torch.zeros(1, 1, 1, 1), y).conj().imag
+    assert torch.autograd.grad(y.sum(), one)[0].item() == -1
+
+
+@needs_kernels
+@pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+def test_saved_tensors_may_come_back_in_another_layout(name):
+    """As from hooks that keep them elsewhere meanwhile, packed."""
+    gate = getattr(attention, name)(8, impl='fast').eval()
+    x = torch.randn(2, 8, 6, 5).to(memory_format=torch.channels_last).requires_grad_()
+    leaves = [x, *gate.parameters()]
+    expected = torch.autograd.grad(gate(x).square().sum(), leaves)
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.numpy(force=True).copy(order='C'), torch.from_numpy
+    ):
+        y = gate(x)
+    for a, b in zip(torch.autograd.grad(y.square().sum(), leaves), expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def _window(x):
+    """Neighbours overlap in memory."""
+    n, c, h, w = x.shape
+    return x.flatten().as_strided(x.shape, (h, 1, w, 1))
+
+
+VIEWS = dict(
+    dense=lambda x: x,
+    last=lambda x: x.contiguous(memory_format=torch.channels_last),
+    offset=lambda x: torch.cat((x.flatten()[:1], x.flatten()))[1:].view(x.shape),
+    sliced=lambda x: torch.stack((x, x), 4)[..., 0],
+    transposed=lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+    expanded=lambda x: x[:1].expand(x.shape),
+    one=lambda x: x.flatten()[:1].view(1, 1, 1, 1).expand(x.shape),
+    overlapping=_window,
+    padded=lambda x: x.as_strided(
+        x.shape, [s if n > 1 else 7 for n, s in zip(x.shape, x.stride(), strict=True)]
+    ),
+)
+
+
+@needs_kernels
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 7), st.integers(1, 7)),
+    of_x=st.sampled_from(tuple(VIEWS)),
+    of_dy=st.sampled_from(tuple(VIEWS)),
+    of_factors=st.booleans(),
+    dtype=st.sampled_from((torch.float64, torch.float32, torch.bfloat16)),
+    no_grad=st.booleans(),
+    device=st.sampled_from(('cpu', 'meta')),
+    seed=st.integers(0, 99),
+)
+def test_any_view_any_gradient(shape, of_x, of_dy, of_factors, dtype, no_grad, device, seed):
+    torch.manual_seed(seed)
+    draw = torch.randn(shape, dtype=torch.float64).to(dtype).double()
+    dy = VIEWS[of_dy](torch.randn(shape, dtype=torch.float64).to(dtype).double())
+    for name, (op, args, options) in fast_cases.cases(*shape).items():
+        if of_x == 'one' and ('max' in name or op in ('spatial_pool', 'entropy_pool')):
+            continue  # which of equals is the largest
+        results = []
+        for impl in ('fast', 'reference'):
+            exact = impl == 'reference'
+            leaf = draw.to(torch.float64 if exact else dtype).requires_grad_()
+            factors = fast_cases.cast(args, torch.float64 if exact or dtype == torch.float64
+                                      else torch.float32)  # fmt: skip
+            given_ = factors
+            if (
+                of_factors
+                and op != 'entropy_pool'
+                and factors
+                and not isinstance(factors[0], tuple)
+            ):
+                given_ = tuple(torch.stack((f, f), -1)[..., 0] for f in factors)
+            with torch.device('cpu' if exact else device):
+                outputs = fast_cases.tensors(
+                    getattr(ops, op)(VIEWS[of_x](leaf), *given_, **options, impl=impl)
+                )
+                leaves = [leaf, *(t for t in fast_cases.tensors(factors) if t.requires_grad)]
+                grads = [
+                    dy.to(o.dtype) if o.shape == dy.shape else torch.ones_like(o) for o in outputs
+                ]
+                with torch.set_grad_enabled(not no_grad):
+                    results.append([
+                        *outputs,
+                        *torch.autograd.grad(outputs, leaves, grads, allow_unused=True),
+                    ])  # fmt: skip
+        for a, b in zip(*results, strict=True):
+            assert (a is None) == (b is None), name
+            if a is not None:
+                fast_cases.assert_close([a], [b], dtype, 8, 1.0)

@@ -354,6 +354,30 @@ def test_layers_sharded_on_their_own(one_process):
             torch.testing.assert_close(y, plain(x))
 
 
+def replica(module):
+    """A module as `nn.DataParallel` copies it to a device: its parameters are mere attributes."""
+    made = module._replicate_for_data_parallel()
+    for key, child in module.named_children():
+        made._modules[key] = replica(child)
+    for key, param in module._parameters.items():
+        if param is None:
+            made._parameters[key] = None
+        else:
+            setattr(made, key, param * 1)
+    return made
+
+
+@each_gate
+@each_impl
+def test_replicas_of_data_parallel(name, impl):
+    gate, x = build(name, impl=impl).eval(), some()
+    copied = replica(gate)
+    y = copied(x)
+    torch.testing.assert_close(y, gate(x))
+    y.sum().backward()
+    assert all(p.grad is not None for p in gate.parameters())
+
+
 # ----------------------------------------------------------------------------- without memory
 
 
