@@ -17,6 +17,7 @@ _FORWARDS = {
     kind: kind.forward
     for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.Sequential)
 }
+_PLAIN_OR_NONE = PLAIN | {type(None)}
 
 
 def mlp(channels, hidden, bias):
@@ -69,7 +70,7 @@ def is_plain(module, kind):
             or module._backward_hooks
             or module._backward_pre_hooks
         )
-        and all(p is None or type(p) in PLAIN for p in module._parameters.values())
+        and _PLAIN_OR_NONE.issuperset(map(type, module._parameters.values()))
     )
 
 
@@ -120,14 +121,16 @@ def as_input_of(layer, v):
 
     PyTorch lets a product with a weight on the meta device pass, and gives numbers.
     """
-    weight = getattr(layer, 'weight', None)
+    weight = tensor(layer, 'weight')
+    if weight is None:
+        weight = getattr(layer, 'weight', None)
     if weight is None:  # a norm without one
         return v
     if not isinstance(weight, torch.Tensor):  # a quantised layer: it takes float32
         return v.float()
     if weight.device != v.device:
         raise two_devices(v.device, weight.device)
-    return v.to(weight.dtype)
+    return v if v.dtype is weight.dtype else v.to(weight.dtype)
 
 
 class SpatialConv(nn.Conv2d):

@@ -54,8 +54,6 @@ __all__ = [
 
 
 def _run(op, x, impl, *args, **kwargs):
-    if op != 'min_max':  # which takes planes
-        _check_map(x)
     kernels = kernels_for(x, impl, *args)
     if kernels is None or kernels.declines(op, x, **kwargs):
         return getattr(reference, op)(x, *args, **kwargs)
@@ -92,14 +90,19 @@ def _factors(x, axes, *factors):
     """The factors in `stats_dtype`, their shapes checked."""
     _check_map(x)
     _check_shapes(x.shape, axes, factors)
-    for factor in factors:
-        if factor.is_complex():
-            raise ValueError(f'a factor must be real, got {factor.dtype}')
-    return [factor.to(stats_dtype(x)) for factor in factors]
+    dtype = stats_dtype(x)
+    return [f if f.dtype is dtype else _real(f).to(dtype) for f in factors]
+
+
+def _real(factor):
+    if factor.is_complex():
+        raise ValueError(f'a factor must be real, got {factor.dtype}')
+    return factor
 
 
 def channel_pool(x, maximum=False, impl=None):
     """Average, and maximum if asked, of each channel: `x, avg (N, C)[, max (N, C)]`."""
+    _check_map(x)
     return _run('channel_pool', x, impl, maximum=maximum)
 
 
@@ -110,6 +113,7 @@ def channel_gate(x, c, impl=None):
 
 def strip_pool(x, channel=False, impl=None):
     """Averages along one axis: `x, ch (N, C, H), cw (N, C, W)[, hw (N, H, W)]` over W, H and C."""
+    _check_map(x)
     return _run('strip_pool', x, impl, channel)
 
 
@@ -264,11 +268,14 @@ def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=Tr
     `taps` holds the k weights of the Gaussian low-pass, zero-padded, that precedes each maximum:
     k x 1 (along H) for the channel maximum, k x k for the spatial one. One tap is no filter.
     """
+    _check_map(x)
     if taps.dim() != 1 or len(taps) % 2 == 0:
         raise ValueError(f'taps must be 1-D and odd in number, got {tuple(taps.shape)}')
     if taps.requires_grad and torch.is_grad_enabled():
         impl = 'reference'  # the kernels take them for constants
-    if taps.is_meta and not x.is_meta:
-        raise two_devices(x.device, taps.device)
-    taps = taps.to(x.device, stats_dtype(x))
+    if taps.device != x.device:
+        if taps.is_meta:
+            raise two_devices(x.device, taps.device)
+        taps = taps.to(x.device)
+    taps = taps.to(stats_dtype(x))
     return _run('entropy_pool', x, impl, taps, channel, spatial, avg, max, ent)

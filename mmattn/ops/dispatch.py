@@ -88,14 +88,23 @@ def two_devices(first, second):
     )
 
 
-def _is_plain(value):
-    """Whether the tensors among (nested) arguments are what their memory says."""
-    kind = type(value)
-    if kind in PLAIN:
-        return not value.is_neg()
-    if kind in (tuple, list):
-        return all(map(_is_plain, value))
-    return not isinstance(value, torch.Tensor)
+def are_plain(values):
+    """Whether the tensors among values (which may be nested) are what their memory says."""
+    for value in values:
+        kind = type(value)
+        if kind in PLAIN:
+            if value.is_neg():  # the imaginary part of a conjugate: the sign is kept apart
+                return False
+        elif kind in (tuple, list):
+            # Of tensors alone as a rule, and of many: without a loop in Python.
+            if PLAIN.issuperset(map(type, value)):
+                if any(map(torch.Tensor.is_neg, value)):
+                    return False
+            elif not are_plain(value):
+                return False
+        elif isinstance(value, torch.Tensor):
+            return False
+    return True
 
 
 def kernels_for(x, impl=None, *args):
@@ -110,7 +119,7 @@ def kernels_for(x, impl=None, *args):
     if (impl or get_impl()) == 'reference':
         return None
     if (
-        not _is_plain((x, args))
+        not are_plain((x, *args))
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch._C._len_torch_dispatch_stack()
         or forward_ad._current_level >= 0

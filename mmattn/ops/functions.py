@@ -116,11 +116,15 @@ def _dense(g, last):
     """A full-size gradient in the memory format of the op's input, or that input, which hooks on
     saved tensors may bring back in another."""
     layout = torch.channels_last if last else torch.contiguous_format
+    if g.is_contiguous(memory_format=layout) and not g.is_neg():
+        return g
     return g.resolve_neg().contiguous(memory_format=layout)
 
 
 def _vector(g):
-    return None if g is None else g.resolve_neg().contiguous()
+    if g is None or g.is_contiguous() and not g.is_neg():
+        return g
+    return g.resolve_neg().contiguous()
 
 
 _TWICE = (

@@ -178,13 +178,15 @@ def test_the_library_says_how_its_functions_are_called():
     """The letters are made from the types of the C++ functions: they stand nowhere else."""
     functions = native.library()
     assert len(functions) == 20
-    function, letters = functions['strips_grad']
-    assert letters == 'xxnnnnisss'
+    function, count, pointers = functions['strips_grad']
+    assert count == 10
+    assert pointers == [(0, 'x'), (1, 'x'), (7, 's'), (8, 's'), (9, 's')]
     assert [t.__name__ for t in function.argtypes[1:3]] == ['c_void_p'] * 2
-    assert len(function.argtypes) == len(letters) + 2  # the dtype, the number of threads
+    assert len(function.argtypes) == count + 2  # the dtype, the number of threads
     x = torch.ones(1, 2, 3, 3)
-    with pytest.raises(ValueError, match='argument'):  # one too few
-        native.run('strips_grad', x, x, x, 1, 2, 3, 3, False, None, None)
+    for more in ((None, None), (None,) * 4):
+        with pytest.raises(TypeError, match='takes 10 arguments'):
+            native.run('strips_grad', x, x, x, 1, 2, 3, 3, False, *more)
 
 
 @needs_kernels

@@ -50,11 +50,11 @@ def _meta(x):
 
 
 def _acc(x, *shape):
-    return torch.empty(shape, dtype=stats_dtype(x), device=x.device)
+    return x.new_empty(shape, dtype=stats_dtype(x))  # where x is, whatever the default device
 
 
 def _ints(x, *shape):
-    return torch.empty(shape, dtype=torch.int32, device=x.device)
+    return x.new_empty(shape, dtype=torch.int32)
 
 
 def _out(gx, inplace):
@@ -259,7 +259,7 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
 @functools.lru_cache
 def _kept(dtype, sizes, chunks, hidden, modules):
     """How many floats `rank1_attention` keeps for backward."""
-    function, _ = library()['rank1_attention']
+    function = library()['rank1_attention'][0]
     none = (None,) * 5
     return function(DTYPES[dtype], None, None, *sizes, *chunks, None, hidden, modules, *none, 1)
 

@@ -63,9 +63,10 @@ _POINTERS = 'xskSKDN'
 
 
 def _load(path):
-    """The functions of a library by name, each with the letters of what it takes after the dtype.
+    """The functions of a library by name, each with what it takes between the dtype and the number
+    of threads: how many arguments, and which of them are pointers to what, as (place, letter).
 
-    The library itself says which these are: nothing here can be at odds with it.
+    The library itself says so: nothing here can be at odds with it.
     """
     lib = ctypes.CDLL(str(path))
     lib.mmattn_entries.restype = ctypes.POINTER(_Entry)
@@ -77,7 +78,9 @@ def _load(path):
             raise RuntimeError(f'{path} has a function {name}({letters}), which cannot be called')
         types = [_SCALARS.get(letter, ctypes.c_void_p) for letter in letters]
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *types)(entry.call)
-        functions[name] = function, letters[1:-1]
+        letters = letters[1:-1]
+        pointers = [(i, letter) for i, letter in enumerate(letters) if letter in 'xskSK']
+        functions[name] = function, len(letters), pointers
     return functions
 
 

@@ -17,8 +17,9 @@ _NO_MEMORY = -1
 # By letter (kernels.cpp), what a pointer points to: 'x' the map's dtype, 's' what its values are
 # summed in, 'k' indices; in capitals an array of such pointers.
 _POINTS_TO = {
-    dtype: dict(s=torch.float64 if dtype is torch.float64 else torch.float32, k=torch.int32)
+    dtype: dict(s=total, k=torch.int32, S=total, K=torch.int32)
     for dtype in DTYPES
+    for total in [torch.float64 if dtype is torch.float64 else torch.float32]
 }
 
 
@@ -30,26 +31,40 @@ def run(name, x, *args):
 
     Raises:
         RuntimeError: if a tensor lies on another device, or has no memory.
-        TypeError: if one is no plain tensor, or of another dtype.
+        TypeError: if one is no plain tensor, or of another dtype; for a wrong number of arguments.
         ValueError: if one is not contiguous, or a map not laid out as x is.
         MemoryError: if the kernel found no memory to work with.
     """
-    function, letters = library()[name]
-    points_to = _POINTS_TO[x.dtype]
+    function, count, pointers = library()[name]
+    if len(args) != count:
+        raise TypeError(f'{name} takes {count} arguments, got {len(args)}')
+    points_to, values = _POINTS_TO[x.dtype], [*args]
     last = not x.is_contiguous()
-    values = [DTYPES[x.dtype]]
-    for letter, arg in zip(letters, args, strict=True):
-        if arg is None or letter in 'indDN':
-            values.append(arg)
-        elif letter == 'x':
-            values.append(_pointer(arg, x.dtype, last))
+    for i, letter in pointers:
+        arg = values[i]
+        if arg is None:
+            continue
+        if letter == 'x':
+            values[i] = _pointer(arg, x.dtype, last)
         elif letter in 'sk':
-            values.append(_pointer(arg, points_to[letter]))
+            values[i] = _pointer(arg, points_to[letter])
         else:
-            dtype = points_to[letter.lower()]
-            pointers = [None if t is None else _pointer(t, dtype) for t in arg]
-            values.append((ctypes.c_void_p * len(pointers))(*pointers))
-    result = function(*values, torch.get_num_threads())
+            dtype, found = points_to[letter], []
+            for t in arg:  # as in _pointer: there may be many, of few elements
+                if t is None:
+                    found.append(None)
+                elif (
+                    type(t) in PLAIN
+                    and t.dtype is dtype
+                    and t.is_cpu
+                    and t.is_contiguous()
+                    and (address := t.data_ptr())
+                ):
+                    found.append(address)
+                else:
+                    raise _refusal(t, dtype)
+            values[i] = (ctypes.c_void_p * len(found))(*found)
+    result = function(DTYPES[x.dtype], *values, torch.get_num_threads())
     if result < 0:
         if result == _NO_MEMORY:
             raise MemoryError(f'not enough memory for {name} of a map {tuple(x.shape)}')
@@ -70,7 +85,7 @@ def _pointer(t, dtype, last=False):
     raise _refusal(t, dtype, last)
 
 
-def _refusal(t, dtype, last):
+def _refusal(t, dtype, last=False):
     """Why there is no pointer to t."""
     if type(t) not in PLAIN:
         return TypeError(
