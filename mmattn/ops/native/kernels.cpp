@@ -274,18 +274,19 @@ template <class A> INLINE Vec<A> outside(Vec<A> v, int n) {  // lanes from n on:
 
 struct Shape { i64 n, rows, lanes; };
 
-// An exception may not leave a parallel region: it is carried out, the first of several.
+// Each thread takes an equal run of the units. An exception may not leave a parallel region: it is
+// carried out, one of several. It is caught outside the loop over the units, which it would slow down.
 template <class F> void parallel(i64 units, i64 elements, int threads, F&& f) {
   if (threads > units) threads = int(units);
   if (elements < 65536) threads = 1;  // waking a thread costs more
   std::exception_ptr failure;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (i64 u = 0; u < units; ++u) {
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int t = 0; t < threads; ++t) {
     try {
-      f(u);
+      for (i64 u = units * t / threads, end = units * (t + 1) / threads; u < end; ++u) f(u);
     } catch (...) {
 #pragma omp critical
-      if (!failure) failure = std::current_exception();
+      failure = std::current_exception();
     }
   }
   if (failure) std::rethrow_exception(failure);
