@@ -16,7 +16,7 @@ from .checks import (
     check_range,
     check_subset,
 )
-from .gate import Gate, SpatialConv, mlp
+from .gate import Gate, SpatialConv, as_input_of, mlp
 
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
@@ -24,12 +24,18 @@ POOLS = ('avg', 'max', 'ent')
 
 
 def gaussian(size: int, sigma: float | None = None) -> Tensor:
-    """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8."""
+    """`size` weights of sum 1. sigma None is OpenCV's rule, 0.3 * ((size - 1) / 2 - 1) + 0.8.
+
+    They lie on the default device; on the CPU where that is the meta device, which has no values.
+    """
     if sigma is None:
         sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
-    offsets = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+    device = torch.empty(0).device
+    cpu = torch.device('cpu')
+    offsets = torch.arange(size, dtype=torch.float64, device=cpu) - (size - 1) / 2
     taps = torch.exp(-((offsets / sigma) ** 2) / 2)
-    return (taps / taps.sum()).to(torch.get_default_dtype())
+    taps = (taps / taps.sum()).to(torch.get_default_dtype())
+    return taps.to(cpu if device.type == 'meta' else device)
 
 
 @register(MODELS)
@@ -116,9 +122,18 @@ class CAT(Gate):
         if exterior and arrangement == 'parallel':
             self.exterior_logits = nn.Parameter(torch.zeros(2))
         # Not learned, so not in the state dict.
-        self.register_buffer(
-            'taps', gaussian(max(1, gaussian_size), gaussian_sigma), persistent=False
-        )
+        self.gaussian = max(1, gaussian_size), gaussian_sigma
+        self.register_buffer('taps', gaussian(*self.gaussian), persistent=False)
+
+    def _apply(self, fn, recurse=True):
+        """The taps are computed anew where they become another tensor: `to_empty` leaves them
+        without values, and no state dict would bring any."""
+        before = self.taps
+        super()._apply(fn, recurse)
+        if self.taps is not before and not self.taps.is_meta:
+            with torch.no_grad():
+                self.taps.copy_(gaussian(*self.gaussian))
+        return self
 
     def gate(self, x: Tensor) -> Tensor:
         if self.arrangement == 'parallel':
@@ -142,13 +157,13 @@ class CAT(Gate):
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
-        stats = self._stack(*stats).to(self.mlp[0].weight.dtype)
+        stats = as_input_of(self.mlp[0], self._stack(*stats))
         return self._weigh(self.mlp(stats), self.channel_factors)
 
     def spatial_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
-        stats = self._stack(None if avg is None else -avg, peak, ent).to(self.conv.weight.dtype)
+        stats = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
         stats = self._weigh(stats, self.spatial_factors)
         return self.conv(stats.unsqueeze(1), impl=self.impl).squeeze(1).sigmoid()
 

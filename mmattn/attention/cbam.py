@@ -6,7 +6,7 @@ from mmattn import ops
 from mmattn.registry import register
 
 from .checks import check_flags, check_int, check_odd
-from .gate import Gate, SpatialConv, batch_norm, mlp
+from .gate import Gate, SpatialConv, as_input_of, batch_norm, mlp
 
 
 @register(MODELS)
@@ -50,10 +50,9 @@ class CBAM(Gate):
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
 
     def gate(self, x: Tensor) -> Tensor:
-        dtype = self.conv.weight.dtype
         x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
-        c = self.mlp(torch.stack((avg, peak), 1).to(dtype)).sum(1).sigmoid()
+        c = self.mlp(as_input_of(self.mlp[0], torch.stack((avg, peak), 1))).sum(1).sigmoid()
         x, avg, peak = ops.spatial_pool(x, c, impl=self.impl)
-        s = self.conv(torch.stack((peak, avg), 1).to(dtype), impl=self.impl)
+        s = self.conv(as_input_of(self.conv, torch.stack((peak, avg), 1)), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
         return ops.product_gate(x, c, s, impl=self.impl)

@@ -6,7 +6,7 @@ from mmattn import ops
 from mmattn.registry import register
 
 from .checks import check_int
-from .gate import Gate, batch_norm
+from .gate import Gate, as_input_of, batch_norm
 
 
 class PointConv(nn.Conv1d):
@@ -51,7 +51,7 @@ class CoordAttention(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         x, ch, cw = ops.strip_pool(x, impl=self.impl)
-        strips = torch.cat((ch, cw), 2).to(self.conv.weight.dtype)
+        strips = as_input_of(self.conv, torch.cat((ch, cw), 2))
         strips = self.act(batch_norm(self.norm, self.conv(strips)))
         h, w = strips.split((ch.shape[2], cw.shape[2]), 2)
         h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()

@@ -4,15 +4,63 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
+from mmattn.ops import PLAIN
 from mmattn.registry import register
 
 from .checks import check_flags, check_int
-from .gate import Gate, batch_norm, is_plain, mlp, norm_state
+from .gate import (
+    Gate,
+    as_input_of,
+    batch_norm,
+    is_plain,
+    is_plain_norm,
+    listened_to,
+    mlp,
+    norm_state,
+    tensor,
+)
 
 
 def _normalise(v: Tensor, norm: nn.Module) -> Tensor:
     """Batch norm of a vector (N, L) as of one channel."""
-    return batch_norm(norm, v.to(norm.weight.dtype).unsqueeze(1)).squeeze(1)
+    return batch_norm(norm, as_input_of(norm, v).unsqueeze(1)).squeeze(1)
+
+
+class _Kernel:
+    """A layer that holds a weight for `ops.rank1_pool`, which applies it together with the pooling.
+
+    It is called for its weight: so whatever makes weights when a layer is called (pruning, weight
+    norm) makes this one, too. Being of a class of its own, it is not taken for a layer of PyTorch
+    that another, of quantised weights, could replace.
+    """
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+class ChannelKernel(_Kernel, nn.Linear):
+    """Eq. 5's convolution of kernel (1, 4S), over channels that lie last."""
+
+
+class StripKernel(_Kernel, nn.Conv1d):
+    """The convolution of the strips of height or width (eq. 10)."""
+
+
+def _weight(layer: nn.Module, kind: type[nn.Module]) -> Tensor:
+    if is_plain(layer, kind):
+        return tensor(layer, 'weight')
+    if not isinstance(layer, kind):
+        raise TypeError(
+            f'DRTAM takes the weight of its {kind.__name__}, which was replaced by a '
+            f'{type(layer).__name__}; leave it out where layers are replaced or wrapped'
+        )
+    weight = layer()
+    if type(weight) in PLAIN and not weight.untyped_storage().nbytes():
+        raise RuntimeError(
+            f"the weight of DRTAM's {kind.__name__} was freed after the layer was called, as "
+            'sharding does with a layer wrapped on its own; wrap the whole gate instead'
+        )
+    return weight
 
 
 class RTAM(nn.Module):
@@ -22,18 +70,20 @@ class RTAM(nn.Module):
         super().__init__()
         self.chunks = (num_chunks, num_channel_chunks)
         strips = sum(self.chunks) + 1
-        # These layers hold weights; `ops.rank1_pool` applies them together with the pooling.
-        # Eq. 5's convolution of kernel (1, 4S) is over channels that lie last.
-        self.channel_conv = nn.Linear(4 * num_chunks, 1, bias=False)
+        self.channel_conv = ChannelKernel(4 * num_chunks, 1, bias=False)
         self.channel_norm = nn.BatchNorm1d(1)
-        self.height_conv = nn.Conv1d(strips, 1, 3, padding=1, bias=False)
+        self.height_conv = StripKernel(strips, 1, 3, padding=1, bias=False)
         self.height_norm = nn.BatchNorm1d(1)
-        self.width_conv = nn.Conv1d(strips, 1, 3, padding=1, bias=False)
+        self.width_conv = StripKernel(strips, 1, 3, padding=1, bias=False)
         self.width_norm = nn.BatchNorm1d(1)
 
     @property
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.channel_conv.weight, self.height_conv.weight, self.width_conv.weight
+        return (
+            _weight(self.channel_conv, ChannelKernel),
+            _weight(self.height_conv, StripKernel),
+            _weight(self.width_conv, StripKernel),
+        )
 
     @property
     def norms(self) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -110,7 +160,7 @@ class DRTAM(Gate):
                 for module, three in zip(modules, norms, strict=True)
             ]
             first, _, second = self.mlp
-            layers = first.weight, first.bias, second.weight, second.bias
+            layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
         x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
@@ -119,11 +169,17 @@ class DRTAM(Gate):
         return ops.rank1_gate(x, *factors, impl=self.impl)
 
     def _is_plain(self, modules, norms):
-        """Whether one op may stand for all layers: none replaced (SyncBatchNorm) or listened to."""
+        """Whether one op may stand for all layers: none is changed (SyncBatchNorm) or listened to.
+
+        `RTAM.weights` asks the layers that hold weights only.
+        """
+        layers = list(self.mlp._modules.values())
         return (
-            is_plain(self.mlp, nn.Sequential)
-            and [type(layer) for layer in self.mlp] == [nn.Linear, nn.ReLU, nn.Linear]
-            and all(is_plain(layer, type(layer)) for layer in self.mlp)
+            not listened_to()
+            and is_plain(self.mlp, nn.Sequential)
+            and [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear]
+            and all(is_plain(layer, type(layer)) for layer in layers)
+            and all(tensor(layers[i], 'bias') is not None for i in (0, 2))
             and all(is_plain(module, RTAM) for module in modules)
-            and all(is_plain(norm, nn.BatchNorm1d) for three in norms for norm in three)
+            and all(is_plain_norm(norm) for three in norms for norm in three)
         )

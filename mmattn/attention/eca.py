@@ -7,7 +7,7 @@ from mmattn import ops
 from mmattn.registry import register
 
 from .checks import check_number, check_odd
-from .gate import Gate
+from .gate import Gate, as_input_of
 
 
 class ChannelConv(nn.Conv1d):
@@ -60,6 +60,5 @@ class ECA(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         x, avg = ops.channel_pool(x, impl=self.impl)
-        avg = avg.to(self.conv.weight.dtype)
-        c = self.conv(avg, impl=self.impl).sigmoid()
+        c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -5,10 +5,19 @@ import contextlib
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as global_hooks
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from mmattn.ops import Norm, check_impl, spatial_conv
+from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
 
 from .checks import check_int
+
+# Of the layers that are stood in for: someone may replace it in the class itself.
+_FORWARDS = {
+    kind: kind.forward
+    for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.Sequential)
+}
+_PLAIN_OR_NONE = PLAIN | {type(None)}
 
 
 def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
@@ -22,42 +31,106 @@ def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """`norm(x)`, also where a training batch holds less than two values a channel.
 
     One value has no variance and PyTorch refuses it (batch 1 on a 1 x 1 map). It is normalised by
-    the running statistics instead, and leaves them alone. SyncBatchNorm counts the values of all
-    processes, all of which have to take part, so it decides for itself.
+    the running statistics instead, where there are any, and leaves them alone. SyncBatchNorm counts
+    the values of all processes, all of which have to take part, so it decides for itself.
     """
-    if (
+    if not (
         norm.training
         and x.numel() <= x.shape[1]
-        and not isinstance(norm, (nn.SyncBatchNorm, nn.Identity))
+        and isinstance(norm, _BatchNorm)
+        and not isinstance(norm, nn.SyncBatchNorm)
+        and norm.running_mean is not None
     ):
+        return norm(x)
+    if is_plain(norm, type(norm)) and not listened_to():
         return F.batch_norm(
             x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
         )
-    return norm(x)
+    norm.training = False  # whoever changed it or listens to it is heard
+    try:
+        return norm(x)
+    finally:
+        norm.training = True
 
 
 def is_plain(module: nn.Module, kind: type) -> bool:
-    """Whether a module is of that very class and nobody listens to it: it may be stood in for."""
-    return type(module) is kind and not (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
+    """Whether a module may be stood in for: it is of that very class, its forward is the class's
+    as PyTorch has it, its tensors are ordinary ones, and nobody listens to it.
+
+    Parametrizations change the class; pruning and the older weight and spectral norms listen.
+    `listened_to` tells of those who listen to all modules.
+    """
+    return (
+        type(module) is kind
+        and 'forward' not in module.__dict__
+        and _FORWARDS.get(kind, kind.forward) is kind.forward
+        and not (
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+        )
+        and _PLAIN_OR_NONE.issuperset(map(type, module._parameters.values()))
     )
 
 
+def listened_to() -> bool:
+    """Whether somebody listens to all modules."""
+    return bool(
+        global_hooks._global_forward_hooks
+        or global_hooks._global_forward_pre_hooks
+        or global_hooks._global_backward_hooks
+        or global_hooks._global_backward_pre_hooks
+    )
+
+
+def is_plain_norm(norm: nn.Module) -> bool:
+    """Whether a norm is a plain BatchNorm1d that learns and keeps running statistics."""
+    return (
+        is_plain(norm, nn.BatchNorm1d)
+        and norm.affine
+        and norm.track_running_stats
+        and all(t is not None for t in norm._buffers.values())
+    )
+
+
+def tensor(module: nn.Module, key: str) -> Tensor | None:
+    """A parameter or buffer of a module, in a tenth of the time that `module.key` takes."""
+    found = module._parameters.get(key)
+    found = module._buffers.get(key) if found is None else found
+    # The parameters of nn.DataParallel's replicas are mere attributes.
+    return module.__dict__.get(key) if found is None else found
+
+
 def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
-    """What a plain BatchNorm1d of one channel does to so many values, as an `ops.Norm`.
+    """What a norm of `is_plain_norm` of one channel does to so many values, as an `ops.Norm`.
 
     It is asked once for each batch, which it counts; of a single value as in `batch_norm`.
     """
     momentum = None
     if norm.training and values > 1:
-        norm.num_batches_tracked.add_(1)
+        count = tensor(norm, 'num_batches_tracked').add_(1)
         # Without a momentum the running statistics are those of all batches.
-        momentum = norm.momentum
-        momentum = 1 / float(norm.num_batches_tracked) if momentum is None else momentum
-    return Norm(norm.weight, norm.bias, norm.running_mean, norm.running_var, momentum, norm.eps)
+        momentum = 1 / float(count) if norm.momentum is None else norm.momentum
+    tensors = [tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')]
+    return Norm(*tensors, momentum, norm.eps)
+
+
+def as_input_of(layer: nn.Module, v: Tensor) -> Tensor:
+    """A descriptor in the dtype of a layer's weight, on whose device it must lie.
+
+    PyTorch lets a product with a weight on the meta device pass, and gives numbers.
+    """
+    weight = tensor(layer, 'weight')
+    if weight is None:
+        weight = getattr(layer, 'weight', None)
+    if weight is None:  # a norm without one
+        return v
+    if not isinstance(weight, torch.Tensor):  # a quantised layer: it takes float32
+        return v.float()
+    if weight.device != v.device:
+        raise two_devices(v.device, weight.device)
+    return v if v.dtype is weight.dtype else v.to(weight.dtype)
 
 
 class SpatialConv(nn.Conv2d):

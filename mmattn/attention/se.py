@@ -5,7 +5,7 @@ from mmattn import ops
 from mmattn.registry import register
 
 from .checks import check_flags, check_int
-from .gate import Gate, mlp
+from .gate import Gate, as_input_of, mlp
 
 
 @register(MODELS)
@@ -36,5 +36,5 @@ class SE(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         x, avg = ops.channel_pool(x, impl=self.impl)
-        c = self.mlp(avg.to(self.mlp[0].weight.dtype)).sigmoid()
+        c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -18,10 +18,20 @@ import torch
 from torch import Tensor
 
 from . import functions, reference
-from .dispatch import check_impl, get_impl, kernels_for, set_impl, stats_dtype, use_impl
+from .dispatch import (
+    PLAIN,
+    check_impl,
+    get_impl,
+    kernels_for,
+    set_impl,
+    stats_dtype,
+    two_devices,
+    use_impl,
+)
 from .norm import Norm
 
 __all__ = [
+    'PLAIN',
     'Norm',
     'channel_gate',
     'channel_pool',
@@ -41,12 +51,13 @@ __all__ = [
     'stats_dtype',
     'strip_pool',
     'sum_gate',
+    'two_devices',
     'use_impl',
 ]
 
 
 def _run(op, x, impl, *args, **kwargs):
-    kernels = kernels_for(x, impl)
+    kernels = kernels_for(x, impl, *args)
     if kernels is None or kernels.declines(op, x, **kwargs):
         return getattr(reference, op)(x, *args, **kwargs)
     return getattr(functions, op)(kernels, x, *args, **kwargs)
@@ -55,6 +66,14 @@ def _run(op, x, impl, *args, **kwargs):
 def _impl_in(descriptors, impl):
     """`impl`, but the equations for descriptors in 16 bits, which no kernel takes."""
     return impl if descriptors.dtype == stats_dtype(descriptors) else 'reference'
+
+
+def _check_map(x):
+    """Raise ValueError unless x is a floating-point (N, C, H, W)."""
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(
+            f'the ops take a floating-point map (N, C, H, W), got {x.dtype} of {tuple(x.shape)}'
+        )
 
 
 def _check_shapes(shape, axes, tensors):
@@ -72,12 +91,21 @@ def _check_shapes(shape, axes, tensors):
 
 def _factors(x, axes, *factors):
     """The factors in `stats_dtype`, their shapes checked."""
+    _check_map(x)
     _check_shapes(x.shape, axes, factors)
-    return [factor.to(stats_dtype(x)) for factor in factors]
+    dtype = stats_dtype(x)
+    return [f if f.dtype is dtype else _real(f).to(dtype) for f in factors]
+
+
+def _real(factor):
+    if factor.is_complex():
+        raise ValueError(f'a factor must be real, got {factor.dtype}')
+    return factor
 
 
 def channel_pool(x: Tensor, maximum: bool = False, impl: str | None = None) -> tuple[Tensor, ...]:
     """Average, and maximum if asked, of each channel: `x, avg (N, C)[, max (N, C)]`."""
+    _check_map(x)
     return _run('channel_pool', x, impl, maximum=maximum)
 
 
@@ -88,6 +116,7 @@ def channel_gate(x: Tensor, c: Tensor, impl: str | None = None) -> Tensor:
 
 def strip_pool(x: Tensor, channel: bool = False, impl: str | None = None) -> tuple[Tensor, ...]:
     """Averages along one axis: `x, ch (N, C, H), cw (N, C, W)[, hw (N, H, W)]` over W, H and C."""
+    _check_map(x)
     return _run('strip_pool', x, impl, channel)
 
 
@@ -117,12 +146,18 @@ def min_max(v: Tensor, low: float, high: float, impl: str | None = None) -> Tens
     A constant sample becomes `low`. Differences that rounding alone can make count as none: eq. 4
     would blow them up to the whole range.
     """
+    if v.dim() < 2 or not v.is_floating_point():
+        raise ValueError(
+            f'min_max takes floating-point samples (N, ...), got {v.dtype} of {tuple(v.shape)}'
+        )
     samples = v.flatten(1).unsqueeze(1)  # as planes, which kernels take
     return _run('min_max', samples, _impl_in(v, impl), float(low), float(high)).view_as(v)
 
 
 def _check_weights(weights, chunks):
-    """Raise ValueError unless these are `rank1_pool`'s three."""
+    """Raise ValueError unless these are `rank1_pool`'s three, of at least one chunk an axis."""
+    if len(chunks) != 2 or min(chunks) < 1:
+        raise ValueError(f'chunks must be two integers >= 1, got {tuple(chunks)}')
     channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
     for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
         if tuple(weight.shape) != allowed:
@@ -157,9 +192,10 @@ def rank1_pool(
         _check_shapes(shape, 'nc nh nw', taken)
     _check_weights(weights, chunks)
     dtype = stats_dtype(ch)
+    planes = tuple(plane.to(dtype) for plane in planes)
     weights = tuple(weight.to(dtype) for weight in weights)
     taken = None if taken is None else tuple(factor.to(dtype) for factor in taken)
-    kernels = kernels_for(ch, impl)
+    kernels = kernels_for(planes[0], impl, planes, weights, taken)
     if kernels is None:
         return reference.rank1_pool(planes, weights, chunks, taken)
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
@@ -188,11 +224,11 @@ def rank1_attention(
         )
     for weights, _ in modules:
         _check_weights(weights, chunks)
-    kernels = kernels_for(x, impl)
+    tensors = [*mlp]
+    for weights, norms in modules:
+        tensors += (*weights, *(t for norm in norms for t in norm[:4]))
+    kernels = kernels_for(x, impl, tensors)
     if kernels is not None:
-        tensors = [*mlp]
-        for weights, norms in modules:
-            tensors += (*weights, *(t for norm in norms for t in norm[:4]))
         dtype = stats_dtype(x)
         if all(t.dtype == dtype for t in tensors):
             return functions.rank1_attention(kernels, x, modules, mlp, chunks)
@@ -215,10 +251,11 @@ def spatial_conv(maps: Tensor, weight: Tensor, impl: str | None = None) -> Tenso
         or weight.shape[:2] != (1, maps.shape[1])
         or weight.shape[2] % 2 == 0
         or weight.shape[3] % 2 == 0
+        or maps.dtype != weight.dtype
     ):
         raise ValueError(
-            'spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd), got '
-            f'{tuple(maps.shape)} and {tuple(weight.shape)}'
+            'spatial_conv takes maps (N, M, H, W), a weight (1, M, odd, odd) of one dtype, got '
+            f'{maps.dtype} of {tuple(maps.shape)} and {weight.dtype} of {tuple(weight.shape)}'
         )
     return _run('spatial_conv', maps, _impl_in(maps, impl), weight)
 
@@ -260,4 +297,14 @@ def entropy_pool(
     `taps` holds the k weights of the Gaussian low-pass, zero-padded, that precedes each maximum:
     k x 1 (along H) for the channel maximum, k x k for the spatial one. One tap is no filter.
     """
-    return _run('entropy_pool', x, impl, taps.to(stats_dtype(x)), channel, spatial, avg, max, ent)
+    _check_map(x)
+    if taps.dim() != 1 or len(taps) % 2 == 0:
+        raise ValueError(f'taps must be 1-D and odd in number, got {tuple(taps.shape)}')
+    if taps.requires_grad and torch.is_grad_enabled():
+        impl = 'reference'  # the kernels take them for constants
+    if taps.device != x.device:
+        if taps.is_meta:
+            raise two_devices(x.device, taps.device)
+        taps = taps.to(x.device)
+    taps = taps.to(stats_dtype(x))
+    return _run('entropy_pool', x, impl, taps, channel, spatial, avg, max, ent)

@@ -2,10 +2,8 @@
 
 import functools
 
-import torch
 
-
-@functools.cache
+@functools.lru_cache(1024)
 def windows(length: int, chunks: int) -> tuple[tuple[int, int], ...]:
     """The chunks of an axis of this length, as a tuple of (begin, end).
 
@@ -21,18 +19,3 @@ def windows(length: int, chunks: int) -> tuple[tuple[int, int], ...]:
     size, longer = divmod(length, chunks)
     edges = [i * size + min(i, longer) for i in range(chunks + 1)]
     return tuple(zip(edges[:-1], edges[1:], strict=True))
-
-
-@functools.cache
-def windows_tensor(
-    height: int,
-    width: int,
-    channels: int,
-    chunks: int,
-    channel_chunks: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> torch.Tensor:
-    """The windows of the three axes of a map, one (begin, end) a row: a constant for kernels."""
-    rows = (*windows(height, chunks), *windows(width, chunks), *windows(channels, channel_chunks))
-    return torch.tensor(rows, dtype=dtype, device=device)

@@ -91,14 +91,16 @@ How backward saves a pass
 -------------------------
 A pool returns x itself first, and the gate applies its factors to that x. The gradient of the
 apply op with respect to x therefore arrives in the pool's backward, which adds its own terms: in
-place where the buffer is one that our own apply op made for this very pool (it carries the pool's
-token), into a new tensor otherwise. `rank1_attention`, which is pool and gate in one, saves one
-more: its gate's backward makes only the factors' gradients, and dy is gated in the pass that adds
-the pool's terms.
+place where nobody else can see the buffer, into a new tensor otherwise. `rank1_attention`, which is
+pool and gate in one, saves one more: its gate's backward makes only the factors' gradients, and dy
+is gated in the pass that adds the pool's terms.
 """
 
+import functools
+import sys
+
 import torch
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 
 def _recorded(*tensors):
@@ -111,30 +113,153 @@ def _last(x):
 
 
 def _dense(g, last):
-    """The full-size gradient g in the memory format of the op's input."""
-    return g.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    """A full-size gradient in the memory format of the op's input, or that input, which hooks on
+    saved tensors may bring back in another."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    if g.is_contiguous(memory_format=layout) and not g.is_neg():
+        return g
+    return g.resolve_neg().contiguous(memory_format=layout)
 
 
 def _vector(g):
-    return None if g is None else g.contiguous()
+    if g is None or g.is_contiguous() and not g.is_neg():
+        return g
+    return g.resolve_neg().contiguous()
+
+
+_TWICE = (
+    "trying to differentiate twice: the fast ops have a first derivative only; impl='reference' "
+    'and MMATTN_IMPL=reference have all'
+)
+
+
+_BATCHED = (
+    'the fast ops take no batch of gradients (is_grads_batched=True, vectorize=True): '
+    "impl='reference' and MMATTN_IMPL=reference do"
+)
+
+
+def _is_batched(g):
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(g) or functorch.is_batchedtensor(g)
+
+
+class _Refusal(torch.autograd.Function):
+    """The first tensors as they are, for a graph that ends here: who walks it gets an error."""
+
+    @staticmethod
+    def forward(ctx, count, *tensors):
+        return tuple(None if t is None else t.detach() for t in tensors[:count])
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(_TWICE)
+
+
+def _once(backward):
+    """A backward whose gradients raise an error when they are differentiated again.
+
+    PyTorch's `once_differentiable` does so where an incoming gradient requires one. But a gradient
+    also depends on what was saved, unless the op is linear: without an error it would be taken for
+    a constant. A forward derivative of a backward is refused, too.
+
+    It is called with what was saved, which is unpacked once: checkpointing unpacks nothing twice.
+    """
+
+    @functools.wraps(backward)
+    def refusing(ctx, *grads):
+        if forward_ad._current_level >= 0 and any(
+            g is not None and forward_ad.unpack_dual(g).tangent is not None for g in grads
+        ):
+            raise RuntimeError(_TWICE)
+        saved = ctx.saved_tensors
+        try:
+            with torch.no_grad():
+                outputs = backward(ctx, saved, *grads)
+        except RuntimeError as error:
+            if any(g is not None and _is_batched(g) for g in grads):
+                raise RuntimeError(_BATCHED) from error
+            raise
+        if not torch.is_grad_enabled():
+            return outputs
+        causes = grads if ctx.linear else (*grads, *saved)
+        causes = [t for t in causes if t is not None and t.requires_grad]
+        return _Refusal.apply(len(outputs), *outputs, *causes) if causes else outputs
+
+    return refusing
+
+
+def _references(g):
+    """How often a gradient is referred to: by PyTorch, by Python, and its memory."""
+    memory = torch._C._storage_Use_Count(g.untyped_storage()._cdata)
+    return g._use_count(), sys.getrefcount(g), memory
 
 
 class _Pool(torch.autograd.Function):
-    """What the pools share: x comes first among the outputs, and its gradient ends here."""
+    """What the pools share: x comes first among the outputs, and its gradient ends here.
+
+    A subclass has `terms(ctx, saved, gx, inplace, *grads)`, the gradients of the inputs after
+    `kernels`.
+    """
+
+    alone = None  # the references to a gradient that only the engine and `backward` hold
 
     @staticmethod
-    def open(ctx, kernels, x):
+    def open(ctx, kernels, x, terms):
         ctx.set_materialize_grads(False)
-        ctx.kernels, ctx.last, ctx.token = kernels, _last(x), object()
+        ctx.kernels, ctx.terms, ctx.last, ctx.linear = kernels, terms, _last(x), True
         ctx.like = dict(size=x.shape, dtype=x.dtype, device=x.device)
+        if _Pool.alone is None and kernels is not None:
+            _Pool.alone = _learnt()
 
     @staticmethod
-    def incoming(ctx, gx):
-        """The gradient of the x handed on, and whether its buffer is ours to overwrite."""
+    @_once
+    def backward(ctx, saved, gx, *grads):
         if gx is None:
             layout = torch.channels_last if ctx.last else torch.contiguous_format
-            return torch.empty(**ctx.like, memory_format=layout).zero_(), True
-        return _dense(gx, ctx.last), gx.__dict__.pop('_mmattn_token', None) is ctx.token
+            ours = torch.empty(**ctx.like, memory_format=layout).zero_()
+        else:
+            ours = _dense(gx, ctx.last)
+        # A copy is ours; what came is, where no hook and no caller of autograd.grad has it, too.
+        inplace = ours is not gx or _references(gx) == _Pool.alone
+        return None, *ctx.terms(ctx, saved, ours, inplace, *grads)
+
+
+class _Probe(_Pool):
+    """Counts in its backward the references that `_Pool.backward` counts in its own."""
+
+    @staticmethod
+    def forward(ctx, x, counts):
+        _Pool.open(ctx, None, x, None)
+        ctx.counts = counts
+        return x
+
+    @staticmethod
+    @_once
+    def backward(ctx, saved, gx, *grads):
+        ours = _dense(gx, ctx.last)
+        inplace = ours is not gx or ctx.counts.append(_references(gx))
+        return ours, inplace
+
+
+def _learnt():
+    """The references to a gradient that nobody else can see, or None where they cannot be learnt.
+
+    How many they are is up to the versions of Python and PyTorch; but one that the caller of
+    `torch.autograd.grad` will get must have more of them.
+    """
+    if sys.gettrace() or sys.getprofile():  # which may hold on to what they watch
+        return None
+    counts = []
+    try:
+        for seen in (False, True):
+            with torch.enable_grad():
+                x = torch.ones(1, 1, 1, 2, device='cpu', dtype=torch.float32, requires_grad=True)
+                same = _Probe.apply(x, counts)
+                torch.autograd.grad((same * 2.0).sum(), [x, same] if seen else [x])
+    except (AttributeError, RuntimeError):
+        return ()
+    return counts[0] if counts[0] != counts[1] else ()
 
 
 class _Gate(torch.autograd.Function):
@@ -143,33 +268,21 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, name, x, *factors):
         ctx.kernels, ctx.op, ctx.last = kernels, name, _last(x)
-        ctx.token = _token(x)
+        ctx.linear = not any(ctx.needs_input_grad[3:])
         ctx.save_for_backward(x, *factors)
         return getattr(kernels, name)(x, *factors)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, *factors = ctx.saved_tensors
-        dy = _dense(dy, ctx.last)
+    @_once
+    def backward(ctx, saved, dy):
+        x, *factors = saved
+        x, dy = _dense(x, ctx.last), _dense(dy, ctx.last)
         need_x = ctx.needs_input_grad[2]
         if any(ctx.needs_input_grad[3:]):
             dx, *grads = getattr(ctx.kernels, ctx.op + '_grad')(x, *factors, dy=dy, need_x=need_x)
         else:
             dx, grads = getattr(ctx.kernels, ctx.op)(dy, *factors), [None] * len(factors)
-        return None, None, _mark(dx, ctx.token) if need_x else None, *grads
-
-
-def _token(x):
-    """The token of the pool that handed x on, if one did."""
-    return getattr(x.grad_fn, 'token', None)
-
-
-def _mark(dx, token):
-    # The attribute goes with the tensor object through the engine, but not into a sum made there.
-    if token is not None:
-        dx._mmattn_token = token
-    return dx
+        return None, None, dx, *grads
 
 
 def _gate(kernels, name, x, *factors):
@@ -212,19 +325,17 @@ def rank1_gate(kernels, x, first, second=None):
 class _ChannelPool(_Pool):
     @staticmethod
     def forward(ctx, kernels, x, maximum):
-        _Pool.open(ctx, kernels, x)
+        _Pool.open(ctx, kernels, x, _ChannelPool.terms)
         avg, peak, argmax = kernels.channel_pool(x, maximum=maximum)
         ctx.save_for_backward(argmax)
         return (x, avg, peak) if maximum else (x, avg)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gx, gavg, gmax=None):
-        gx, inplace = _Pool.incoming(ctx, gx)
+    def terms(ctx, saved, gx, inplace, gavg, gmax=None):
         dx = ctx.kernels.channel_pool_grad(
-            gx, _vector(gavg), _vector(gmax), *ctx.saved_tensors, inplace=inplace
+            gx, _vector(gavg), _vector(gmax), *saved, inplace=inplace
         )
-        return None, dx, None
+        return dx, None
 
 
 def channel_pool(kernels, x, maximum=False):
@@ -237,18 +348,16 @@ def channel_pool(kernels, x, maximum=False):
 class _StripPool(_Pool):
     @staticmethod
     def forward(ctx, kernels, x, channel):
-        _Pool.open(ctx, kernels, x)
+        _Pool.open(ctx, kernels, x, _StripPool.terms)
         ch, cw, hw = kernels.strip_pool(x, channel=channel)
         return (x, ch, cw, hw) if channel else (x, ch, cw)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gx, gch, gcw, ghw=None):
-        gx, inplace = _Pool.incoming(ctx, gx)
+    def terms(ctx, saved, gx, inplace, gch, gcw, ghw=None):
         dx = ctx.kernels.strip_pool_grad(
             gx, _vector(gch), _vector(gcw), _vector(ghw), inplace=inplace
         )
-        return None, dx, None
+        return dx, None
 
 
 def strip_pool(kernels, x, channel=False):
@@ -262,16 +371,15 @@ class _Rank1Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, chunks, *tensors):
         ctx.set_materialize_grads(False)
-        ctx.kernels, ctx.chunks = kernels, chunks
+        ctx.kernels, ctx.chunks, ctx.linear = kernels, chunks, False
         out, saved = kernels.rank1_pool(tensors[:3], tensors[3:6], chunks, tensors[6:] or None)
         ctx.save_for_backward(*tensors, *saved)
         ctx.count = len(tensors)
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        kept = ctx.saved_tensors  # once: checkpointing unpacks no tensor twice
+    @_once
+    def backward(ctx, kept, *grads):
         tensors, saved = kept[: ctx.count], kept[ctx.count :]
         dplanes, dweights, dtaken = ctx.kernels.rank1_pool_grad(
             tensors[:3],
@@ -300,19 +408,19 @@ class _Rank1Attention(torch.autograd.Function):
             if momentum is not None:  # the kernels wrote to them behind autograd's back
                 torch.autograd.graph.increment_version(mean)
                 torch.autograd.graph.increment_version(var)
-        ctx.kernels, ctx.chunks, ctx.last = kernels, chunks, _last(x)
+        ctx.kernels, ctx.chunks, ctx.last, ctx.linear = kernels, chunks, _last(x), False
         ctx.rules = [state[2:] for state in states]
         ctx.count = len(params)
         ctx.save_for_backward(x, *params, *saved)
         return y
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, *kept = ctx.saved_tensors
+    @_once
+    def backward(ctx, kept, dy):
+        x, *kept = kept
         params, saved = kept[: ctx.count], kept[ctx.count :]
         dx, dparams = ctx.kernels.rank1_attention_grad(
-            x, params, ctx.rules, ctx.chunks, saved, dy=_dense(dy, ctx.last),
+            _dense(x, ctx.last), params, ctx.rules, ctx.chunks, saved, dy=_dense(dy, ctx.last),
             need_x=ctx.needs_input_grad[3],
         )  # fmt: skip
         return None, None, None, dx, *dparams
@@ -330,14 +438,14 @@ def rank1_attention(kernels, x, modules, mlp, chunks):
 class _SpatialConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, maps, weight):
-        ctx.kernels = kernels
+        ctx.kernels, ctx.linear = kernels, not all(ctx.needs_input_grad[1:])
         ctx.save_for_backward(maps, weight)
         return kernels.spatial_conv(maps, weight)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        return None, *ctx.kernels.spatial_conv_grad(*ctx.saved_tensors, dy=dy.contiguous())
+    @_once
+    def backward(ctx, saved, dy):
+        return None, *ctx.kernels.spatial_conv_grad(*saved, dy=_vector(dy))
 
 
 def spatial_conv(kernels, maps, weight):
@@ -351,15 +459,15 @@ def spatial_conv(kernels, maps, weight):
 class _MinMax(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, v, low, high):
-        ctx.kernels, ctx.range = kernels, (low, high)
+        ctx.kernels, ctx.range, ctx.linear = kernels, (low, high), False
         ctx.save_for_backward(v)
         return kernels.min_max(v, low, high)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        (v,) = ctx.saved_tensors
-        return None, ctx.kernels.min_max_grad(v, *ctx.range, dy=dy.contiguous()), None, None
+    @_once
+    def backward(ctx, saved, dy):
+        (v,) = saved
+        return None, ctx.kernels.min_max_grad(v, *ctx.range, dy=_vector(dy)), None, None
 
 
 def min_max(kernels, v, low, high):
@@ -373,21 +481,18 @@ def min_max(kernels, v, low, high):
 class _SpatialPool(_Pool):
     @staticmethod
     def forward(ctx, kernels, x, c):
-        _Pool.open(ctx, kernels, x)
-        ctx.source = _token(x)
+        _Pool.open(ctx, kernels, x, _SpatialPool.terms)
+        ctx.linear = not ctx.needs_input_grad[2]
         avg, peak, argmax = kernels.spatial_pool(x, c)
         ctx.save_for_backward(x, c, argmax)
         return x, avg, peak
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gx, gavg, gmax):
-        x, c, argmax = ctx.saved_tensors
-        gx, inplace = _Pool.incoming(ctx, gx)
-        dx, dc = ctx.kernels.spatial_pool_grad(
-            x, c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace
+    def terms(ctx, saved, gx, inplace, gavg, gmax):
+        x, c, argmax = saved
+        return ctx.kernels.spatial_pool_grad(
+            _dense(x, ctx.last), c, gx, _vector(gavg), _vector(gmax), argmax, inplace=inplace
         )
-        return None, _mark(dx, ctx.source), dc
 
 
 def spatial_pool(kernels, x, c):
@@ -401,25 +506,29 @@ def spatial_pool(kernels, x, c):
 class _EntropyPool(_Pool):
     @staticmethod
     def forward(ctx, kernels, x, taps, wanted):
-        _Pool.open(ctx, kernels, x)
+        _Pool.open(ctx, kernels, x, _EntropyPool.terms)
+        ctx.linear = False
         stats, saved = kernels.entropy_pool(x, taps, **wanted)
         ctx.save_for_backward(x, taps, *saved)
         return x, *stats
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, gx, *grads):
-        x, taps, *saved = ctx.saved_tensors
-        gx, inplace = _Pool.incoming(ctx, gx)
+    def terms(ctx, saved, gx, inplace, *grads):
+        x, taps, *saved = saved
         dx = ctx.kernels.entropy_pool_grad(
-            x, taps, gx, tuple(_vector(g) for g in grads), tuple(saved), inplace=inplace
+            _dense(x, ctx.last),
+            taps,
+            gx,
+            tuple(_vector(g) for g in grads),
+            tuple(saved),
+            inplace=inplace,
         )
-        return None, dx, None, None
+        return dx, None, None
 
 
 def entropy_pool(kernels, x, taps, channel=True, spatial=True, avg=True, max=True, ent=True):
     """`x, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)`: CAT's three pools of both axes."""
-    taps = taps.to(x.device)
+    taps = taps.contiguous()
     wanted = dict(channel=channel, spatial=spatial, avg=avg, max=max, ent=ent)
     if _recorded(x):
         stats = _EntropyPool.apply(kernels, x, taps, wanted)

@@ -1,4 +1,4 @@
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from mmengine.optim import OptimWrapper
@@ -15,26 +15,46 @@ class CPUAmpOptimWrapper(OptimWrapper):
     mmcv's operators for CPUs (NMS, RoIAlign) know no bfloat16. Arguments are those of OptimWrapper.
     """
 
-    training = False  # validation is in full precision
-    model = None
-
     @contextmanager
     def optim_context(self, model):
-        if self.model is not model:  # every iteration comes here, with the same one
-            self.model = model
+        with ExitStack() as stack:
             for name, module in model.named_modules():
                 if name.split('.')[-1] == 'backbone':
-                    module.forward = self._autocast(module.forward)
-        self.training = True
-        try:
-            with super().optim_context(model):
-                yield
-        finally:
-            self.training = False
+                    stack.enter_context(_autocast(module))
+            stack.enter_context(super().optim_context(model))
+            yield
 
-    def _autocast(self, forward):
-        def run(*args, **kwargs):
-            with torch.autocast('cpu', torch.bfloat16, enabled=self.training):
-                return tuple(feature.float() for feature in forward(*args, **kwargs))
 
-        return run
+@contextmanager
+def _autocast(backbone):
+    """A backbone computes in bfloat16 and gives float32.
+
+    Only inside the context: a function that stays on a module would run the original's weights in
+    a copy of it (an average of the weights), and keep the module from being pickled.
+    """
+    forward, own = backbone.forward, backbone.__dict__.get('forward')
+
+    def run(*args, **kwargs):
+        with torch.autocast('cpu', torch.bfloat16):
+            return _full(forward(*args, **kwargs))
+
+    backbone.forward = run
+    try:
+        yield
+    finally:
+        if own is None:
+            del backbone.forward
+        else:
+            backbone.forward = own
+
+
+def _full(features):
+    """What a backbone gives (a tensor, or several in a tuple, list or dict) in float32."""
+    if isinstance(features, torch.Tensor):
+        return features.float() if features.is_floating_point() else features
+    if isinstance(features, dict):
+        return {key: _full(value) for key, value in features.items()}
+    if isinstance(features, (tuple, list)):
+        kind = list if isinstance(features, list) else tuple
+        return kind(map(_full, features))
+    return features

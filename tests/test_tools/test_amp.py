@@ -1,5 +1,7 @@
 """--amp without a GPU: bfloat16 in the backbone, in training only."""
 
+import copy
+
 import pytest
 import torch
 from mmengine.optim import OptimWrapper
@@ -75,3 +77,66 @@ def test_precision_of_the_backbone():
         model.backbone(x)
         assert model.backbone.dtype == torch.float32
     wrapper.update_params(feature.sum())
+
+
+def wrapped():
+    model = nn.Module()
+    model.backbone = Backbone()
+    return model, CPUAmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_a_model_is_copied_and_saved_as_ever(tmp_path):
+    """Between two steps there is nothing of mixed precision on the model."""
+    model, wrapper = wrapped()
+    x = torch.randn(1, 1, 4, 4)
+    with wrapper.optim_context(model):
+        model.backbone(x)
+    twin = copy.deepcopy(model)
+    with torch.no_grad():
+        twin.backbone.conv.weight.zero_()
+        twin.backbone.conv.bias.zero_()
+    assert not twin.backbone(x)[0].any() and model.backbone(x)[0].any()
+    with wrapper.optim_context(twin):
+        assert not twin.backbone(x)[0].any()
+    torch.save(model, tmp_path / 'model.pth')
+    again = torch.load(tmp_path / 'model.pth', weights_only=False)
+    assert torch.equal(again.backbone(x)[0], model.backbone(x)[0])
+
+
+def test_a_forward_of_the_users_own_is_kept():
+    model, wrapper = wrapped()
+    x = torch.randn(1, 1, 4, 4)
+    forward = model.backbone.forward
+
+    def twice(x):
+        return tuple(2 * y for y in forward(x))
+
+    model.backbone.forward = twice
+    with pytest.raises(KeyError), wrapper.optim_context(model):
+        (feature,) = model.backbone(x)
+        assert model.backbone.dtype == torch.bfloat16
+        raise KeyError
+    assert model.backbone.forward is twice
+    torch.testing.assert_close(feature, model.backbone(x)[0], rtol=0.02, atol=0.02)
+
+
+def test_whatever_a_backbone_gives_is_float32():
+    """Also a single tensor, which is not a tuple of its samples."""
+    model, wrapper = wrapped()
+    x = torch.randn(3, 1, 4, 4)
+    conv, places = model.backbone.conv, torch.arange(3)
+    for give, kinds in (
+        (lambda y: y, torch.Tensor),
+        (lambda y: [y, None], list),
+        (lambda y: dict(features=(y,), places=places), dict),
+    ):
+        model.backbone.forward = lambda x, give=give: give(conv(x))
+        with wrapper.optim_context(model):
+            given = model.backbone(x)
+        assert isinstance(given, kinds)
+        if kinds is torch.Tensor:
+            assert given.shape == (3, 2, 2, 2) and given.dtype == torch.float32
+        elif kinds is list:
+            assert given[0].dtype == torch.float32 and given[1] is None
+        else:
+            assert given['features'][0].dtype == torch.float32 and given['places'] is places

@@ -5,10 +5,11 @@ import functools
 
 import torch
 
-from ..chunks import windows_tensor
+from ..chunks import windows
+from ..dispatch import stats_dtype
 from .build import library
+from .call import DTYPES, run
 
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 SMALL = 2**17  # elements
 _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
@@ -18,7 +19,7 @@ def supports(x):
     a C++ compiler."""
     return (
         x.device.type == 'cpu'
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         and x.layout == torch.strided
         and 0 < x.numel() < 2**31
         and (
@@ -48,27 +49,21 @@ def _meta(x):
     return n, c, h, w, h * w == 1 or not x.is_contiguous()
 
 
-def _ptr(t):
-    return None if t is None else t.data_ptr()
-
-
 def _acc(x, *shape):
-    return torch.empty(shape, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return x.new_empty(shape, dtype=stats_dtype(x))  # where x is, whatever the default device
+
+
+def _ints(x, *shape):
+    return x.new_empty(shape, dtype=torch.int32)
 
 
 def _out(gx, inplace):
     return gx if inplace else torch.empty_like(gx)
 
 
-def _run(name, x, *args):
-    """Call a kernel: dtype, args (tensors as pointers), number of threads."""
-    args = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in args]
-    return getattr(library(), 'mmattn_' + name)(_DTYPES[x.dtype], *args, torch.get_num_threads())
-
-
 def _gate(kind, x, *factors):
     y = torch.empty_like(x)
-    _run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (4 - len(factors)))
+    run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (4 - len(factors)))
     return y
 
 
@@ -76,7 +71,7 @@ def _gate_grad(kind, x, factors, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     grads = [None if f is None else torch.empty_like(f) for f in factors]
     spare = [None] * (4 - len(factors))
-    _run('gate_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
+    run('gate_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
     return dx, *[g for g in grads if g is not None]
 
 
@@ -115,16 +110,14 @@ def sum_gate_grad(x, c, s, *, dy, need_x):
 def _outer(x, h, w):
     n, _, rows, cols = x.shape
     q = _acc(x, n, rows, cols)
-    library().mmattn_outer(_DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(q))
+    run('outer', x, n, rows, cols, h, w, q)
     return q
 
 
 def _outer_grad(x, h, w, dq):
     n, _, rows, cols = x.shape
     dh, dw = torch.empty_like(h), torch.empty_like(w)
-    library().mmattn_outer_grad(
-        _DTYPES[x.dtype], n, rows, cols, _ptr(h), _ptr(w), _ptr(dq), _ptr(dh), _ptr(dw)
-    )
+    run('outer_grad', x, n, rows, cols, h, w, dq, dh, dw)
     return dh, dw
 
 
@@ -147,21 +140,21 @@ def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
 
 def coord_gate(x, h, w):
     y = torch.empty_like(x)
-    _run('coord', x, x, None, y, *_meta(x), h, w, None, None)
+    run('coord', x, x, None, y, *_meta(x), h, w, None, None)
     return y
 
 
 def coord_gate_grad(x, h, w, *, dy, need_x):
     dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
-    _run('coord', x, x, dy, dx, *_meta(x), h, w, dh, dw)
+    run('coord', x, x, dy, dx, *_meta(x), h, w, dh, dw)
     return dx, dh, dw
 
 
 def _pool(x, factor, shape, maximum):
     avg = _acc(x, *shape)
     peak = torch.empty_like(avg) if maximum else None
-    argmax = torch.empty(shape, dtype=torch.int32) if maximum else None
-    _run('pool', x, len(shape) == 2, x, *_meta(x), factor, avg, peak, argmax)
+    argmax = _ints(x, *shape) if maximum else None
+    run('pool', x, len(shape) == 2, x, *_meta(x), factor, avg, peak, argmax)
     return avg, peak, argmax
 
 
@@ -171,7 +164,7 @@ def channel_pool(x, *, maximum):
 
 def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
     dx = _out(gx, inplace)
-    _run('pool_grad', gx, gx, dx, *_meta(gx), gavg, gmax, argmax)
+    run('pool_grad', gx, gx, dx, *_meta(gx), gavg, gmax, argmax)
     return dx
 
 
@@ -182,60 +175,62 @@ def spatial_pool(x, c):
 
 def spatial_pool_grad(x, c, gx, gavg, gmax, argmax, *, inplace):
     dx, dc = _out(gx, inplace), torch.empty_like(c)
-    _run('spatial_pool_grad', x, x, gx, dx, *_meta(x), c, gavg, gmax, argmax, dc)
+    run('spatial_pool_grad', x, x, gx, dx, *_meta(x), c, gavg, gmax, argmax, dc)
     return dx, dc
 
 
 def strip_pool(x, *, channel):
     n, c, h, w = x.shape
     ch, cw, hw = _acc(x, n, c, h), _acc(x, n, c, w), _acc(x, n, h, w) if channel else None
-    _run('strips', x, x, *_meta(x), ch, cw, hw)
+    run('strips', x, x, *_meta(x), ch, cw, hw)
     return ch, cw, hw
 
 
 def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
     dx = _out(gx, inplace)
-    _run('strips_grad', gx, gx, dx, *_meta(gx), gch, gcw, ghw)
+    run('strips_grad', gx, gx, dx, *_meta(gx), gch, gcw, ghw)
     return dx
 
 
 def spatial_conv(maps, weight):
     n, _, h, w = maps.shape
-    out = torch.empty((n, h, w), dtype=maps.dtype)
-    _run('spatial_conv', maps, maps, weight, out, *maps.shape, *weight.shape[2:])
+    out = _acc(maps, n, h, w)
+    run('spatial_conv', maps, maps, weight, out, *maps.shape, *weight.shape[2:])
     return out
 
 
 def spatial_conv_grad(maps, weight, *, dy):
     dmaps, dweight = torch.empty_like(maps), torch.empty_like(weight)
     sizes = *maps.shape, *weight.shape[2:]
-    _run('spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *sizes)
+    run('spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *sizes)
     return dmaps, dweight
 
 
 def min_max(v, low, high):
     out = torch.empty_like(v)
-    _run('min_max', v, v, out, v.shape[0], v[0].numel(), low, high)
+    run('min_max', v, v, out, v.shape[0], v[0].numel(), low, high)
     return out
 
 
 def min_max_grad(v, low, high, *, dy):
     dv = torch.empty_like(v)
-    _run('min_max_grad', v, v, dy, dv, v.shape[0], v[0].numel(), high - low)
+    run('min_max_grad', v, v, dy, dv, v.shape[0], v[0].numel(), high - low)
     return dv
 
 
-def _pointers(*tensors):
-    return (ctypes.c_void_p * len(tensors))(*map(_ptr, tensors))
+@functools.lru_cache
+def _cuts(height, width, channels, chunks, channel_chunks):
+    """The windows of the three axes of a map, begin and end of one after the other."""
+    axes = (height, chunks), (width, chunks), (channels, channel_chunks)
+    edges = [edge for axis in axes for window in windows(*axis) for edge in window]
+    return (ctypes.c_int64 * len(edges))(*edges)
 
 
 def _rank1(name, planes, chunks, *groups):
     """Call a kernel on DRTAM's planes; `groups`: tuples of tensors."""
     ch, cw, _ = planes
-    n, c, h = ch.shape
-    sizes = n, c, h, cw.shape[2], *chunks
-    cuts = windows_tensor(*sizes[2:4], c, *chunks, torch.int64, ch.device)
-    _run(name, ch, *planes, *sizes, cuts, *(_pointers(*group) for group in groups))
+    (n, c, h), w = ch.shape, cw.shape[2]
+    run(name, ch, *planes, n, c, h, w, *chunks, _cuts(h, w, c, *chunks), *groups)
 
 
 def rank1_pool(planes, weights, chunks, taken):
@@ -243,7 +238,7 @@ def rank1_pool(planes, weights, chunks, taken):
     (n, c, h), w, rows = ch.shape, cw.shape[2], sum(chunks) + 1
     out = _acc(ch, n, c), _acc(ch, n, h), _acc(ch, n, w)
     strips = _acc(ch, n, rows, h), _acc(ch, n, rows, w)
-    at = tuple(torch.empty((n, length), dtype=torch.int32) for length in (h, w))
+    at = _ints(ch, n, h), _ints(ch, n, w)
     _rank1('rank1_pool', planes, chunks, weights, taken or (None,) * 3, out, strips, at)
     return out, (*strips, *at)
 
@@ -264,20 +259,19 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
 @functools.lru_cache
 def _kept(dtype, sizes, chunks, hidden, modules):
     """How many floats `rank1_attention` keeps for backward."""
+    function = library()['rank1_attention'][0]
     none = (None,) * 5
-    return library().mmattn_rank1_attention(
-        _DTYPES[dtype], None, None, *sizes, *chunks, None, hidden, modules, *none, 1
-    )
+    return function(DTYPES[dtype], None, None, *sizes, *chunks, None, hidden, modules, *none, 1)
 
 
 def _attention(x, params, rules, chunks):
     """What the kernels of `rank1_attention` take after x: sizes, parameters and rules."""
     n, c, h, w, last = _meta(x)
-    cuts = windows_tensor(h, w, c, *chunks, torch.int64, x.device)
+    cuts = _cuts(h, w, c, *chunks)
     modules = (len(params) - 4) // 9
     rules = [r for momentum, eps in rules for r in (-1.0 if momentum is None else momentum, eps)]
     return (
-        (n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, _pointers(*params)),
+        (n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, params),
         (ctypes.c_double * len(rules))(*rules),
     )
 
@@ -285,14 +279,14 @@ def _attention(x, params, rules, chunks):
 def rank1_attention(x, params, states, chunks):
     y = torch.empty_like(x)
     sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
-    running = _pointers(*(t for state in states for t in state[:2]))
+    running = [t for state in states for t in state[:2]]
     n, _, h, w, _ = sizes[:5]
     hidden, modules = sizes[8:10]
     kept = (
         _acc(x, _kept(x.dtype, sizes[:5], chunks, hidden, modules)),
-        torch.empty((modules * n * (h + w),), dtype=torch.int32),
+        _ints(x, modules * n * (h + w)),
     )
-    _run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
+    run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
     return y, kept
 
 
@@ -300,7 +294,7 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     dparams = [torch.empty_like(p) for p in params]
     sizes, rules = _attention(x, params, rules, chunks)
-    _run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, *saved, _pointers(*dparams))
+    run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, *saved, dparams)
     return dx, dparams
 
 
@@ -308,17 +302,15 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     n, c, h, w = x.shape
     sides = []
     for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
-        # avg, max, ent, log s, reference of wide samples
-        sides.append([_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)])
-        sides[-1].append(torch.empty(shape, dtype=torch.int32) if wanted and max else None)
+        # avg, max, ent, log s, reference of wide samples; arg-max
+        vectors = [_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)]
+        sides += [vectors, _ints(x, *shape) if wanted and max else None]
     refs = _acc(x, n)
-    wide = _run(
-        'entropy', x, x, *_meta(x), taps, taps.numel(), *(_pointers(*s) for s in sides), refs
-    )
+    wide = run('entropy', x, x, *_meta(x), taps, taps.numel(), *sides, refs)
     saved = [refs]
-    for _, _, entropy, log, ref, argmax in sides:
+    for (_, _, entropy, log, ref), argmax in (sides[:2], sides[2:]):
         saved += [entropy, log, ref if wide else None, argmax]
-    return (*sides[0][:3], *sides[1][:3]), tuple(saved)
+    return (*sides[0][:3], *sides[2][:3]), tuple(saved)
 
 
 def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
@@ -328,6 +320,6 @@ def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
     for (g_avg, g_max, g_ent), (entropy, log, ref, argmax) in zip(
         (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True
     ):
-        sides.append(_pointers(g_avg, g_ent, g_max, entropy, log, ref, argmax))
-    _run('entropy_grad', x, x, gx, dx, *_meta(x), taps, taps.numel(), *sides, refs)
+        sides += [(g_avg, g_ent, g_max, entropy, log, ref), argmax]
+    run('entropy_grad', x, x, gx, dx, *_meta(x), taps, taps.numel(), *sides, refs)
     return dx

@@ -34,7 +34,8 @@ _FLAGS = (
 
 @functools.cache
 def library():
-    """The loaded kernels, or None (with one warning) where they cannot be built."""
+    """The kernels by name, each with what it takes, or None (with one warning) where they cannot be
+    built."""
     if os.environ.get('MMATTN_NATIVE', '1') == '0':
         return None
     try:
@@ -49,37 +50,38 @@ def library():
         return None
 
 
+class _Entry(ctypes.Structure):
+    _fields_ = [
+        ('name', ctypes.c_char_p),
+        ('letters', ctypes.c_char_p),
+        ('call', ctypes.c_void_p),
+    ]
+
+
+_SCALARS = dict(i=ctypes.c_int, n=ctypes.c_int64, d=ctypes.c_double)
+_POINTERS = 'xskSKDN'
+
+
 def _load(path):
+    """The functions of a library by name, each with what it takes between the dtype and the number
+    of threads: how many arguments, and which of them are pointers to what, as (place, letter).
+
+    The library itself says so: nothing here can be at odds with it.
+    """
     lib = ctypes.CDLL(str(path))
-    integer, size, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    kinds = dict(i=integer, n=size, p=pointer, d=ctypes.c_double)
-    # dtype, then as in kernels.cpp; 'nnnni' is N, C, H, W, channels_last.
-    for name, args in dict(
-        gate='iippnnnnippppi',
-        gate_grad='iipppnnnnippppppppi',
-        pool='iipnnnnippppi',
-        pool_grad='ippnnnnipppi',
-        spatial_pool_grad='ipppnnnnipppppi',
-        strips='ipnnnnipppi',
-        strips_grad='ippnnnnipppi',
-        coord='ipppnnnnippppi',
-        rank1_pool='ipppnnnnnnppppppi',
-        rank1_pool_grad='ipppnnnnnnpppppppppi',
-        rank1_attention='ippnnnninnpnipppppi',
-        rank1_attention_grad='ipppnnnninnpnipppppi',
-        spatial_conv='ipppnnnnnni',
-        spatial_conv_grad='ipppppnnnnnni',
-        min_max='ippnnddi',
-        min_max_grad='ipppnndi',
-        outer='innnppp',
-        outer_grad='innnppppp',
-        entropy='ipnnnnipnpppi',
-        entropy_grad='ipppnnnnipnpppi',
-    ).items():
-        function = getattr(lib, 'mmattn_' + name)
-        function.argtypes = [kinds[a] for a in args]
-        function.restype = size if name in ('entropy', 'rank1_attention') else None
-    return lib
+    lib.mmattn_entries.restype = ctypes.POINTER(_Entry)
+    entries = lib.mmattn_entries()
+    functions = {}
+    while (entry := entries[len(functions)]).name:
+        name, letters = entry.name.decode(), entry.letters.decode()
+        if set(letters) - {*_SCALARS, *_POINTERS} or (letters[0], letters[-1]) != ('i', 'i'):
+            raise RuntimeError(f'{path} has a function {name}({letters}), which cannot be called')
+        types = [_SCALARS.get(letter, ctypes.c_void_p) for letter in letters]
+        function = ctypes.CFUNCTYPE(ctypes.c_int64, *types)(entry.call)
+        letters = letters[1:-1]
+        pointers = [(i, letter) for i, letter in enumerate(letters) if letter in 'xskSK']
+        functions[name] = function, len(letters), pointers
+    return functions
 
 
 def _openmp():

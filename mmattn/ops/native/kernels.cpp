@@ -13,8 +13,11 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <memory>
+#include <new>
+#include <stdexcept>
 #include <type_traits>
 #include <vector>
 
@@ -271,11 +274,22 @@ template <class A> INLINE Vec<A> outside(Vec<A> v, int n) {  // lanes from n on:
 
 struct Shape { i64 n, rows, lanes; };
 
+// Each thread takes an equal run of the units. An exception may not leave a parallel region: it is
+// carried out, one of several. It is caught outside the loop over the units, which it would slow down.
 template <class F> void parallel(i64 units, i64 elements, int threads, F&& f) {
   if (threads > units) threads = int(units);
   if (elements < 65536) threads = 1;  // waking a thread costs more
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (i64 u = 0; u < units; ++u) f(u);
+  std::exception_ptr failure;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
+  for (int t = 0; t < threads; ++t) {
+    try {
+      for (i64 u = units * t / threads, end = units * (t + 1) / threads; u < end; ++u) f(u);
+    } catch (...) {
+#pragma omp critical
+      failure = std::current_exception();
+    }
+  }
+  if (failure) std::rethrow_exception(failure);
 }
 
 // Rows are cut so that no running sum gets long and that a small batch still fills the cores.
@@ -2400,21 +2414,17 @@ template <class F> void kinds(int kind, F&& f) {
   }
 }
 
-}  // namespace
-
 // Every function: dtype 0 float, 1 double, 2 bfloat16, 3 half; sizes (N, C, H, W) and whether the map
-// is channels_last; pointers to vectors are to the accumulator type and may be null where the
-// functions above say so.
+// is channels_last. Pointers may be null where the functions above say so. What they point to:
+struct Element;  // the map's dtype
+struct Sum;      // its accumulator type: double for double, else float
 #define A_ Acc<decltype(tag)>
 #define SHAPE Shape s = last ? Shape{n, h * w, c} : Shape{n, c, h * w}
 
-#pragma GCC visibility push(default)
-extern "C" {
-
 // Factors and their gradients come as (channel 0, position 0, channel 1, position 1); the kind is that
 // of a contiguous map: 0 channel, 1 position, 2 product, 3 sum, 4 dual.
-void mmattn_gate(int dtype, int kind, const void* x, void* y, i64 n, i64 c, i64 h, i64 w, int last,
-                 const void* c0, const void* p0, const void* c1, const void* p1, int threads) {
+void mmattn_gate(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
+                 int last, const Sum* c0, const Sum* p0, const Sum* c1, const Sum* p1, int threads) {
   SHAPE;
   if (last && kind < 2) kind = 1 - kind;
   typed(dtype, [&](auto tag) {
@@ -2425,9 +2435,9 @@ void mmattn_gate(int dtype, int kind, const void* x, void* y, i64 n, i64 c, i64 
   });
 }
 
-void mmattn_gate_grad(int dtype, int kind, const void* x, const void* dy, void* dx, i64 n, i64 c,
-                      i64 h, i64 w, int last, const void* c0, const void* p0, const void* c1,
-                      const void* p1, void* gc0, void* gp0, void* gc1, void* gp1, int threads) {
+void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, Element* dx, i64 n,
+                      i64 c, i64 h, i64 w, int last, const Sum* c0, const Sum* p0, const Sum* c1,
+                      const Sum* p1, Sum* gc0, Sum* gp0, Sum* gc1, Sum* gp1, int threads) {
   SHAPE;
   if (last && kind < 2) kind = 1 - kind;
   typed(dtype, [&](auto tag) {
@@ -2443,8 +2453,8 @@ void mmattn_gate_grad(int dtype, int kind, const void* x, const void* dy, void* 
 }
 
 // Over the positions (of_channel: avg, max are (N, C)) of x, or over the channels of x * factor.
-void mmattn_pool(int dtype, int of_channel, const void* x, i64 n, i64 c, i64 h, i64 w, int last,
-                 const void* factor, void* avg, void* max, void* at, int threads) {
+void mmattn_pool(int dtype, int of_channel, const Element* x, i64 n, i64 c, i64 h, i64 w, int last,
+                 const Sum* factor, Sum* avg, Sum* max, int32_t* at, int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -2453,8 +2463,8 @@ void mmattn_pool(int dtype, int of_channel, const void* x, i64 n, i64 c, i64 h, 
   });
 }
 
-void mmattn_pool_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h, i64 w, int last,
-                      const void* gavg, const void* gmax, const void* at, int threads) {
+void mmattn_pool_grad(int dtype, const Element* gx, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                      const Sum* gavg, const Sum* gmax, const int32_t* at, int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -2464,9 +2474,9 @@ void mmattn_pool_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h, 
   });
 }
 
-void mmattn_spatial_pool_grad(int dtype, const void* x, const void* gx, void* dx, i64 n, i64 c, i64 h,
-                              i64 w, int last, const void* factor, const void* gavg,
-                              const void* gmax, const void* at, void* dc, int threads) {
+void mmattn_spatial_pool_grad(int dtype, const Element* x, const Element* gx, Element* dx, i64 n,
+                              i64 c, i64 h, i64 w, int last, const Sum* factor, const Sum* gavg,
+                              const Sum* gmax, const int32_t* at, Sum* dc, int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -2475,8 +2485,8 @@ void mmattn_spatial_pool_grad(int dtype, const void* x, const void* gx, void* dx
   });
 }
 
-void mmattn_strips(int dtype, const void* x, i64 n, i64 c, i64 h, i64 w, int last, void* ch, void* cw,
-                   void* hw, int threads) {
+void mmattn_strips(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int last, Sum* ch,
+                   Sum* cw, Sum* hw, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     (last ? strips_nhwc<T> : strips_nchw<T>)((const T*)x, Map{n, c, h, w}, (A_*)ch, (A_*)cw, (A_*)hw,
@@ -2484,8 +2494,8 @@ void mmattn_strips(int dtype, const void* x, i64 n, i64 c, i64 h, i64 w, int las
   });
 }
 
-void mmattn_strips_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h, i64 w, int last,
-                        const void* gch, const void* gcw, const void* ghw, int threads) {
+void mmattn_strips_grad(int dtype, const Element* gx, Element* dx, i64 n, i64 c, i64 h, i64 w,
+                        int last, const Sum* gch, const Sum* gcw, const Sum* ghw, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     strips_grad<false>(Plain<T>{(const T*)gx, last ? c : h * w}, (T*)dx, Map{n, c, h, w}, last,
@@ -2494,8 +2504,8 @@ void mmattn_strips_grad(int dtype, const void* gx, void* dx, i64 n, i64 c, i64 h
 }
 
 // dy null: out = x * fh * fw. Else out = dx (or null), and dh, dw are written.
-void mmattn_coord(int dtype, const void* x, const void* dy, void* out, i64 n, i64 c, i64 h, i64 w,
-                  int last, const void* fh, const void* fw, void* dh, void* dw, int threads) {
+void mmattn_coord(int dtype, const Element* x, const Element* dy, Element* out, i64 n, i64 c, i64 h,
+                  i64 w, int last, const Sum* fh, const Sum* fw, Sum* dh, Sum* dw, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     (last ? coord_nhwc<T> : coord_nchw<T>)((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w},
@@ -2503,14 +2513,14 @@ void mmattn_coord(int dtype, const void* x, const void* dy, void* out, i64 n, i6
   });
 }
 
-void mmattn_outer(int dtype, i64 n, i64 h, i64 w, const void* fh, const void* fw, void* q) {
+void mmattn_outer(int dtype, i64 n, i64 h, i64 w, const Sum* fh, const Sum* fw, Sum* q, int) {
   typed(dtype, [&](auto tag) {
     outer<A_>((const A_*)fh, (const A_*)fw, (A_*)q, Map{n, 0, h, w});
   });
 }
 
-void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const void* fh, const void* fw, const void* dq,
-                       void* dh, void* dw) {
+void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const Sum* fh, const Sum* fw, const Sum* dq,
+                       Sum* dh, Sum* dw, int) {
   typed(dtype, [&](auto tag) {
     outer_grad<A_>((const A_*)fh, (const A_*)fw, (const A_*)dq, (A_*)dh, (A_*)dw, Map{n, 0, h, w});
   });
@@ -2518,9 +2528,9 @@ void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const void* fh, const voi
 
 // chunks: pairs of begin and end, for height and width (S each) and the channels (M). weights, taken,
 // out, strips, at, grads: pointers as the functions above take them.
-void mmattn_rank1_pool(int dtype, const void* ch, const void* cw, const void* hw, i64 n, i64 c, i64 h,
-                       i64 w, i64 s, i64 m, const void* chunks, void** weights, void** taken,
-                       void** out, void** strips, void** at, int threads) {
+void mmattn_rank1_pool(int dtype, const Sum* ch, const Sum* cw, const Sum* hw, i64 n, i64 c, i64 h,
+                       i64 w, i64 s, i64 m, const i64* chunks, Sum** weights, Sum** taken, Sum** out,
+                       Sum** strips, int32_t** at, int threads) {
   Planes p = planes_of({n, c, h, w}, s, m, chunks);
   typed(dtype, [&](auto tag) {
     rank1_pool<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
@@ -2528,10 +2538,10 @@ void mmattn_rank1_pool(int dtype, const void* ch, const void* cw, const void* hw
   });
 }
 
-void mmattn_rank1_pool_grad(int dtype, const void* ch, const void* cw, const void* hw, i64 n, i64 c,
-                            i64 h, i64 w, i64 s, i64 m, const void* chunks, void** weights,
-                            void** taken, void** grads, void** strips, void** at, void** dplanes,
-                            void** dweights, void** dtaken, int threads) {
+void mmattn_rank1_pool_grad(int dtype, const Sum* ch, const Sum* cw, const Sum* hw, i64 n, i64 c,
+                            i64 h, i64 w, i64 s, i64 m, const i64* chunks, Sum** weights, Sum** taken,
+                            Sum** grads, Sum** strips, int32_t** at, Sum** dplanes, Sum** dweights,
+                            Sum** dtaken, int threads) {
   Planes p = planes_of({n, c, h, w}, s, m, chunks);
   typed(dtype, [&](auto tag) {
     rank1_pool_grad<A_>((const A_*)ch, (const A_*)cw, (const A_*)hw, p, (const A_**)weights,
@@ -2543,9 +2553,9 @@ void mmattn_rank1_pool_grad(int dtype, const void* ch, const void* cw, const voi
 
 // chunks: as above; params, running, rules, dparams: as `Rank1` has them; kept, at: what forward leaves
 // for backward. The first returns the number of floats of `kept`; without y that is all it does.
-i64 mmattn_rank1_attention(int dtype, const void* x, void* y, i64 n, i64 c, i64 h, i64 w, int last,
-                           i64 s, i64 m, const void* chunks, i64 hidden, int modules,
-                           void** params, void** running, const double* rules, void* kept, void* at,
+i64 mmattn_rank1_attention(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
+                           int last, i64 s, i64 m, const i64* chunks, i64 hidden, int modules,
+                           Sum** params, Sum** running, const double* rules, Sum* kept, int32_t* at,
                            int threads) {
   i64 size = 0;
   typed(dtype, [&](auto tag) {
@@ -2557,10 +2567,10 @@ i64 mmattn_rank1_attention(int dtype, const void* x, void* y, i64 n, i64 c, i64 
   return size;
 }
 
-void mmattn_rank1_attention_grad(int dtype, const void* x, const void* dy, void* dx, i64 n, i64 c,
-                                 i64 h, i64 w, int last, i64 s, i64 m, const void* chunks,
-                                 i64 hidden, int modules, void** params, const double* rules,
-                                 void* kept, void* at, void** dparams, int threads) {
+void mmattn_rank1_attention_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 n,
+                                 i64 c, i64 h, i64 w, int last, i64 s, i64 m, const i64* chunks,
+                                 i64 hidden, int modules, Sum** params, const double* rules,
+                                 Sum* kept, int32_t* at, Sum** dparams, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
@@ -2570,65 +2580,118 @@ void mmattn_rank1_attention_grad(int dtype, const void* x, const void* dy, void*
   });
 }
 
-void mmattn_spatial_conv(int dtype, const void* maps, const void* weights, void* out, i64 n, i64 m,
+void mmattn_spatial_conv(int dtype, const Sum* maps, const Sum* weights, Sum* out, i64 n, i64 m,
                          i64 h, i64 w, i64 kh, i64 kw, int threads) {
   typed(dtype, [&](auto tag) {
     spatial_conv<A_>((const A_*)maps, (const A_*)weights, (A_*)out, n, m, h, w, kh, kw, threads);
   });
 }
 
-void mmattn_spatial_conv_grad(int dtype, const void* maps, const void* weights, const void* dy,
-                              void* dmaps, void* dweights, i64 n, i64 m, i64 h, i64 w, i64 kh,
-                              i64 kw, int threads) {
+void mmattn_spatial_conv_grad(int dtype, const Sum* maps, const Sum* weights, const Sum* dy,
+                              Sum* dmaps, Sum* dweights, i64 n, i64 m, i64 h, i64 w, i64 kh, i64 kw,
+                              int threads) {
   typed(dtype, [&](auto tag) {
     spatial_conv_grad<A_>((const A_*)maps, (const A_*)weights, (const A_*)dy, (A_*)dmaps,
                           (A_*)dweights, n, m, h, w, kh, kw, threads);
   });
 }
 
-void mmattn_min_max(int dtype, const void* v, void* out, i64 n, i64 length, double low, double high,
+void mmattn_min_max(int dtype, const Sum* v, Sum* out, i64 n, i64 length, double low, double high,
                     int threads) {
   typed(dtype, [&](auto tag) {
     min_max<A_>((const A_*)v, (A_*)out, n, length, A_(low), A_(high), threads);
   });
 }
 
-void mmattn_min_max_grad(int dtype, const void* v, const void* g, void* dv, i64 n, i64 length,
+void mmattn_min_max_grad(int dtype, const Sum* v, const Sum* g, Sum* dv, i64 n, i64 length,
                          double stretch, int threads) {
   typed(dtype, [&](auto tag) {
     min_max_grad<A_>((const A_*)v, (const A_*)g, (A_*)dv, n, length, A_(stretch), threads);
   });
 }
 
-// channel, spatial: pointers to avg, max, ent, log s, ref, arg-max. Returns the number of wide samples.
-i64 mmattn_entropy(int dtype, const void* x, i64 n, i64 c, i64 h, i64 w, int last, const void* taps,
-                   i64 k, void** channel, void** spatial, void* refs, int threads) {
+// channel, spatial: pointers to avg, max, ent, log s, ref. Returns the number of wide samples.
+i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int last, const Sum* taps,
+                   i64 k, Sum** channel, int32_t* channel_at, Sum** spatial, int32_t* spatial_at,
+                   Sum* refs, int threads) {
   i64 wide = 0;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    auto side = [](void** v) {
-      return Side<A_>{(A_*)v[0], (A_*)v[1], (A_*)v[2], (A_*)v[3], (A_*)v[4], (int32_t*)v[5]};
+    auto side = [](Sum** v, int32_t* at) {
+      return Side<A_>{(A_*)v[0], (A_*)v[1], (A_*)v[2], (A_*)v[3], (A_*)v[4], at};
     };
-    wide = entropy_pool<T>((const T*)x, Map{n, c, h, w}, last, (const A_*)taps, k, side(channel),
-                           side(spatial), (A_*)refs, threads);
+    wide = entropy_pool<T>((const T*)x, Map{n, c, h, w}, last, (const A_*)taps, k,
+                           side(channel, channel_at), side(spatial, spatial_at), (A_*)refs, threads);
   });
   return wide;
 }
 
-// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref, arg-max.
-void mmattn_entropy_grad(int dtype, const void* x, const void* gx, void* dx, i64 n, i64 c, i64 h,
-                         i64 w, int last, const void* taps, i64 k, void** channel, void** spatial,
-                         const void* refs, int threads) {
+// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref.
+void mmattn_entropy_grad(int dtype, const Element* x, const Element* gx, Element* dx, i64 n, i64 c,
+                         i64 h, i64 w, int last, const Sum* taps, i64 k, Sum** channel,
+                         const int32_t* channel_at, Sum** spatial, const int32_t* spatial_at,
+                         const Sum* refs, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    auto terms = [](void** v, i64 count) {
-      return Terms<A_>{(const A_*)v[0], (const A_*)v[1], (const A_*)v[2],      (const A_*)v[3],
-                       (const A_*)v[4], (const A_*)v[5], (const int32_t*)v[6], count};
+    auto terms = [](Sum** v, const int32_t* at, i64 count) {
+      return Terms<A_>{(const A_*)v[0], (const A_*)v[1], (const A_*)v[2], (const A_*)v[3],
+                       (const A_*)v[4], (const A_*)v[5], at,              count};
     };
     entropy_grad<T>((const T*)x, (const T*)gx, (T*)dx, Map{n, c, h, w}, last, (const A_*)taps, k,
-                    terms(channel, h * w), terms(spatial, c), (const A_*)refs, threads);
+                    terms(channel, channel_at, h * w), terms(spatial, spatial_at, c),
+                    (const A_*)refs, threads);
   });
 }
 
-}  // extern "C"
-#pragma GCC visibility pop
+// How a function is called: a letter for each argument, made from its type.
+template <class T> constexpr char kLetter = 0;
+template <> constexpr char kLetter<int> = 'i';
+template <> constexpr char kLetter<i64> = 'n';
+template <> constexpr char kLetter<double> = 'd';
+template <> constexpr char kLetter<Element*> = 'x';
+template <> constexpr char kLetter<Sum*> = 's';
+template <> constexpr char kLetter<int32_t*> = 'k';
+template <> constexpr char kLetter<Sum**> = 'S';
+template <> constexpr char kLetter<int32_t**> = 'K';
+template <> constexpr char kLetter<double*> = 'D';
+template <> constexpr char kLetter<i64*> = 'N';
+template <class T> constexpr char kLetter<const T*> = kLetter<T*>;
+
+// A function as it is called from outside: no exception leaves it, a negative result stands for one.
+constexpr i64 kNoMemory = -1, kFailed = -2;
+template <auto F> struct Outside;
+template <class R, class... Args, R (*F)(Args...)> struct Outside<F> {
+  static_assert((... && (kLetter<Args> != 0)), "an argument of a type that has no letter");
+  static constexpr char letters[] = {kLetter<Args>..., 0};
+  static i64 call(Args... args) noexcept {
+    try {
+      if constexpr (std::is_void_v<R>) return F(args...), 0;
+      else return F(args...);
+    } catch (const std::bad_alloc&) {
+      return kNoMemory;
+    } catch (const std::length_error&) {  // a std::vector larger than any memory
+      return kNoMemory;
+    } catch (...) {
+      return kFailed;
+    }
+  }
+};
+
+struct Entry {
+  const char *name, *letters;
+  void* call;
+};
+#define ENTRY(name) Entry{#name, Outside<mmattn_##name>::letters, (void*)Outside<mmattn_##name>::call}
+
+const Entry entries[] = {
+    ENTRY(gate), ENTRY(gate_grad), ENTRY(pool), ENTRY(pool_grad), ENTRY(spatial_pool_grad),
+    ENTRY(strips), ENTRY(strips_grad), ENTRY(coord), ENTRY(outer), ENTRY(outer_grad),
+    ENTRY(rank1_pool), ENTRY(rank1_pool_grad), ENTRY(rank1_attention),
+    ENTRY(rank1_attention_grad), ENTRY(spatial_conv), ENTRY(spatial_conv_grad), ENTRY(min_max),
+    ENTRY(min_max_grad), ENTRY(entropy), ENTRY(entropy_grad), Entry{},
+};
+
+}  // namespace
+
+// All that the library shows: its functions, up to one without a name.
+extern "C" __attribute__((visibility("default"))) const Entry* mmattn_entries() { return entries; }

@@ -18,6 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
+from ..dispatch import two_devices
+
 # Enough programs to fill a large GPU a few times over; an axis is split to get there.
 PROGRAMS = 2048
 
@@ -38,8 +40,15 @@ def nan_min(a, b):
 
 
 def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
-    """Run `kernel` on the device of its first argument, which need not be the current one."""
+    """Run `kernel` on the device of its first argument, which need not be the current one.
+
+    Raises:
+        RuntimeError: if a tensor lies on another device, whose memory a kernel cannot read.
+    """
     device = args[0].device
+    for arg in args:
+        if isinstance(arg, torch.Tensor) and arg.device != device:
+            raise two_devices(device, arg.device)
     with torch.cuda.device(device) if device.type == 'cuda' else contextlib.nullcontext():
         kernel[(programs,)](*args, num_warps=num_warps, maxnreg=maxnreg, **constants)
 

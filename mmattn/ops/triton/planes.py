@@ -1,18 +1,26 @@
 """DRTAM's descriptors of its three planes (`rank1_pool`), which are small: one program a plane."""
 
-import torch
 import triton
 import triton.language as tl
 
-from ..chunks import windows_tensor
 from .common import BIG, floats, ints, launch, nan_max, pow2
 
 
 @triton.jit
-def _window(cuts_ptr, i):
-    """Begin, end and 1 / length of a window."""
-    begin = tl.load(cuts_ptr + 2 * i)
-    end = tl.load(cuts_ptr + 2 * i + 1)
+def _window(length, COUNT: tl.constexpr, i: tl.constexpr):
+    """Begin, end and 1 / length of window i of COUNT along an axis (`ops.chunks.windows`)."""
+    size = (length + COUNT - 1) // COUNT
+    short = length // COUNT
+    longer = length % COUNT
+    chunked = (length + size - 1) // size == COUNT
+    begin = tl.where(length < COUNT, i * length // COUNT, i * short + tl.minimum(i, longer))
+    begin = tl.where(chunked, i * size, begin)
+    end = tl.where(
+        length < COUNT,
+        ((i + 1) * length + COUNT - 1) // COUNT,
+        (i + 1) * short + tl.minimum(i + 1, longer),
+    )
+    end = tl.where(chunked, tl.minimum((i + 1) * size, length), end)
     return begin, end, 1.0 / (end - begin).to(tl.float32)
 
 
@@ -35,7 +43,6 @@ def _left(ptr, a_ptr, b_ptr, n, i, j, rows, cols, in_rows, in_cols, TAKEN: tl.co
 
 @triton.jit
 def _row_means(
-    cuts_ptr,
     ptr,
     a_ptr,
     b_ptr,
@@ -52,7 +59,7 @@ def _row_means(
     j = tl.arange(0, BL)
     in_cols = j < cols
     for k in tl.static_range(COUNT):
-        begin, end, mean = _window(cuts_ptr, k)
+        begin, end, mean = _window(rows, COUNT, k)
         sums = tl.zeros([BR, BL], tl.float32)
         for start in range(begin, end, BR):
             i = start + tl.arange(0, BR)
@@ -65,8 +72,6 @@ def _side(
     plane_ptr,
     f_ptr,
     weights_ptr,
-    in_l_ptr,
-    in_c_ptr,
     c_ptr,
     part_ptr,
     strips_ptr,
@@ -91,7 +96,7 @@ def _side(
         v = _left(plane_ptr, c_ptr, f_ptr, n, i, j, channels, length, in_c, in_l, TAKEN)
         value = tl.zeros([BR], tl.float32)
         for s in tl.static_range(S):
-            begin, end, mean = _window(in_l_ptr, s)
+            begin, end, mean = _window(length, S, s)
             inside = ((j >= begin) & (j < end))[None, :]
             value += tl.sum(tl.where(inside, v, 0.0), 1) * (mean * tl.load(weights_ptr + 4 * s))
             top = tl.reduce(tl.where(inside, v, -float('inf')), 1, nan_max)
@@ -105,7 +110,7 @@ def _side(
     arg = tl.min(tl.where(best == top[None, :], arg, BIG), 0)
     tl.store(strips_ptr + M * length + j, top, mask=in_l)
     tl.store(at_ptr + n * length + j, tl.where(arg == BIG, 0, arg), mask=in_l)
-    _row_means(in_c_ptr, plane_ptr, c_ptr, f_ptr, strips_ptr, n, channels, length, M, TAKEN, BR, BL)
+    _row_means(plane_ptr, c_ptr, f_ptr, strips_ptr, n, channels, length, M, TAKEN, BR, BL)
 
 
 @triton.jit(do_not_specialize=['samples', 'channels', 'height', 'width'])
@@ -114,7 +119,6 @@ def rank1_pool_kernel(
     cw_ptr,
     hw_ptr,
     weights_ptr,
-    cuts_ptr,
     c_ptr,
     h_ptr,
     w_ptr,
@@ -136,14 +140,11 @@ def rank1_pool_kernel(
     """Program n, plane: parts (2, samples, C), the strips of h and of w (samples, S + M + 1, L)."""
     pid = tl.program_id(0)
     n = (pid // 3).to(tl.int64)
-    in_c_ptr = cuts_ptr + 4 * S
     if pid % 3 == 0:
         _side(
             cw_ptr,
             w_ptr,
             weights_ptr,
-            cuts_ptr + 2 * S,
-            in_c_ptr,
             c_ptr,
             parts_ptr,
             sw_ptr,
@@ -162,8 +163,6 @@ def rank1_pool_kernel(
             ch_ptr,
             h_ptr,
             weights_ptr + 2,
-            cuts_ptr,
-            in_c_ptr,
             c_ptr,
             parts_ptr + samples * channels,
             sh_ptr,
@@ -186,7 +185,7 @@ def rank1_pool_kernel(
             in_h = i < height
             v = _left(hw_ptr, h_ptr, w_ptr, n, i, j, height, width, in_h, in_w, TAKEN)
             for s in tl.static_range(S):
-                begin, end, mean = _window(cuts_ptr + 2 * S, s)
+                begin, end, mean = _window(width, S, s)
                 inside = ((j >= begin) & (j < end))[None, :]
                 tl.store(
                     sh_ptr + (rows + s) * height + i,
@@ -194,7 +193,6 @@ def rank1_pool_kernel(
                     mask=in_h,
                 )
         _row_means(
-            cuts_ptr,
             hw_ptr,
             h_ptr,
             w_ptr,
@@ -308,8 +306,6 @@ def _side_grad(
     plane_ptr,
     f_ptr,
     weights_ptr,
-    in_l_ptr,
-    in_c_ptr,
     c_ptr,
     gc_ptr,
     gs_ptr,
@@ -350,11 +346,11 @@ def _side_grad(
         gc = tl.load(gc_ptr + n * channels + i, mask=in_c, other=0.0)
         g = tl.where(i[:, None] == at[None, :], gpeak[None, :], 0.0)
         for m in tl.static_range(M):
-            begin, end, mean = _window(in_c_ptr, m)
+            begin, end, mean = _window(channels, M, m)
             gavg = tl.load(rows + m * length, mask=in_l, other=0.0) * mean
             g += tl.where(((i >= begin) & (i < end))[:, None], gavg[None, :], 0.0)
         for s in tl.static_range(S):
-            begin, end, mean = _window(in_l_ptr, s)
+            begin, end, mean = _window(length, S, s)
             inside = ((j >= begin) & (j < end))[None, :]
             top = tl.reduce(tl.where(inside, v, -float('inf')), 1, nan_max)
             place = tl.min(tl.where(inside & (v == top[:, None]), j[None, :], BIG), 1)
@@ -388,7 +384,6 @@ def rank1_pool_grad_kernel(
     cw_ptr,
     hw_ptr,
     weights_ptr,
-    cuts_ptr,
     c_ptr,
     h_ptr,
     w_ptr,
@@ -417,7 +412,6 @@ def rank1_pool_grad_kernel(
     of the factors taken: dtaken is (2, samples * (C + H + W)), c, h and w one after the other."""
     pid = tl.program_id(0)
     n = (pid // 3).to(tl.int64)
-    in_c_ptr = cuts_ptr + 4 * S
     to = dweights_ptr + n * (4 * S + 6 * (S + M + 1))
     second = samples * (channels + height + width)
     dh_ptr = dtaken_ptr + samples * channels
@@ -427,8 +421,6 @@ def rank1_pool_grad_kernel(
             cw_ptr,
             w_ptr,
             weights_ptr,
-            cuts_ptr + 2 * S,
-            in_c_ptr,
             c_ptr,
             gc_ptr,
             gsw_ptr,
@@ -452,8 +444,6 @@ def rank1_pool_grad_kernel(
             ch_ptr,
             h_ptr,
             weights_ptr + 2,
-            cuts_ptr,
-            in_c_ptr,
             c_ptr,
             gc_ptr,
             gsh_ptr,
@@ -482,10 +472,10 @@ def rank1_pool_grad_kernel(
             in_h = i < height
             g = tl.zeros([BR, BL], tl.float32)
             for s in tl.static_range(S):
-                begin, end, mean = _window(cuts_ptr + 2 * S, s)
+                begin, end, mean = _window(width, S, s)
                 along = tl.load(gsh_ptr + (rows + s) * height + i, mask=in_h, other=0.0) * mean
                 g += tl.where(((j >= begin) & (j < end))[None, :], along[:, None], 0.0)
-                begin, end, mean = _window(cuts_ptr, s)
+                begin, end, mean = _window(height, S, s)
                 along = tl.load(gsw_ptr + (rows + s) * width + j, mask=in_w, other=0.0) * mean
                 g += tl.where(((i >= begin) & (i < end))[:, None], along[None, :], 0.0)
             if TAKEN:
@@ -504,18 +494,17 @@ def rank1_pool_grad_kernel(
             tl.store(dw_ptr + second + n * width + j, -tl.sum(lost, 0), mask=in_w)
 
 
-def _sizes(planes, chunks):
-    """N, C, H, W; the windows; the block of a plane."""
+def _sizes(planes):
+    """N, C, H, W; the block of a plane."""
     ch, cw, _ = planes
     n, c, h = ch.shape
     w = cw.shape[2]
-    cuts = windows_tensor(h, w, c, *chunks, torch.int32, ch.device)
     columns = pow2(max(h, w), 1 << 20)
-    return (n, c, h, w), cuts, dict(BR=pow2(max(c, h), max(1, 2048 // columns)), BL=columns)
+    return (n, c, h, w), dict(BR=pow2(max(c, h), max(1, 2048 // columns)), BL=columns)
 
 
 def rank1_pool(planes, weights, chunks, taken):
-    (n, c, h, w), cuts, block = _sizes(planes, chunks)
+    (n, c, h, w), block = _sizes(planes)
     x, rows = planes[0], sum(chunks) + 1
     parts = floats(x, 2, n, c)
     strips = floats(x, n, rows, h), floats(x, n, rows, w)
@@ -525,7 +514,6 @@ def rank1_pool(planes, weights, chunks, taken):
         3 * n,
         *planes,
         weights[0],
-        cuts,
         *(taken or (x, x, x)),
         parts,
         *strips,
@@ -559,7 +547,7 @@ def rank1_pool(planes, weights, chunks, taken):
 
 
 def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
-    (n, c, h, w), cuts, block = _sizes(planes, chunks)
+    (n, c, h, w), block = _sizes(planes)
     x, rows = planes[0], sum(chunks) + 1
     sizes = 4 * chunks[0], 3 * rows, 3 * rows
     gc, gh, gw = (
@@ -591,7 +579,6 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
         3 * n,
         *planes,
         weights[0],
-        cuts,
         *(taken or (x, x, x)),
         gc,
         *gstrips,
