@@ -15,6 +15,9 @@ from typing import Any
 WARNINGS = (
     # An optional package of mmdet's, for a metric that no config of ours uses.
     (r'faster_coco_eval is not installed', UserWarning, r'mmdet\.evaluation\.metrics\.'),
+    # Theirs, from Python 3.12 on, while a file is compiled for the first time: it has no name yet
+    # but its path.
+    (r'.*invalid escape sequence', SyntaxWarning, r'.*[/\\]mm\w+[/\\]'),
     # How mmengine calls torch: the names have changed, the calls are right.
     (r'`broadcast_buffers` is deprecated', FutureWarning, r'mmengine\.model\.wrappers\.'),
     (r'`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated', FutureWarning, r'mm\w+\.'),
