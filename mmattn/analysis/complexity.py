@@ -170,12 +170,13 @@ def build(config):
     scope = config.get('default_scope', 'mmengine')
     # Imported here: a module first imported below would make its constants on the meta device.
     if scope != 'mmengine':
-        import_module(f'{scope}.models')
+        import_module(f'{scope}.registry').MODELS.import_from_location()
     model = config.model.copy()
     if scope == 'mmpretrain' and 'data_preprocessor' in config:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), ReadableLinspace():
-        return MODELS.build(model).eval()
+        built = MODELS.build(model).eval()
+    return built.to('meta')  # CAT's taps, too, which keep their values
 
 
 def count(model, convention):
