@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 
 import torch
@@ -48,7 +49,8 @@ def init_cpu_processes(launcher):
         env.setdefault('MASTER_ADDR', '127.0.0.1')
     env.setdefault('MASTER_PORT', '29500')
     # gloo looks up the machine's own name, which need not resolve on a machine alone.
-    if env['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and os.path.exists('/sys/class/net/lo'):
+    interfaces = [name for _, name in socket.if_nameindex()]
+    if env['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and 'lo' in interfaces:
         env.setdefault('GLOO_SOCKET_IFNAME', 'lo')
     distributed.init_process_group('gloo')
 
