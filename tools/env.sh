@@ -135,10 +135,10 @@ mmattn_torch_file() {
 
 # mmcv from its sources. Where its build sees no torch, in an environment of pip's own, it leaves its
 # operators out. No cache: a wheel with operators, built for another torch, could lie there.
-mmattn_install_mmcv() {
-    env -u PYTHONPATH -u PIP_NO_BUILD_ISOLATION "$PYTHON" -m pip --disable-pip-version-check --no-input \
-        install --no-compile --no-deps --no-cache-dir -r requirements/mmcv.txt
-}
+mmattn_install_mmcv() (
+    unset PYTHONPATH PIP_NO_BUILD_ISOLATION
+    mmattn_pip_install --no-deps --no-cache-dir -r requirements/mmcv.txt
+)
 
 # Compiles mmcv's operators, or says what is missing before a long build starts.
 mmattn_compile_mmcv() {
