@@ -5,6 +5,7 @@ own; see test_triton_compile.py for what the interpreter does not show, and test
 the same comparisons on a GPU.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -23,6 +24,14 @@ SHAPE = (2, 5, 6, 7)
 SMALL = (1, 3, 4, 5)
 CHEAP = [name for name in cases.OPS if not name.startswith('entropy')]
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
+
+
+def slow_if_large(cases):
+    """Shapes that the interpreter takes seconds for are slow; blocks made small stand in."""
+    return [
+        pytest.param(*case, marks=pytest.mark.slow) if math.prod(case[0]) > 5000 else case
+        for case in cases
+    ]
 
 
 @pytest.fixture(scope='module')
@@ -93,9 +102,16 @@ def test_thin_shapes(run, name, shape):
 
 
 @pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
-@pytest.mark.parametrize('shape, chunks', rank1_cases.SIZES, ids=str)
+@pytest.mark.parametrize('shape, chunks', slow_if_large(rank1_cases.SIZES), ids=str)
 def test_planes(run, shape, chunks, taken):
     run(cases.compare_planes, shape, chunks, taken)
+
+
+@pytest.mark.parametrize(
+    'shape, chunks, taken', (((1, 11, 5, 4), (3, 2), True), ((2, 9, 5, 4), (3, 4), False)), ids=str
+)
+def test_planes_in_many_blocks(run, shape, chunks, taken):
+    run(cases.compare_in_small_blocks, shape, chunks, taken, compare=cases.compare_planes)
 
 
 @pytest.mark.parametrize('used', ((0,), (1,), (0, 2)), ids=str)
@@ -104,7 +120,7 @@ def test_planes_of_partly_used_descriptors(run, used):
 
 
 @LAYOUTS
-@pytest.mark.parametrize('shape, chunks, modules', attention_cases.SIZES, ids=str)
+@pytest.mark.parametrize('shape, chunks, modules', slow_if_large(attention_cases.SIZES), ids=str)
 def test_attention(run, shape, chunks, modules, last):
     run(cases.compare_attention, shape, chunks, modules, last=last)
 
@@ -116,9 +132,17 @@ def test_attention_by_running_statistics(run, momenta):
     run(cases.compare_attention, (3, 6, 7, 5), (3, 2), 2, momenta=momenta)
 
 
-def test_attention_in_parts(run):
+def test_attention_in_many_blocks(run):
+    shape, chunks = (2, 11, 5, 6), (3, 4)
+    run(cases.compare_in_small_blocks, shape, chunks, 2, compare=cases.compare_attention)
+
+
+@pytest.mark.parametrize(
+    'shape', ((3, 1, 1, 1400), pytest.param((24, 400, 2, 3), marks=pytest.mark.slow)), ids=str
+)
+def test_attention_in_parts(run, shape):
     """Descriptors that many programs share."""
-    run(cases.compare_attention, (24, 400, 2, 3), (1, 1), 1)
+    run(cases.compare_attention, shape, (1, 1), 1)
 
 
 @pytest.mark.parametrize('values', min_max_cases.VALUES)
