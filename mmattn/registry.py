@@ -34,7 +34,7 @@ def register(registry: Registry, name: str | None = None) -> Callable[[T], T]:
         if other is not None and _origin(other) != _origin(cls):
             raise RuntimeError(
                 f'mmattn cannot register its {cls.__name__}: the name {taken!r} is taken in '
-                f"{registry.scope}'s registry {registry.name!r} by {_described(other)}; give that "
+                f"{registry.scope}'s registry {registry.name!r} by {described(other)}; give that "
                 'another name, or drop it before mmattn is imported, by the '
                 f"registry's module_dict.pop({taken!r})"
             )
@@ -91,6 +91,7 @@ def _origin(thing: Any) -> tuple[str | None, str | None]:
     return file or getattr(thing, '__module__', None), getattr(thing, '__qualname__', None)
 
 
-def _described(thing: Any) -> str:
+def described(thing: Any) -> str:
+    """A class's full name and file, for messages."""
     name = getattr(thing, '__qualname__', repr(thing))
     return f'{getattr(thing, "__module__", "?")}.{name} ({_file(thing) or "no file"})'

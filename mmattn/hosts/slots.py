@@ -22,6 +22,8 @@ from mmengine.model import Sequential
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from mmattn.registry import described
+
 
 def _listed(allowed: Iterable[str]) -> str:
     return f'allowed: {", ".join(allowed)}'
@@ -67,7 +69,8 @@ class Plugin:
 
     Raises:
         ValueError: in one line, with the plugin's type, what is wrong and what is allowed: for a
-            missing or unknown key, a type that is not registered or takes no `in_channels`, an
+            missing or unknown key, a type that is not registered, takes no `in_channels` or has the
+            name of another, an
             argument the type does not have, a position the host does not have, `stages` of the
             wrong length or not of bools.
     """
@@ -103,6 +106,7 @@ class Plugin:
             raise ValueError(
                 f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'
             )
+        self._check_whose(type_)
         parameters = inspect.signature(self.cls).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         if 'in_channels' not in parameters and not open_ended:
@@ -124,6 +128,17 @@ class Plugin:
                 )
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
+
+    def _check_whose(self, type_: Any) -> None:
+        """A codebase's registry is asked before the root, where our gates are: it may hide one."""
+        ours = MODELS.module_dict.get(type_) if isinstance(type_, str) else None
+        if ours is not None and ours is not self.cls and ours.__module__.startswith('mmattn.'):
+            with MODELS.switch_scope_and_registry(None) as registry:
+                scope = registry.scope
+            raise ValueError(
+                f"{self.name}: mmattn's class and {described(self.cls)} have that name; "
+                f'allowed: {MODELS.scope}.{type_} for the first, {scope}.{type_} for the second'
+            )
 
     def _read_position(self, position: Any, host: str, positions: Sequence[str]) -> None:
         if position is None:

@@ -197,6 +197,32 @@ def test_default_scope_finds_types_of_that_codebase():
     assert slots([entry('mmdet.DropBlock', 'after_conv3', drop_prob=0.1, block_size=3)]).plugins
 
 
+def test_a_gate_that_another_hides():
+    """A user's class of that name in a codebase's registry, which is asked first."""
+    pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS as registry
+
+    theirs = type('SE', (nn.Module,), {'__init__': lambda self, in_channels: None})
+    registry.import_from_location()
+    registry.register_module(name='SE', module=theirs)
+    try:
+        with DefaultScope.overwrite_default_scope('mmdet'):
+            with pytest.raises(ValueError) as error:
+                slots([entry('SE', 'after_conv3')])
+            assert str(error.value) == (
+                "plugin 'SE': mmattn's class and test_slots.SE "
+                f'({__file__}) have that name; allowed: mmengine.SE for the first, mmdet.SE for '
+                'the second'
+            )
+            ours, other = slots(
+                [entry(f'{s}.SE', 'after_conv3') for s in ('mmengine', 'mmdet')]
+            ).plugins
+        assert (ours.cls, other.cls) == (SE, theirs)
+        assert slots([entry('SE', 'after_conv3')]).plugins[0].cls is SE
+    finally:
+        del registry.module_dict['SE']
+
+
 def test_names():
     """Abbreviation and postfix, as mmcv has it; numbered where that name is taken."""
 
