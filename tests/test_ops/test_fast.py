@@ -6,12 +6,11 @@ import torch
 from fast_cases import LAYOUTS, NAMES, cases, check, compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 
 from mmattn.ops import native, reference
 
-pytestmark = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
+pytestmark = needs_kernels
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 

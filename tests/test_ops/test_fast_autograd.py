@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from needs import needs_kernels
 from torch.utils.checkpoint import checkpoint
 
 import mmattn.attention as attention
@@ -15,9 +16,7 @@ from mmattn import ops
 from mmattn.analysis.benchmark import saved_bytes
 from mmattn.ops import functions, native
 
-pytestmark = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
+pytestmark = needs_kernels
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 ROOT = Path(__file__).parents[2]

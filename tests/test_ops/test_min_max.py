@@ -5,13 +5,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 
 from mmattn import ops
 from mmattn.ops import functions, native
 
-pytestmark = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
+pytestmark = needs_kernels
 
 
 @pytest.mark.parametrize('dtype', (torch.float64, torch.float32), ids=str)

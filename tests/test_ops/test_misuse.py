@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 
 from mmattn import attention, ops
 from mmattn.ops import functions, native
 
-needs_kernels = pytest.mark.skipif(native.library() is None, reason='no C++ compiler')
 ROOT = Path(__file__).parents[2]
 
 _HEAD = """

@@ -5,15 +5,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 from torch.utils.checkpoint import checkpoint
 
 from mmattn import ops
 from mmattn.attention import DRTAM
 from mmattn.ops import functions, native
 
-needs_kernels = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
 
 

@@ -5,13 +5,11 @@ import rank1_cases
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 
 from mmattn import ops
 from mmattn.ops import functions, native, reference
 
-needs_kernels = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
 TAKEN = pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
 
 

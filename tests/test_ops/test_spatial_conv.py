@@ -5,14 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from needs import needs_kernels
 
 from mmattn import ops
 from mmattn.attention import CAT, CBAM
 from mmattn.ops import functions, native
-
-needs_kernels = pytest.mark.skipif(
-    native.library() is None, reason='no C++ compiler for the CPU kernels'
-)
 
 
 @needs_kernels

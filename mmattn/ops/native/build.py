@@ -119,17 +119,23 @@ def _cpu():
     )
 
 
+def _names():
+    return [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++']
+
+
+def compiler():
+    """The path of the C++ compiler, or None."""
+    return next((found for name in _names() if (found := shutil.which(name))), None)
+
+
 def _build():
-    names = [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++']
-    compiler = next((found for name in names if (found := shutil.which(name))), None)
-    if compiler is None:
-        raise RuntimeError(f'no compiler called {" or ".join(names)}')
-    version = subprocess.run(
-        [compiler, '--version'], capture_output=True, text=True, timeout=60
-    ).stdout
+    cxx = compiler()
+    if cxx is None:
+        raise RuntimeError(f'no compiler called {" or ".join(_names())}')
+    version = subprocess.run([cxx, '--version'], capture_output=True, text=True, timeout=60).stdout
     openmp = _openmp()
     flags = [*_FLAGS, *os.environ.get('CXXFLAGS', '').split()]
-    made_of = '\0'.join([_SOURCE.read_text(), *flags, compiler, version, str(openmp), _cpu()])
+    made_of = '\0'.join([_SOURCE.read_text(), *flags, cxx, version, str(openmp), _cpu()])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
     path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
     if path.exists():
@@ -140,7 +146,7 @@ def _build():
         link = [openmp] if openmp else ['-fopenmp']
         for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
             done = subprocess.run(
-                [compiler, *extra, *flags, '-c', str(_SOURCE), '-o', str(obj)],
+                [cxx, *extra, *flags, '-c', str(_SOURCE), '-o', str(obj)],
                 capture_output=True,
                 text=True,
                 timeout=600,
@@ -149,14 +155,14 @@ def _build():
                 link = link if extra else []
                 break
         else:
-            raise RuntimeError(f'{compiler} failed: {done.stderr.strip()[-400:]}')
+            raise RuntimeError(f'{cxx} failed: {done.stderr.strip()[-400:]}')
         done = subprocess.run(
-            [compiler, '-shared', str(obj), *link, '-o', str(lib)],
+            [cxx, '-shared', str(obj), *link, '-o', str(lib)],
             capture_output=True,
             text=True,
             timeout=600,
         )
         if done.returncode:
-            raise RuntimeError(f'{compiler} failed to link: {done.stderr.strip()[-400:]}')
+            raise RuntimeError(f'{cxx} failed to link: {done.stderr.strip()[-400:]}')
         os.replace(lib, path)  # several processes may get here at once: the last one wins, whole
     return path
