@@ -201,7 +201,8 @@ CONVENTIONS = {
     ('drtam', 3): _MMCLS,
     ('drtam', 4): _MMCLS,
     # Nine anchors a position where the toolbox's default has three: 0.0077 M and 0.032 G more, in
-    # all twelve cells. Parameters of the frozen stem and first stage, gates included, do not train.
+    # all twelve cells. Three scales stand for whatever made them nine: a count sees no more of it.
+    # Parameters of the frozen stem and first stage, gates included, do not train.
     ('drtam', 5): Convention(
         MMCV,
         changes={'model.rpn_head.anchor_generator.scales': [4, 8, 16]},
