@@ -115,8 +115,12 @@ def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
         if not entry.method.startswith('+ '):
             assert not plugins, entry
             continue
-        (plugin,) = plugins
-        gate = plugin.cfg
+        position = positions.get((paper, entry.group), 'after_conv3')
+        wanted = ['after_stem', 'after_stage'] if entry.placement == 'pool' else [position]
+        assert [plugin.position for plugin in plugins] == wanted, entry
+        assert all(plugin.get('stages') is None for plugin in plugins), entry
+        gate = plugins[0].cfg
+        assert all(plugin.cfg == gate for plugin in plugins), entry
         assert gate.type == types[entry.method.removeprefix('+ ')], entry
         if paper == 'cat' and gate.type != 'ECA':
             assert gate.reduction == 16
@@ -125,9 +129,6 @@ def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
         if 'S' in entry.settings:
             assert gate.get('num_chunks', 3) == entry.settings['S'], entry
             assert gate.get('num_channel_chunks', 1) == entry.settings['N'], entry
-        position = positions.get((paper, entry.group), 'after_conv3')
-        assert plugin.position == ('after_stage' if entry.placement == 'pool' else position), entry
-        assert plugin.get('stages') is None
 
 
 def test_the_ablation_names_its_parts():
