@@ -70,7 +70,7 @@ def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
         ]
         key = json.dumps([cfg.model.type, loaders, cfg.val_evaluator], default=str, sort_keys=True)
         gates = [plugin.cfg.type for plugin in cfg.model.backbone.get('plugins', [])]
-        rank = len(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
+        rank = bool(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
         if key not in found or rank > found[key][0]:
             found[key] = rank, path
     return [path for _, path in found.values()]

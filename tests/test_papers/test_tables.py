@@ -1,5 +1,3 @@
-from functools import cache
-
 import pytest
 from mmengine.config import Config
 
@@ -91,31 +89,6 @@ def test_rows_of_one_experiment_share_a_config():
     assert shared == configs(4, S=3, N=1, r=32)
     boxes, masks = papers.entries('drtam', 5), papers.entries('drtam', 6)
     assert [entry.config for entry in boxes] == [entry.config for entry in masks]
-
-
-def test_what_a_detector_or_segmentor_can_start_from():
-    """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
-    root = papers.config_root()
-    started = [entry for entry in papers.entries() if entry.pretrained]
-    assert started == [
-        entry
-        for entry in papers.entries()
-        if papers.load(entry.paper)[entry.table]['task'] != 'image-classification'
-    ]
-    rows = {entry.config for entry in papers.entries()}
-    others = {entry.pretrained for entry in started} - rows
-    assert len(others) == 9 + 6
-    assert others == {str(p.relative_to(root)) for p in root.glob('*/pretraining/*.py')}
-    for path in others:
-        assert (root / path).read_text().startswith('# Not in the paper: ')
-    read_once = cache(lambda path: Config.fromfile(root / path, import_custom_modules=False))
-
-    for config, pretrained in {(entry.config, entry.pretrained) for entry in started}:
-        assert config.split('/')[0] == pretrained.split('/')[0]
-        cfg, base = (read_once(path) for path in (config, pretrained))
-        assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
-        for key in ('type', 'depth', 'plugins', 'style'):
-            assert cfg.model.backbone.get(key) == base.model.backbone.get(key), (config, key)
 
 
 @pytest.mark.parametrize(

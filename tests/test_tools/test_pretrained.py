@@ -3,8 +3,10 @@
 import os
 import re
 
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmattn import CBAM, ECA
@@ -32,6 +34,12 @@ def start(tmp_path):
     return load
 
 
+def history():
+    """What mmengine keeps beside the weights."""
+    losses = HistoryBuffer([0.5, 0.25], [1, 1])
+    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3), last=losses.current)
+
+
 def prefixed(state, prefix):
     return {prefix + name: value for name, value in state.items()}
 
@@ -40,6 +48,7 @@ def prefixed(state, prefix):
     'wrap',
     [
         lambda state: dict(state_dict=state, meta=dict(epoch=1)),
+        lambda state: dict(state_dict=state, message_hub=history()),
         lambda state: state,
         lambda state: dict(model=state),
         lambda state: dict(state_dict=prefixed(state, 'module.')),
