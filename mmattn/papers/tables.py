@@ -14,6 +14,9 @@ TASKS = (
     'semantic-segmentation',
 )
 TABLE_KEYS = {'id', 'caption', 'task', 'dataset', 'metrics', 'rows'}
+OPTIONAL_TABLE_KEYS = {'alternatives'}
+ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
+OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
 OPTIONAL_ROW_KEYS = {'settings', 'contradicts'}
 
@@ -66,9 +69,11 @@ def load(paper: str) -> dict[int, dict[str, Any]]:
     path = config_root() / paper / 'paper_tables.yml'
     tables = {}
     for table in yaml.safe_load(path.read_text(encoding='utf-8'))['tables']:
-        _check_keys(path, table, TABLE_KEYS)
+        _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
         if table['task'] not in TASKS:
             raise ValueError(f'{path}: task must be one of {TASKS}, got {table["task"]!r}')
+        for item in table.get('alternatives', []):
+            _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
         for row in table['rows']:
             _check_keys(path, row, ROW_KEYS, OPTIONAL_ROW_KEYS)
             for _, values in _placements(row, row['paper']):

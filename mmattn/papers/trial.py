@@ -4,17 +4,19 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.utils import import_modules_from_strings
 
 from mmattn.datasets import digits
 from mmattn.runs import Runner
 
+from . import alternatives
 from .tables import config_root, entries
 
 STEPS = 2
@@ -68,6 +70,18 @@ def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
         if key not in found or rank > found[key][0]:
             found[key] = rank, path
     return [path for _, path in found.values()]
+
+
+def one_for_each_alternative() -> list[tuple[str, str]]:
+    """A (config, name) pair for each table's alternatives: a shallow network among those that one
+    fits, with the gate of the paper's own where it can be."""
+
+    def rank(path):
+        paper, name = path.split('/')
+        return '101' in name, f'-{paper}' not in name
+
+    found = [(min(item.configs, key=rank), item.name) for item in alternatives.listed()]
+    return list(dict.fromkeys(found))
 
 
 def overlay(cfg: Config, data_root: str | Path) -> Config:
@@ -151,22 +165,27 @@ def prepare(data_root: str | Path) -> None:
         digits.make(data_root, task, num=8, num_val=2)
 
 
-def run(path: str, data_root: str | Path) -> Trial:
+def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
     """Train a config of the papers for two steps on the digits and validate it.
 
     Args:
         path (str): Relative to `config_root()`.
         data_root (str or Path): See `prepare`.
+        names (Sequence[str]): Of the row's alternatives, to train it with.
 
     Returns:
         Trial
 
     Raises:
+        alternatives.AlternativeError: if an alternative does not fit.
         FloatingPointError: if a loss is not finite.
         RuntimeError: if a step or the validation did not run.
     """
     started = time.perf_counter()
-    cfg = overlay(Config.fromfile(config_root() / path), data_root)
+    cfg = alternatives.combine(config_root() / path, names)
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    cfg = overlay(cfg, data_root)
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as work_dir:
         cfg.work_dir = work_dir
