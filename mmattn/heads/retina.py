@@ -51,7 +51,7 @@ class EMARetinaHead(RetinaHead):
         return (labels, label_weights, bbox_targets, bbox_weights, average, *rest)
 
     def _updated(self, positive: list[Tensor]) -> Tensor:
-        """The average after a step with these anchors (one bool each), without waiting for a GPU."""
+        """The average after a step whose anchors are these bools; without waiting for a GPU."""
         count = sum(level.sum() for level in positive).clamp(min=1)
         self.loss_normalizer.lerp_(count.to(self.loss_normalizer), 1 - self.momentum)
-        return self.loss_normalizer.clone()  # the next step writes the buffer, a graph may keep this
+        return self.loss_normalizer.clone()  # a graph may keep it, the next step writes the buffer
