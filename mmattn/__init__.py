@@ -1,8 +1,8 @@
 """Attention plugins for OpenMMLab: importing this package registers them.
 
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengine's root registry,
-the hosts (`PluginResNet`, ...), heads, data sets and metrics into the registries of each installed
-codebase.
+the hosts (`PluginResNet`, ...), detectors, data sets and metrics into the registries of each
+installed codebase.
 """
 
 import sys
@@ -17,5 +17,5 @@ if not (sys.argv[:1] == ['-m'] and any(arg.endswith('mmattn.doctor') for arg in 
 
     # isort: split
     # For their registrations.
-    from . import attention, datasets, evaluation, heads, hosts  # noqa: F401
+    from . import attention, datasets, detectors, evaluation, hosts  # noqa: F401
     from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention

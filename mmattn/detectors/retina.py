@@ -13,7 +13,7 @@ class EMARetinaHead(RetinaHead):
     """RetinaNet's head with Detectron2's loss: divided by a moving average of the positive anchors.
 
     MMDetection divides the losses of a step by its own number of positive anchors, which varies
-    much where a GPU has few images. Detectron2 divides them by
+    much where a GPU has few images. Detectron2, since February 2020, divides them by
     n = 0.9 n + 0.1 max(1, positive anchors of the step), from n = 100 on. As there, each process
     has its own n; here it is a buffer, so that a checkpoint holds it (the first process's) and
     resumed training goes on as if nothing had happened.
