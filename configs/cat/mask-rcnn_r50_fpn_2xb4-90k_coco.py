@@ -5,6 +5,9 @@ _base_ = [
     '../_base_/mmdet_iter_runtime.py',
 ]
 
-# FrozenBN, as in the detection rows.
-model = dict(backbone=dict(norm_cfg=dict(type='BN', requires_grad=False)))
+# As in Detectron2: FrozenBN, and a region is always of the object that it overlaps most.
+model = dict(
+    backbone=dict(norm_cfg=dict(type='BN', requires_grad=False)),
+    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
+)
 train_dataloader = dict(batch_size=4)
