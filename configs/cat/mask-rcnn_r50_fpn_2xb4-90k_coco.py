@@ -5,6 +5,7 @@ _base_ = [
     '../_base_/mmdet_iter_runtime.py',
 ]
 
-# FrozenBN, as in the detection rows.
-model = dict(backbone=dict(norm_cfg=dict(type='BN', requires_grad=False)))
+# FrozenBN, and gates' norms that live, as in the detection rows.
+norm_cfg = dict(type='BN', requires_grad=False)
+model = dict(backbone=dict(norm_cfg=norm_cfg, plugin_defaults=dict(norm_eval=False)))
 train_dataloader = dict(batch_size=4)

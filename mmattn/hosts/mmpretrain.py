@@ -165,10 +165,16 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
 
 
 class BiasedConv2d(nn.Conv2d):
-    """A convolution with a bias, also where MMCV would leave it out because a norm follows."""
+    """A convolution with a bias, also where MMCV would leave it out because a norm follows.
+
+    It starts as PyTorch draws it: MMCV's ConvModule draws by He's rule what has no `init_weights`.
+    """
 
     def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, bias=True, **kwargs)
+
+    def init_weights(self) -> None:
+        """For ConvModule, which leaves it alone."""
 
 
 class MobileNetV2_CIFAR(MobileNetV2):
@@ -214,11 +220,6 @@ class MobileNetV2_CIFAR(MobileNetV2):
                 block.conv = nn.Sequential(self._conv(channels, channels, 1), *block.conv)
         return layer
 
-    def init_weights(self) -> None:
-        # Not without init_cfg: the ConvModules among the children have values of their own to draw.
-        if self.init_cfg:
-            super().init_weights()
-
 
 class ShuffleNetV2_CIFAR(ShuffleNetV2):
     """ShuffleNetV2 for 32 x 32 images, of https://github.com/weiaicunzai/pytorch-cifar100.
@@ -252,9 +253,7 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         return layer
 
     def init_weights(self) -> None:
-        # Not upstream's, and not without init_cfg: the ConvModules would draw values of their own.
-        if self.init_cfg:
-            BaseModule.init_weights(self)
+        BaseModule.init_weights(self)  # not upstream's, which draws all convolutions
 
 
 @register(MODELS)
