@@ -143,6 +143,12 @@ def test_a_body_that_fails_after_another_is_refused(house):
         alternatives.combine(house / 'cat' / 'a.py', ['wide', 'new'])
 
 
+def test_what_cannot_be_merged_at_all_is_refused(house):
+    (house / 'alternatives' / 'wide.py').write_text('optim_wrapper = None\n')
+    with pytest.raises(AlternativeError, match='low and wide do not go together: both set optim_w'):
+        alternatives.combine(house / 'cat' / 'a.py', ['wide', 'low'])
+
+
 def test_an_alternative_without_a_file(house):
     (house / 'alternatives' / 'wide.py').unlink()
     with pytest.raises(FileNotFoundError, match='the alternative wide has no file'):
