@@ -2,6 +2,7 @@
 
 import os
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -159,3 +160,14 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match='x.pth is no checkpoint that torch.load reads'):
             pretrained.read_state_dict(path)
+
+
+def test_a_resumed_run_is_left_alone(tmp_path):
+    model = Model(CBAM(16))
+    runner = SimpleNamespace(iter=5, model=model)
+    pretrained.PretrainedHook(str(tmp_path / 'gone.pth')).before_train(runner)
+    runner.iter = 0
+    with pytest.raises(FileNotFoundError):
+        pretrained.PretrainedHook(str(tmp_path / 'gone.pth')).before_train(runner)
+    with pytest.raises(ValueError, match='is not named'):
+        pretrained.PretrainedHook().before_train(runner)
