@@ -147,6 +147,39 @@ def test_the_ablation_names_its_parts():
         assert plugin.cfg.to_dict() == wanted, entry
 
 
+def test_the_impossible_number_is_marked():
+    (marked,) = [entry for entry in papers.entries() if entry.misprints]
+    assert (marked.paper, marked.table, marked.group) == ('drtam', 1, 'MobileNetV2-1.0')
+    assert marked.settings['S'] == 4
+    assert list(marked.misprints) == ['top5'] and marked.values['top5'] == 91.067
+    steps = {n: table.get('granularity') for n, table in papers.load('drtam').items()}
+    assert [n for n, step in steps.items() if step == {'top1': 0.002, 'top5': 0.002}] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_the_quoted_rows_are_what_their_sources_print():
+    """Top-1 and top-5: CBAM's paper prints errors (its Table 4), ECA-Net's accuracies."""
+    errors = {
+        ('ResNet50', 'ResNet50'): (24.56, 7.50),
+        ('ResNet50', '+ SENet'): (23.14, 6.70),
+        ('ResNet50', '+ CBAM'): (22.66, 6.31),
+        ('ResNet101', 'ResNet101'): (23.38, 6.88),
+        ('ResNet101', '+ SENet'): (22.35, 6.19),
+        ('ResNet101', '+ CBAM'): (21.51, 5.69),
+        ('ResNet50', '+ ECANet'): (100 - 77.48, 100 - 93.68),
+        ('ResNet101', '+ ECANet'): (100 - 78.65, 100 - 94.34),
+    }
+    quoted = {(e.group, e.method): e for e in papers.entries() if e.quoted}
+    assert set(quoted) == set(errors)
+    for place, (first, fifth) in errors.items():
+        values = quoted[place].values
+        assert (values['top1'], values['top5']) == (round(100 - first, 2), round(100 - fifth, 2))
+
+
 @pytest.mark.parametrize(
     'paper, table, words',
     [
@@ -177,6 +210,12 @@ tables:
         ('object-detection', 'detection', 'task must be one of'),
         ('checkpoint: last', 'checkpoint: first', 'checkpoint must be one of'),
         ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
+        ('[AP]', '[AP], granularity: {AP: 0.4}', 'is no multiple of 0.4, yet not among'),
+        (
+            '[AP], rows: [\n   {',
+            '[AP], granularity: {AP: 0.5}, rows: [\n   {misprints: {AP: x}, ',
+            'is a multiple of 0.5, yet among',
+        ),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, monkeypatch, old, new, words):
