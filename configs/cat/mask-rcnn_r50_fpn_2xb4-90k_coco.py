@@ -5,11 +5,8 @@ _base_ = [
     '../_base_/mmdet_iter_runtime.py',
 ]
 
-# As in Detectron2: FrozenBN, gates' norms that live, as in the detection rows, and a region is always
-# of the object that it overlaps most.
-norm_cfg = dict(type='BN', requires_grad=False)
-model = dict(
-    backbone=dict(norm_cfg=norm_cfg, plugin_defaults=dict(norm_eval=False)),
-    train_cfg=dict(rcnn=dict(assigner=dict(match_low_quality=False))),
-)
+# As in Detectron2: FrozenBN, gates' norms that live, a region is of the object that it overlaps most.
+norms = dict(norm_cfg=dict(type='BN', requires_grad=False), plugin_defaults=dict(norm_eval=False))
+assigner = dict(match_low_quality=False)
+model = dict(backbone=norms, train_cfg=dict(rcnn=dict(assigner=assigner)))
 train_dataloader = dict(batch_size=4)

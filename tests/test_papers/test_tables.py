@@ -195,8 +195,8 @@ def test_unknown_paper_or_table(paper, table, words):
 GOOD = """
 paper: CAT
 tables:
-- {id: 1, caption: c, task: object-detection, dataset: d, metrics: [AP], checkpoint: last,
-   checkpoint_evidence: e, proven: p, platform: q, rows: [
+- {id: 1, caption: c, task: object-detection, dataset: d, checkpoint: last,
+   checkpoint_evidence: e, proven: p, platform: q, metrics: [AP], rows: [
    {group: g, method: m, config: cat/x.py, paper: {AP: 1.5}}]}
 """
 
