@@ -1,7 +1,8 @@
 """Attention plugins for OpenMMLab: importing this package registers them.
 
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengine's root registry,
-the hosts (`PluginResNet`, ...) data sets and metrics into the registry of each installed codebase.
+the hosts (`PluginResNet`, ...), detectors, data sets and metrics into the registries of each
+installed codebase.
 """
 
 import sys
@@ -15,5 +16,6 @@ if not (sys.argv[:1] == ['-m'] and any(arg.endswith('mmattn.doctor') for arg in 
     from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
 
     # isort: split
-    from . import attention, datasets, evaluation, hosts  # noqa: F401  (for their registrations)
+    # For their registrations.
+    from . import attention, datasets, detectors, evaluation, hosts  # noqa: F401
     from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention

@@ -5,6 +5,8 @@ _base_ = [
     '../_base_/mmdet_iter_runtime.py',
 ]
 
-# FrozenBN, as in the detection rows.
-model = dict(backbone=dict(norm_cfg=dict(type='BN', requires_grad=False)))
+# As in Detectron2: FrozenBN, gates' norms that live, a region is of the object that it overlaps most.
+norms = dict(norm_cfg=dict(type='BN', requires_grad=False), plugin_defaults=dict(norm_eval=False))
+assigner = dict(match_low_quality=False)
+model = dict(backbone=norms, train_cfg=dict(rcnn=dict(assigner=assigner)))
 train_dataloader = dict(batch_size=4)

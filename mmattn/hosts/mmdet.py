@@ -5,6 +5,7 @@ from mmdet.registry import MODELS
 
 from mmattn.registry import register
 
+from . import msra  # noqa: F401  (registers the checkpoints that Detectron2 starts from)
 from .resnet import BasicBlockSlots, BottleneckSlots, ResNetSlots
 
 

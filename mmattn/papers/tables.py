@@ -13,10 +13,24 @@ TASKS = (
     'instance-segmentation',
     'semantic-segmentation',
 )
-TABLE_KEYS = {'id', 'caption', 'task', 'dataset', 'metrics', 'rows'}
+TABLE_KEYS = {
+    'id',
+    'caption',
+    'task',
+    'dataset',
+    'metrics',
+    'checkpoint',
+    'checkpoint_evidence',
+    'proven',
+    'platform',
+    'rows',
+}
+CHECKPOINTS = ('best', 'last')
+OPTIONAL_TABLE_KEYS = {'alternatives', 'granularity'}
+ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
+OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
-OPTIONAL_TABLE_KEYS = {'granularity'}
-OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'misprints', 'quoted'}
+OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'misprints', 'quoted', 'pretrained'}
 
 
 @dataclass(frozen=True)
@@ -26,7 +40,8 @@ class Entry:
     `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which
     the paper contradicts itself to the reason, `misprints` those whose number is impossible.
     `quoted` says from where the row is, if not from the paper's own training. `config` is relative
-    to `config_root()`.
+    to `config_root()`, and so is `pretrained`, the config of an ImageNet network with the same
+    backbone, gates included, that a detector or segmentor can start from.
     """
 
     paper: str
@@ -40,6 +55,7 @@ class Entry:
     placement: str | None = None
     misprints: dict[str, str] = field(default_factory=dict)
     quoted: str | None = None
+    pretrained: str | None = None
 
     @property
     def name(self) -> str:
@@ -74,6 +90,12 @@ def load(paper: str) -> dict[int, dict[str, Any]]:
         _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
         if table['task'] not in TASKS:
             raise ValueError(f'{path}: task must be one of {TASKS}, got {table["task"]!r}')
+        if table['checkpoint'] not in CHECKPOINTS:
+            raise ValueError(
+                f'{path}: checkpoint must be one of {CHECKPOINTS}, got {table["checkpoint"]!r}'
+            )
+        for item in table.get('alternatives', []):
+            _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
         for row in table['rows']:
             _check_keys(path, row, ROW_KEYS, OPTIONAL_ROW_KEYS)
             for _, values in _placements(row, row['paper']):
@@ -105,6 +127,7 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
     for number in tables if table is None else [table]:
         for row in tables[number]['rows']:
             values = dict(_placements(row, row['paper']))
+            pretrained = dict(_placements(row, row['pretrained'])) if 'pretrained' in row else {}
             for placement, config in _placements(row, row['config']):
                 found.append(
                     Entry(
@@ -119,6 +142,7 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
                         placement,
                         row.get('misprints', {}),
                         row.get('quoted'),
+                        pretrained.get(placement),
                     )
                 )
     return found

@@ -4,17 +4,23 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.utils import import_modules_from_strings
 
 from mmattn.datasets import digits
 from mmattn.runs import Runner
+from mmattn.runs.pretrained import start_from
 
+from . import alternatives
 from .tables import config_root, entries
 
 STEPS = 2
@@ -64,10 +70,22 @@ def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
         ]
         key = json.dumps([cfg.model.type, loaders, cfg.val_evaluator], default=str, sort_keys=True)
         gates = [plugin.cfg.type for plugin in cfg.model.backbone.get('plugins', [])]
-        rank = len(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
+        rank = bool(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
         if key not in found or rank > found[key][0]:
             found[key] = rank, path
     return [path for _, path in found.values()]
+
+
+def one_for_each_alternative() -> list[tuple[str, str]]:
+    """A (config, name) pair for each table's alternatives: a shallow network among those that one
+    fits, with the gate of the paper's own where it can be."""
+
+    def rank(path):
+        paper, name = path.split('/')
+        return '101' in name, f'-{paper}' not in name
+
+    found = [(min(item.configs, key=rank), item.name) for item in alternatives.listed()]
+    return list(dict.fromkeys(found))
 
 
 def overlay(cfg: Config, data_root: str | Path) -> Config:
@@ -151,29 +169,43 @@ def prepare(data_root: str | Path) -> None:
         digits.make(data_root, task, num=8, num_val=2)
 
 
-def run(path: str, data_root: str | Path) -> Trial:
+def build(
+    path: str, data_root: str | Path, work_dir: str | Path, names: Sequence[str] = ()
+) -> Runner:
+    """The runner of a trial; arguments as those of `run`. It writes to `work_dir`."""
+    cfg = alternatives.combine(config_root() / path, names)
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    cfg = overlay(cfg, data_root)
+    cfg.work_dir = str(work_dir)
+    if 'pretrained' in names:
+        start_from(cfg, _untrained(path, work_dir, names))
+    # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
+    cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
+    cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])
+    return Runner.from_cfg(cfg)
+
+
+def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
     """Train a config of the papers for two steps on the digits and validate it.
 
     Args:
         path (str): Relative to `config_root()`.
         data_root (str or Path): See `prepare`.
+        names (Sequence[str]): Of the row's alternatives, to train it with.
 
     Returns:
         Trial
 
     Raises:
+        alternatives.AlternativeError: if an alternative does not fit.
         FloatingPointError: if a loss is not finite.
         RuntimeError: if a step or the validation did not run.
     """
     started = time.perf_counter()
-    cfg = overlay(Config.fromfile(config_root() / path), data_root)
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as work_dir:
-        cfg.work_dir = work_dir
-        # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
-        cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
-        cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])
-        runner = Runner.from_cfg(cfg)
+        runner = build(path, data_root, work_dir, names)
         runner.register_hook(recorder)
         runner.train()
     if len(recorder.losses) != STEPS or not recorder.metrics:
@@ -181,3 +213,17 @@ def run(path: str, data_root: str | Path) -> Trial:
     if not all(map(math.isfinite, recorder.losses)):
         raise FloatingPointError(f'{path}: losses {recorder.losses}')
     return Trial(recorder.losses, recorder.metrics, time.perf_counter() - started)
+
+
+def _untrained(path: str, folder: str | Path, names: Sequence[str]) -> str:
+    """A checkpoint, untrained, of the ImageNet network that a row can start from, with those of the
+    row's alternatives that are its own, too."""
+    start = next(entry.pretrained for entry in entries() if entry.config == path)
+    own = [name for name in names if name in alternatives.of_row(start)]
+    cfg = alternatives.combine(config_root() / start, own)
+    import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    file = Path(folder) / 'pretrained.pth'
+    torch.save(dict(state_dict=model.state_dict()), file)
+    return str(file)

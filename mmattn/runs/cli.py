@@ -12,11 +12,12 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import ConfigDict, DictAction
 from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
 from mmattn import quiet
+from mmattn.papers import alternatives
 
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
@@ -32,6 +33,13 @@ def add_common_arguments(parser):
     parser.add_argument(
         '--work-dir',
         help="folder for logs and checkpoints (default: the config's, or work_dirs/<config name>)",
+    )
+    parser.add_argument(
+        '--alternative',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help="what a table's row might have been: see tools/check_configs.py --alternatives --list",
     )
     parser.add_argument(
         '--cfg-options',
@@ -68,7 +76,8 @@ def load_config(args):
         Config: With ``launcher``, ``work_dir`` and ``default_scope`` set.
 
     Raises:
-        UserError: If the file, or one it is based on, is missing or not Python.
+        UserError: If the file, or one it is based on, is missing or not Python, or if an
+            alternative does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = Path(args.config)
@@ -80,7 +89,9 @@ def load_config(args):
         raise UserError(f'config not found: {path}{hint}')
     try:
         # Imported below, where a missing module is not blamed on the config's syntax.
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg = alternatives.combine(path, args.alternative)
+    except alternatives.AlternativeError as error:
+        raise UserError(str(error)) from error
     except SyntaxError as error:
         # mmengine does not always say which file, and keeps Python's own error as the context.
         cause = error.__context__ if isinstance(error.__context__, SyntaxError) else error
@@ -95,7 +106,10 @@ def load_config(args):
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / path.stem)
+        names = list(args.alternative)
+        if getattr(args, 'pretrained', None):
+            names.append('pretrained')  # is the alternative of that name, even if unnamed
+        cfg.work_dir = str(Path('work_dirs') / alternatives.combined_name(path, names))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     if cfg.get('default_scope') == 'mmdet':

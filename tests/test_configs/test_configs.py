@@ -12,6 +12,7 @@ pytest.importorskip('mmseg')
 
 from mmattn import papers  # noqa: E402
 from mmattn.analysis import complexity  # noqa: E402
+from mmattn.papers import alternatives  # noqa: E402
 from mmattn.papers.trial import config_paths  # noqa: E402
 
 ROOT = papers.config_root()
@@ -53,6 +54,56 @@ def test_every_config_builds(group):
     assert built
 
 
+def test_no_two_configs_are_the_same():
+    """Rows that the papers share have one config; two configs differ in what a run reads."""
+    pretraining = [str(path.relative_to(ROOT)) for path in ROOT.glob('*/pretraining/*.py')]
+    assert len(pretraining) == 15
+    found = {}
+    for path in config_paths() + pretraining:
+        key = json.dumps(alternatives.effective(read(path)), sort_keys=True)
+        assert found.setdefault(key, path) == path
+
+
+def test_what_a_detector_or_segmentor_can_start_from():
+    """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
+    started = [entry for entry in papers.entries() if entry.pretrained]
+    assert started == [
+        entry
+        for entry in papers.entries()
+        if papers.load(entry.paper)[entry.table]['task'] != 'image-classification'
+    ]
+    rows = {entry.config for entry in papers.entries()}
+    others = {entry.pretrained for entry in started} - rows
+    assert len(others) == 9 + 6
+    assert others == {str(p.relative_to(ROOT)) for p in ROOT.glob('*/pretraining/*.py')}
+    for path in others:
+        assert (ROOT / path).read_text().startswith('# Not in the paper: ')
+    for config, pretrained in {(entry.config, entry.pretrained) for entry in started}:
+        assert config.split('/')[0] == pretrained.split('/')[0]
+        cfg, base = (read(path) for path in (config, pretrained))
+        assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
+        for key in ('type', 'depth', 'style'):
+            assert cfg.model.backbone[key] == base.model.backbone[key], config
+        assert gates_of(cfg) == gates_of(base), config
+
+
+def gates_of(cfg):
+    """A config's plugins, but for the values that their weights start from."""
+    plugins = [plugin.to_dict() for plugin in cfg.model.backbone.get('plugins', [])]
+    for plugin in plugins:
+        plugin['cfg'].pop('norm_weight', None)
+    return plugins
+
+
+def test_the_checkpoint_that_counts_is_kept():
+    """The best one where a table counts that; where it counts the last, that is kept anyway."""
+    for entry in papers.entries():
+        hook = read(entry.config).default_hooks.checkpoint
+        which = papers.load(entry.paper)[entry.table]['checkpoint']
+        assert hook.get('save_best') == {'best': 'accuracy/top1', 'last': None}[which], entry
+        assert hook.get('save_last', True)
+
+
 @pytest.mark.parametrize('group', GROUPS, ids='-'.join)
 def test_names_and_batches(group):
     """The name says GPUs x images a GPU, which is the batch that the learning rate belongs to."""
@@ -65,7 +116,7 @@ def test_names_and_batches(group):
         if depth:
             backbone = cfg.model.backbone
             assert backbone.depth == int(depth.group(1)), path
-            if 'init_cfg' in backbone:
+            if backbone.get('init_cfg'):
                 assert backbone.init_cfg.checkpoint == f'torchvision://resnet{backbone.depth}'
         for plugin in cfg.model.backbone.get('plugins', []):
             name = {'CoordAttention': 'ca'}.get(plugin.cfg.type, plugin.cfg.type.lower())
@@ -79,9 +130,11 @@ def test_names_and_batches(group):
     [
         ('cat/*_8xb32_in1k.py', 0.1, 0.9, 1e-4, 100, [30, 60, 90]),
         ('cat/*_cifar100.py', 0.001, 0.9, 5e-4, 200, [50, 100, 150]),
-        ('cat/*-18k_voc0712.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
+        ('cat/faster-rcnn*-18k_voc0712.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
+        ('cat/retinanet*-18k_voc0712.py', 0.01, 0.9, 1e-4, 18000, [12000, 16000]),
         ('cat/*-18k_voc12.py', 0.02, 0.9, 1e-4, 18000, [12000, 16000]),
-        ('cat/*-90k_coco.py', 0.02, 0.9, 1e-4, 90000, [70000, 80000]),
+        ('cat/*-rcnn*-90k_coco.py', 0.02, 0.9, 1e-4, 90000, [70000, 80000]),
+        ('cat/retinanet*-90k_coco.py', 0.01, 0.9, 1e-4, 90000, [70000, 80000]),
         ('drtam/resnet*_in1k.py', 0.2, 0.9, 1e-4, 100, [30, 60, 90]),
         ('drtam/mobilenet*_in1k.py', 0.045, 0.9, 4e-5, 300, None),
         ('drtam/mask-rcnn*.py', 0.02, 0.9, 1e-4, 12, [8, 11]),

@@ -195,7 +195,8 @@ def test_unknown_paper_or_table(paper, table, words):
 GOOD = """
 paper: CAT
 tables:
-- {id: 1, caption: c, task: object-detection, dataset: d, metrics: [AP], rows: [
+- {id: 1, caption: c, task: object-detection, dataset: d, checkpoint: last,
+   checkpoint_evidence: e, proven: p, platform: q, metrics: [AP], rows: [
    {group: g, method: m, config: cat/x.py, paper: {AP: 1.5}}]}
 """
 
@@ -207,6 +208,7 @@ tables:
         ('config: cat/x.py, ', '', 'expected the keys'),
         ('method: m', 'method: m, note: n', 'expected the keys'),
         ('object-detection', 'detection', 'task must be one of'),
+        ('checkpoint: last', 'checkpoint: first', 'checkpoint must be one of'),
         ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
         ('[AP]', '[AP], granularity: {AP: 0.4}', 'is no multiple of 0.4, yet not among'),
         (

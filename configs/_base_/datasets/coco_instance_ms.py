@@ -1,10 +1,11 @@
-# Sizes are Detectron2's for COCO: a short side drawn from 640...800, 800 to test. CAT's Table 5
-# does not say which AP it prints; the values are those of masks. Boxes are scored as well.
+# Sizes are Detectron2's for COCO: a short side drawn from 640...800, 800 to test. So are the masks
+# to train on: polygons, which are cut and scaled to a region before they become pixels. CAT's Table
+# 5 does not say which AP it prints; the values are those of masks. Boxes are scored as well.
 _base_ = './coco_instance.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True, poly2mask=False),
     dict(
         type='RandomChoiceResize',
         scales=[(1333, short) for short in range(640, 801, 32)],

@@ -1,12 +1,13 @@
 # VOC2007+2012 trainval to train, VOC2007 test to test. CAT counts 22136 training images, that is
 # all files of VOC2012 (17125); the annotated trainval sets hold 5011 + 11540.
 # Sizes are Detectron2's for Pascal VOC: a short side drawn from 480...800, 800 to test, at most
-# 1333 long.
+# 1333 long. So is the training on objects marked difficult; its evaluation counts them neither way.
 data_root = 'data/VOCdevkit/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
+    dict(type='DifficultAsObjects'),
     dict(
         type='RandomChoiceResize',
         scales=[(1333, short) for short in range(480, 801, 32)],

@@ -25,6 +25,9 @@ model = dict(
         strides=(1, 2, 1, 1),
         norm_cfg=norm_cfg,
         norm_eval=False,
+        # MMSegmentation hands no norm_cfg to a plugin, and the authors' gates name plain BN
+        # themselves. Alternative: `gates-syncbn`.
+        plugin_defaults=dict(norm_cfg=None),
         style='pytorch',
         contract_dilation=True,
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),

@@ -1,5 +1,6 @@
 # CAT, section 4.1: 18k iterations of 8 images, SGD 0.02, divided by 10 after 12k and 16k. The paper
-# gives one rate for both detectors and no warm-up; the warm-up is Detectron2's for Pascal VOC.
+# gives this rate for Faster R-CNN (the RetinaNet rows have their own) and no warm-up; the warm-up
+# is Detectron2's for Pascal VOC.
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=18000, val_interval=2000)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
