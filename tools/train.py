@@ -4,6 +4,8 @@ import argparse
 
 from mmengine.device import get_device
 
+from mmattn.papers import entries
+from mmattn.papers.alternatives import row_of
 from mmattn.runs import Runner
 from mmattn.runs.cli import (
     UserError,
@@ -12,6 +14,7 @@ from mmattn.runs.cli import (
     load_config,
     one_line_errors,
 )
+from mmattn.runs.pretrained import start_from
 
 
 def parse_args():
@@ -23,6 +26,12 @@ def parse_args():
         const='auto',
         metavar='CHECKPOINT',
         help='go on from a checkpoint, or from the last one in the work directory',
+    )
+    parser.add_argument(
+        '--pretrained',
+        metavar='CHECKPOINT',
+        help='start the backbone, gates and all, from a checkpoint of an ImageNet network with the '
+        'same gates: of the config that paper_tables.yml names as pretrained for a row',
     )
     parser.add_argument(
         '--amp',
@@ -54,6 +63,13 @@ def merge_args(cfg, args):
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise UserError(f'--auto-scale-lr needs auto_scale_lr.base_batch_size in {args.config}')
         cfg.auto_scale_lr.enable = True
+    if args.pretrained is not None:
+        check_file(args.pretrained, 'checkpoint')
+        start_from(cfg, args.pretrained)
+    elif 'pretrained' in args.alternative:
+        config = row_of(args.config)
+        row = next(entry.pretrained for entry in entries() if entry.config == config)
+        raise UserError(f'--alternative pretrained needs --pretrained CHECKPOINT, one of {row}')
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume is not None:

@@ -1,4 +1,5 @@
 _base_ = './fcn_r50-d8_4xb4-20k_voc12aug-512x512.py'
 
-plugins = [dict(cfg=dict(type='CoordAttention', reduction=32), position='after_stage')]
+gate = dict(type='CoordAttention', reduction=32)
+plugins = [dict(cfg=gate, position='after_stem'), dict(cfg=gate, position='after_stage')]
 model = dict(backbone=dict(plugins=plugins))

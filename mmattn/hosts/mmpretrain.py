@@ -1,6 +1,5 @@
 """Backbones with plugin slots for MMPreTrain."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,15 +8,15 @@ from mmengine.model import BaseModule
 from mmpretrain.models.backbones.mobilenet_v2 import MobileNetV2
 from mmpretrain.models.backbones.resnet import BasicBlock, Bottleneck, ResNet
 from mmpretrain.models.backbones.resnet_cifar import ResNet_CIFAR
-from mmpretrain.models.backbones.shufflenet_v2 import InvertedResidual, ShuffleNetV2
+from mmpretrain.models.backbones.shufflenet_v2 import ShuffleNetV2
 from mmpretrain.registry import MODELS
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn.registry import register
 
+from .host import PluginHost
 from .resnet import BasicBlockSlots, BottleneckSlots, ResNetSlots
-from .slots import PluginSequence, Slots, StemSlot
+from .slots import PluginSequence, Slots
 
 
 class PluginBasicBlock(BasicBlockSlots, BasicBlock):
@@ -52,7 +51,7 @@ class PluginResNet_CIFAR(PluginResNet, ResNet_CIFAR):
         self.maxpool = nn.Identity()
 
 
-class SequentialSlots(StemSlot):
+class SequentialSlots(PluginHost):
     """Slots in a backbone of `nn.Sequential` blocks: plugins are named children between theirs.
 
     Upstream's children keep their numbers, hence their names in the state dict, and upstream's
@@ -60,25 +59,32 @@ class SequentialSlots(StemSlot):
 
     Args:
         plugins (Sequence[dict], optional): See `mmattn.hosts.slots`.
+        plugin_defaults (dict, optional): See `mmattn.hosts.slots`.
         args, kwargs: As the upstream host's.
 
     Raises:
-        ValueError: see `mmattn.hosts.slots.Plugin`.
+        ValueError: see `mmattn.hosts.slots.Slots`.
     """
 
     positions = ()
     num_stages = 0
 
     def __init__(
-        self, *args: Any, plugins: Sequence[dict[str, Any]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        plugins: Sequence[dict[str, Any]] | None = None,
+        plugin_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         positions = (*self.positions, 'after_stage', 'after_stem')
-        self._slots = Slots(plugins, type(self).__name__, positions, self.num_stages)
+        self._slots = Slots(
+            plugins, type(self).__name__, positions, self.num_stages, plugin_defaults
+        )
         super().__init__(*args, **kwargs)
         self.after_stem = PluginSequence(
             self._slots.at('after_stem'), self.conv1.out_channels, self.with_cp
         )
-        self._slots.check_placed()
+        self._finish_plugins()
 
     def _plug_stage(self, layer: nn.Sequential, stage: int, channels: int) -> nn.Sequential:
         plugins = self._slots.at('after_stage', stage)
@@ -147,32 +153,6 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
                 plugin.add_to(block.branch2, channels)
         return self._plug_stage(layer, stage, out_channels)
 
-    def init_weights(self) -> None:
-        """As upstream, but plugins keep the initial values that their own constructors gave them.
-
-        Upstream draws a convolution with std = 1 / (its input channels), which is 1 for a plugin's
-        7x7 convolution over one map: the sigmoid behind it would start saturated.
-        """
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
-            super().init_weights()
-            return
-        plugins = [m for m in self.modules() if isinstance(m, PluginSequence)]
-        for block in self.modules():
-            if isinstance(block, InvertedResidual):
-                plugins += [m for name, m in block.branch2.named_children() if not name.isdigit()]
-        values = [copy.deepcopy(m.state_dict()) for m in plugins]
-        super().init_weights()
-        for module, value in zip(plugins, values, strict=True):
-            module.load_state_dict(value)
-
-    def train(self, mode: bool = True) -> None:
-        super().train(mode)
-        if mode and self.norm_eval:
-            # Upstream stops at BatchNorm2d; a plugin may normalise vectors.
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Upstream's forward with one slot more: (N, 3, H, W) -> tuple of (N, C, H', W')."""
         x = self.maxpool(self.after_stem(self.conv1(x)))
@@ -185,10 +165,16 @@ class PluginShuffleNetV2(SequentialSlots, ShuffleNetV2):
 
 
 class BiasedConv2d(nn.Conv2d):
-    """A convolution with a bias, also where MMCV would leave it out because a norm follows."""
+    """A convolution with a bias, also where MMCV would leave it out because a norm follows.
+
+    It starts as PyTorch draws it: MMCV's ConvModule draws by He's rule what has no `init_weights`.
+    """
 
     def __init__(self, *args: Any, bias: bool = True, **kwargs: Any) -> None:
         super().__init__(*args, bias=True, **kwargs)
+
+    def init_weights(self) -> None:
+        """For ConvModule, which leaves it alone."""
 
 
 class MobileNetV2_CIFAR(MobileNetV2):
@@ -234,11 +220,6 @@ class MobileNetV2_CIFAR(MobileNetV2):
                 block.conv = nn.Sequential(self._conv(channels, channels, 1), *block.conv)
         return layer
 
-    def init_weights(self) -> None:
-        # Not without init_cfg: the ConvModules among the children have values of their own to draw.
-        if self.init_cfg:
-            super().init_weights()
-
 
 class ShuffleNetV2_CIFAR(ShuffleNetV2):
     """ShuffleNetV2 for 32 x 32 images, of https://github.com/weiaicunzai/pytorch-cifar100.
@@ -272,9 +253,7 @@ class ShuffleNetV2_CIFAR(ShuffleNetV2):
         return layer
 
     def init_weights(self) -> None:
-        # Not upstream's, and not without init_cfg: the ConvModules would draw values of their own.
-        if self.init_cfg:
-            BaseModule.init_weights(self)
+        BaseModule.init_weights(self)  # not upstream's, which draws all convolutions
 
 
 @register(MODELS)

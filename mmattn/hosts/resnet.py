@@ -6,7 +6,8 @@ from typing import Any
 import torch.utils.checkpoint as cp
 from torch import Tensor, nn
 
-from .slots import Plugin, PluginSequence, Slots, StemSlot
+from .host import PluginHost
+from .slots import Plugin, PluginSequence, Slots
 
 
 def _channels(block: nn.Module, position: str) -> int:
@@ -79,33 +80,39 @@ class BottleneckSlots(PluginBlock):
         return self._plug('after_conv3', self.norm3(self.conv3(out)))
 
 
-class ResNetSlots(StemSlot):
+class ResNetSlots(PluginHost):
     """Slots in a ResNet: those of its blocks, 'after_stage', 'after_stem' (before the max pool).
 
     Args:
         plugins (Sequence[dict], optional): See `mmattn.hosts.slots`.
+        plugin_defaults (dict, optional): See `mmattn.hosts.slots`.
         args, kwargs: As the upstream host's.
 
     Raises:
-        ValueError: see `mmattn.hosts.slots.Plugin`.
+        ValueError: see `mmattn.hosts.slots.Slots`.
     """
 
     # Upstream's block class -> the same with slots.
     plugin_blocks = {}
 
     def __init__(
-        self, *args: Any, plugins: Sequence[dict[str, Any]] | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        plugins: Sequence[dict[str, Any]] | None = None,
+        plugin_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         # For `_make_stem_layer`, which upstream's constructor calls when it has checked the depth.
-        self._plugins = plugins
+        self._plugins = plugins, plugin_defaults
         super().__init__(*args, **kwargs)
-        self._slots.check_placed()
+        self._finish_plugins()
 
     def _make_stem_layer(self, in_channels: int, stem_channels: int) -> None:
         super()._make_stem_layer(in_channels, stem_channels)
         positions = (*self.plugin_blocks[self.block].positions, 'after_stage', 'after_stem')
         host = f'{type(self).__name__}-{self.depth}'
-        self._slots = Slots(self._plugins, host, positions, self.num_stages)
+        plugins, defaults = self._plugins
+        self._slots = Slots(plugins, host, positions, self.num_stages, defaults)
         self.after_stem = PluginSequence(self._slots.at('after_stem'), stem_channels, self.with_cp)
 
     def make_res_layer(self, block: type[nn.Module], **kwargs: Any) -> nn.Sequential:

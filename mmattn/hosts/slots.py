@@ -4,11 +4,19 @@ A host takes `plugins`, a list of dicts with these keys:
 
 - `cfg`: the plugin's type and arguments, as in `dict(type='CAT', reduction=16)`. The host fills in
   `in_channels`. A `postfix` is appended to the plugin's name in the state dict, as in MMDetection.
+  An `init_cfg`, as mmengine's, draws the plugin's layers; without one they start as its own
+  constructor leaves them, whatever the host draws its layers from.
 - `position`: where in the host, as in `'after_conv3'`; each host lists its own.
 - `stages` (optional): one bool for each stage of the host, as in `(True, True, True, False)`; None
   is every stage. `'after_stem'` lies in no stage and takes none.
+- `norm_eval` (optional): whether the plugin's batch norms keep their running statistics while the
+  host trains. `'host'`, the default, is the host's own `norm_eval`.
+- `norm_cfg` (optional): `'host'` makes the plugin's batch norms what the host's `norm_cfg` says:
+  BN, SyncBN or GN, learnt or not. None, the default, leaves them as the plugin made them.
+- `freeze` (optional): whether the plugin is frozen where its stage is; True is the default.
 
-Plugins of one position run in the order of the list.
+A host's `plugin_defaults` holds values of the last three for the entries that give none. Plugins of
+one position run in the order of the list.
 """
 
 import difflib
@@ -18,9 +26,16 @@ from typing import Any
 
 import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks.plugin import infer_abbr
-from mmengine.model import Sequential
-from mmengine.registry import MODELS
+from mmengine.model import BaseModule, Sequential, initialize
+from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
+
+# The keys of an entry for which a host has defaults: their own default, and what is allowed.
+SWITCHES = {
+    'norm_eval': ('host', ('host', True, False)),
+    'norm_cfg': (None, ('host', None)),
+    'freeze': (True, (True, False)),
+}
 
 
 def _listed(allowed: Iterable[str]) -> str:
@@ -44,7 +59,7 @@ def _known_types() -> list[str]:
     return sorted(found)
 
 
-def _find_type(type_: Any) -> type | None:
+def find_type(type_: Any) -> type | None:
     """The class registered as `type_` in the current scope or the root; None if there is none."""
     if inspect.isclass(type_):
         return type_
@@ -56,26 +71,53 @@ def _find_type(type_: Any) -> type | None:
     return found if inspect.isclass(found) else None
 
 
+def _check_switches(values: dict[str, Any], owner: str) -> None:
+    """Raise ValueError for a value of `SWITCHES` that is not allowed."""
+    for key, value in values.items():
+        allowed = SWITCHES[key][1]
+        # By identity: 1 is no True.
+        if not any(value is choice or (choice == 'host' == value) for choice in allowed):
+            raise ValueError(
+                f'{owner}: {key} {value!r}; {_listed(repr(choice) for choice in allowed)}'
+            )
+
+
+def _check_init_cfg(init_cfg: Any, owner: str) -> None:
+    cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg]
+    known = sorted(WEIGHT_INITIALIZERS.module_dict)
+    if not cfgs or not all(isinstance(cfg, dict) and cfg.get('type') in known for cfg in cfgs):
+        raise ValueError(
+            f'{owner}: init_cfg must be a dict, or a list of dicts, with a type, '
+            f'got {init_cfg!r}; {_listed(known)}'
+        )
+
+
 class Plugin:
-    """One checked entry of `plugins`; `add_to` builds its module.
+    """One checked entry of `plugins`; `add_to` builds its modules and keeps them in `modules`.
 
     Args:
         entry (dict): The entry as written in the config; it is not modified.
         host (str): The host's name, for messages.
         positions (Sequence[str]): The host's positions.
         num_stages (int): The host's number of stages.
+        defaults (dict, optional): Values of `SWITCHES` for an entry that does not give its own.
 
     Raises:
         ValueError: in one line, with the plugin's type, what is wrong and what is allowed: for a
             missing or unknown key, a type that is not registered or takes no `in_channels`, an
             argument the type does not have, a position the host does not have, `stages` of the
-            wrong length or not of bools.
+            wrong length or not of bools, another value of a switch than is allowed.
     """
 
-    keys = ('cfg', 'position', 'stages')
+    keys = ('cfg', 'position', 'stages', *SWITCHES)
 
     def __init__(
-        self, entry: dict[str, Any], host: str, positions: Sequence[str], num_stages: int
+        self,
+        entry: dict[str, Any],
+        host: str,
+        positions: Sequence[str],
+        num_stages: int,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         if not isinstance(entry, dict):
             raise ValueError(f'plugin {entry!r}: must be a dict with keys; {_listed(self.keys)}')
@@ -93,12 +135,16 @@ class Plugin:
         self._read_cfg(cfg)
         self._read_position(entry.get('position'), host, positions)
         self._read_stages(entry.get('stages'), host, num_stages)
-        self.placed = False
+        own = {key: entry[key] for key in SWITCHES if key in entry}
+        _check_switches(own, self.name)
+        for key, (default, _) in SWITCHES.items():
+            setattr(self, key, own.get(key, (defaults or {}).get(key, default)))
+        self.modules = []
 
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
         type_ = self.args.pop('type')
-        self.cls = _find_type(type_)
+        self.cls = find_type(type_)
         if self.cls is None:
             raise ValueError(
                 f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'
@@ -109,6 +155,10 @@ class Plugin:
             raise ValueError(
                 f'{self.name}: no plugin, as it takes no in_channels; {_listed(_known_types())}'
             )
+        self.init_cfg = None
+        if 'init_cfg' not in parameters and not open_ended and 'init_cfg' in self.args:
+            self.init_cfg = self.args.pop('init_cfg')
+            _check_init_cfg(self.init_cfg, self.name)
         self.postfix = self.args.pop('postfix', '')
         if not isinstance(self.postfix, (int, str)):
             raise ValueError(f'{self.name}: postfix {self.postfix!r}; allowed: an int or a str')
@@ -178,8 +228,16 @@ class Plugin:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error
         module.add_module(name, layer)
-        self.placed = True
+        self.modules.append(layer)
         return name
+
+    def init_weights(self) -> None:
+        """Draw the modules' layers as the config or the plugin's own class has it, if they do."""
+        for module in self.modules:
+            if self.init_cfg is not None:
+                initialize(module, self.init_cfg)
+            elif isinstance(module, BaseModule):
+                module.init_weights()
 
 
 class Slots:
@@ -190,9 +248,11 @@ class Slots:
         host (str): The host's name, for messages.
         positions (Sequence[str]): The host's positions.
         num_stages (int): The host's number of stages.
+        defaults (dict, optional): The host's `plugin_defaults`.
 
     Raises:
-        ValueError: if `plugins` is no list, or for an entry as in `Plugin`.
+        ValueError: if `plugins` is no list, for an entry as in `Plugin`, for `plugin_defaults` that
+            are no dict, or have another key or value than is allowed.
     """
 
     def __init__(
@@ -201,6 +261,7 @@ class Slots:
         host: str,
         positions: Sequence[str],
         num_stages: int,
+        defaults: dict[str, Any] | None = None,
     ) -> None:
         if plugins is None:
             plugins = ()
@@ -208,7 +269,16 @@ class Slots:
             raise ValueError(
                 f'plugins must be a list of dicts, got {plugins!r}; keys {_listed(Plugin.keys)}'
             )
-        self.plugins = [Plugin(entry, host, positions, num_stages) for entry in plugins]
+        defaults = {} if defaults is None else defaults
+        if not isinstance(defaults, dict):
+            raise ValueError(
+                f'plugin_defaults must be a dict, got {defaults!r}; keys {_listed(SWITCHES)}'
+            )
+        for key in defaults:
+            if key not in SWITCHES:
+                raise ValueError(f'plugin_defaults: no key {key!r}; {_choices(key, [*SWITCHES])}')
+        _check_switches(defaults, 'plugin_defaults')
+        self.plugins = [Plugin(entry, host, positions, num_stages, defaults) for entry in plugins]
 
     def at(self, position: str, stage: int | None = None) -> list[Plugin]:
         """The plugins of a position, in list order; stages count from 0, None is the stem's."""
@@ -219,7 +289,7 @@ class Slots:
     def check_placed(self) -> None:
         """Raise ValueError if a plugin found no place: a gate is never lost without a word."""
         for plugin in self.plugins:
-            if not plugin.placed:
+            if not plugin.modules:
                 raise ValueError(
                     f'{plugin.name}: no block of stages {plugin.stages} has this '
                     'position; allowed: at least one stage that has, or no such entry'
@@ -247,12 +317,3 @@ class PluginSequence(Sequential):
         if self.with_cp and x.requires_grad:
             return cp.checkpoint(super().forward, x, use_reentrant=False)
         return super().forward(x)
-
-
-class StemSlot:
-    """The slot after a backbone's stem, its child `after_stem`, frozen with the stem."""
-
-    def _freeze_stages(self) -> None:
-        super()._freeze_stages()
-        if self.frozen_stages >= 0:
-            self.after_stem.eval().requires_grad_(False)

@@ -5,6 +5,7 @@ as if it began with `_base_ = ROW`. The tables of `paper_tables.yml` list those 
 """
 
 import difflib
+import inspect
 import reprlib
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -16,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from .tables import PAPERS, config_root, entries, load
+
+# What a run reads of a config; other names are variables of the config's own.
+READ = {*inspect.signature(Runner.__init__).parameters, 'custom_imports'}
 
 
 class AlternativeError(ValueError):
@@ -183,14 +188,35 @@ def differences(before: Any, after: Any, key: str = '') -> list[Difference]:
     ]
 
 
+def effective(cfg: Config) -> dict[str, Any]:
+    """What a run reads of a config, without the config's own variables."""
+    return {key: value for key, value in cfg.to_dict().items() if key in READ}
+
+
 def changes(config: str, names: Sequence[str]) -> list[Difference]:
     """What alternatives change in a row (relative to `config_root()`)."""
     path = config_root() / config
-    return differences(_read(path, []).to_dict(), combine(path, names).to_dict())
+    return differences(effective(_read(path, [])), effective(combine(path, names)))
 
 
-def render(paper: str) -> str:
-    """A paper's alternatives as a table in Markdown; one of several tables in one line."""
+def render_evidence(paper: str) -> str:
+    """What each table of a paper rests on, in Markdown."""
+    text = '| Table | Printed, or proven by numbers | By the platform | Open | Checkpoint |\n'
+    text += '| --- | --- | --- | --- | --- |\n'
+    for number, table in load(paper).items():
+        names = sorted({a.name for a in listed() if (a.paper, a.table) == (paper, number)})
+        cells = (
+            table['proven'],
+            table['platform'],
+            ', '.join(f'`{name}`' for name in names) or 'nothing',
+            f'{table["checkpoint"]}: {table["checkpoint_evidence"]}',
+        )
+        text += f'| {number} | {" | ".join(cells)} |\n'
+    return text
+
+
+def render_alternatives(paper: str) -> str:
+    """A paper's alternatives in Markdown; one that is the same in several tables in one line."""
     lines = {}
     for item in listed():
         if item.paper == paper:
@@ -199,8 +225,8 @@ def render(paper: str) -> str:
             lines.setdefault(cells, []).append(str(item.table))
     text = '| Table | Alternative | Rows | What it changes | Evidence |\n'
     text += '| --- | --- | --- | --- | --- |\n'
-    for cells, tables in lines.items():
-        text += f'| {", ".join(tables)} | {" | ".join(cells)} |\n'
+    for cells, numbers in lines.items():
+        text += f'| {", ".join(numbers)} | {" | ".join(cells)} |\n'
     return text
 
 
@@ -226,7 +252,7 @@ def _check_names(config: str, names: Sequence[str]) -> None:
 def _check_pair(path: str | Path, first: str, second: str) -> None:
     """Two alternatives that go together give the same, whichever is merged first."""
     try:
-        orders = [_read(path, pair).to_dict() for pair in ((second, first), (first, second))]
+        orders = [effective(_read(path, pair)) for pair in ((second, first), (first, second))]
     except Exception as error:
         raise AlternativeError(
             f'the alternatives {first} and {second} do not go together: '

@@ -13,12 +13,24 @@ TASKS = (
     'instance-segmentation',
     'semantic-segmentation',
 )
-TABLE_KEYS = {'id', 'caption', 'task', 'dataset', 'metrics', 'rows'}
+TABLE_KEYS = {
+    'id',
+    'caption',
+    'task',
+    'dataset',
+    'metrics',
+    'checkpoint',
+    'checkpoint_evidence',
+    'proven',
+    'platform',
+    'rows',
+}
+CHECKPOINTS = ('best', 'last')
 OPTIONAL_TABLE_KEYS = {'alternatives'}
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
 OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
-OPTIONAL_ROW_KEYS = {'settings', 'contradicts'}
+OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'pretrained'}
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,9 @@ class Entry:
     """One printed model: a row of a table, or one of the two placements of a row of DRTAM 7.
 
     `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which
-    the paper contradicts itself to the reason. `config` is relative to `config_root()`.
+    the paper contradicts itself to the reason. `config` is relative to `config_root()`, and so is
+    `pretrained`, the config of an ImageNet network with the same backbone, gates included, that a
+    detector or segmentor can start from.
     """
 
     paper: str
@@ -38,6 +52,7 @@ class Entry:
     settings: dict[str, Any] = field(default_factory=dict)
     contradicts: dict[str, str] = field(default_factory=dict)
     placement: str | None = None
+    pretrained: str | None = None
 
     @property
     def name(self) -> str:
@@ -72,6 +87,10 @@ def load(paper: str) -> dict[int, dict[str, Any]]:
         _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
         if table['task'] not in TASKS:
             raise ValueError(f'{path}: task must be one of {TASKS}, got {table["task"]!r}')
+        if table['checkpoint'] not in CHECKPOINTS:
+            raise ValueError(
+                f'{path}: checkpoint must be one of {CHECKPOINTS}, got {table["checkpoint"]!r}'
+            )
         for item in table.get('alternatives', []):
             _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
         for row in table['rows']:
@@ -104,6 +123,7 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
     for number in tables if table is None else [table]:
         for row in tables[number]['rows']:
             values = dict(_placements(row, row['paper']))
+            pretrained = dict(_placements(row, row['pretrained'])) if 'pretrained' in row else {}
             for placement, config in _placements(row, row['config']):
                 found.append(
                     Entry(
@@ -116,6 +136,7 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
                         row.get('settings', {}),
                         row.get('contradicts', {}),
                         placement,
+                        pretrained.get(placement),
                     )
                 )
     return found

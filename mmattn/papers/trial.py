@@ -6,15 +6,19 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmattn.datasets import digits
 from mmattn.runs import Runner
+from mmattn.runs.pretrained import start_from
 
 from . import alternatives
 from .tables import config_root, entries
@@ -165,6 +169,23 @@ def prepare(data_root: str | Path) -> None:
         digits.make(data_root, task, num=8, num_val=2)
 
 
+def build(
+    path: str, data_root: str | Path, work_dir: str | Path, names: Sequence[str] = ()
+) -> Runner:
+    """The runner of a trial; arguments as those of `run`. It writes to `work_dir`."""
+    cfg = alternatives.combine(config_root() / path, names)
+    if cfg.get('custom_imports'):
+        import_modules_from_strings(**cfg.custom_imports)
+    cfg = overlay(cfg, data_root)
+    cfg.work_dir = str(work_dir)
+    if 'pretrained' in names:
+        start_from(cfg, _untrained(path, work_dir))
+    # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
+    cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
+    cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])
+    return Runner.from_cfg(cfg)
+
+
 def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
     """Train a config of the papers for two steps on the digits and validate it.
 
@@ -182,17 +203,9 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
         RuntimeError: if a step or the validation did not run.
     """
     started = time.perf_counter()
-    cfg = alternatives.combine(config_root() / path, names)
-    if cfg.get('custom_imports'):
-        import_modules_from_strings(**cfg.custom_imports)
-    cfg = overlay(cfg, data_root)
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as work_dir:
-        cfg.work_dir = work_dir
-        # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
-        cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
-        cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])
-        runner = Runner.from_cfg(cfg)
+        runner = build(path, data_root, work_dir, names)
         runner.register_hook(recorder)
         runner.train()
     if len(recorder.losses) != STEPS or not recorder.metrics:
@@ -200,3 +213,15 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
     if not all(map(math.isfinite, recorder.losses)):
         raise FloatingPointError(f'{path}: losses {recorder.losses}')
     return Trial(recorder.losses, recorder.metrics, time.perf_counter() - started)
+
+
+def _untrained(path: str, folder: str | Path) -> str:
+    """A checkpoint, untrained, of the ImageNet network that a row can start from."""
+    name = next(entry.pretrained for entry in entries() if entry.config == path)
+    cfg = Config.fromfile(config_root() / name)
+    import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    file = Path(folder) / 'pretrained.pth'
+    torch.save(dict(state_dict=model.state_dict()), file)
+    return str(file)

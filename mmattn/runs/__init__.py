@@ -2,6 +2,7 @@
 
 from .amp import CPUAmpOptimWrapper
 from .hooks import EvaluateBeforeTraining
+from .pretrained import PretrainedHook
 from .runner import Runner
 
-__all__ = ['CPUAmpOptimWrapper', 'EvaluateBeforeTraining', 'Runner']
+__all__ = ['CPUAmpOptimWrapper', 'EvaluateBeforeTraining', 'PretrainedHook', 'Runner']

@@ -12,6 +12,7 @@ pytest.importorskip('mmseg')
 
 from mmattn import papers  # noqa: E402
 from mmattn.analysis import complexity  # noqa: E402
+from mmattn.papers import alternatives  # noqa: E402
 from mmattn.papers.trial import config_paths  # noqa: E402
 
 ROOT = papers.config_root()
@@ -51,6 +52,25 @@ def test_every_config_builds(group):
             assert gated == ('plugins' in cfg.model.backbone), path
             built[key] = path
     assert built
+
+
+def test_no_two_configs_are_the_same():
+    """Rows that the papers share have one config; two configs differ in what a run reads."""
+    pretraining = [str(path.relative_to(ROOT)) for path in ROOT.glob('*/pretraining/*.py')]
+    assert len(pretraining) == 15
+    found = {}
+    for path in config_paths() + pretraining:
+        key = json.dumps(alternatives.effective(read(path)), sort_keys=True)
+        assert found.setdefault(key, path) == path
+
+
+def test_the_checkpoint_that_counts_is_kept():
+    """The best one where a table counts that; where it counts the last, that is kept anyway."""
+    for entry in papers.entries():
+        hook = read(entry.config).default_hooks.checkpoint
+        which = papers.load(entry.paper)[entry.table]['checkpoint']
+        assert hook.get('save_best') == {'best': 'accuracy/top1', 'last': None}[which], entry
+        assert hook.get('save_last', True)
 
 
 @pytest.mark.parametrize('group', GROUPS, ids='-'.join)

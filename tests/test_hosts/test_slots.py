@@ -87,6 +87,36 @@ REFUSED = {
         "stages must hold bools, got 'TTTT'",
         'allowed: None or 4 of True and False',
     ),
+    'norm_eval a number': (
+        [dict(entry('SE', 'after_conv3'), norm_eval=1)],
+        "plugin 'SE' at after_conv3: norm_eval 1",
+        "allowed: 'host', True, False",
+    ),
+    'norm_cfg a dict': (
+        [dict(entry('SE', 'after_conv3'), norm_cfg=dict(type='GN'))],
+        "plugin 'SE' at after_conv3: norm_cfg {'type': 'GN'}",
+        "allowed: 'host', None",
+    ),
+    'freeze None': (
+        [dict(entry('SE', 'after_conv3'), freeze=None)],
+        "plugin 'SE' at after_conv3: freeze None",
+        'allowed: True, False',
+    ),
+    'switch misspelt': (
+        [dict(entry('SE', 'after_conv3'), norm_evla=True)],
+        "plugin 'SE': unknown key 'norm_evla'; did you mean 'norm_eval'?",
+        'allowed: cfg, position, stages, norm_eval, norm_cfg, freeze',
+    ),
+    'init_cfg no dict': (
+        [entry('SE', 'after_conv3', init_cfg='Kaiming')],
+        "plugin 'SE': init_cfg must be a dict, or a list of dicts, with a type, got 'Kaiming'",
+        'Constant, Kaiming, Normal',
+    ),
+    'init_cfg unknown': (
+        [entry('SE', 'after_conv3', init_cfg=[dict(type='Kaimign')])],
+        "got [{'type': 'Kaimign'}]",
+        'Constant, Kaiming, Normal',
+    ),
     'stem stages': (
         [entry('SE', 'after_stem', (True,) * 4)],
         "plugin 'SE' at after_stem: takes no stages",
@@ -101,6 +131,22 @@ def test_refused(plugins, wrong, allowed):
         slots(plugins)
     message = str(info.value)
     assert wrong in message and allowed in message and '\n' not in message
+
+
+@pytest.mark.parametrize(
+    'defaults, message',
+    [
+        ('norm_eval', "plugin_defaults must be a dict, got 'norm_eval'; keys allowed: norm_eval, "),
+        (dict(norm=True), "plugin_defaults: no key 'norm'; .*allowed: norm_eval, norm_cfg, freeze"),
+        (dict(stages=None), "plugin_defaults: no key 'stages'; "),
+        (dict(freeze='no'), "plugin_defaults: freeze 'no'; allowed: True, False"),
+    ],
+)
+@each_host
+def test_defaults_are_checked(case, defaults, message):
+    """Also where no plugin needs them."""
+    with pytest.raises(ValueError, match=message):
+        case.build(plugin_defaults=defaults)
 
 
 @each_host

@@ -46,23 +46,24 @@ def house(tmp_path, monkeypatch):
             low="'*'", high="'*'", wide="'*'", twice="'*'", only="'a*'", new='[a.py, b.py]'
         ).items()
     )
-    head = 'caption: c, task: object-detection, dataset: d, metrics: [AP]'
-    table = f'- {{id: 1, {head}, alternatives: [\n{items}   ], rows: [\n{rows}   ]}}'
+    head = 'caption: c, task: object-detection, dataset: d, metrics: [AP], checkpoint: last'
+    table = f'- {{id: 1, {head}, checkpoint_evidence: e, proven: p, platform: q, alternatives: [\n{items}   ], rows: [\n{rows}   ]}}'
     for paper in papers.PAPERS:
         (tmp_path / paper).mkdir()
         text = f'tables:\n{table}' if paper == 'cat' else 'tables: []'
         (tmp_path / paper / 'paper_tables.yml').write_text(text)
     (tmp_path / 'cat' / 'base.py').write_text(
-        "lr = 1\nmodel = dict(type='M', depth=50)\npipeline = [dict(type='A', size=(2, 3))]\n"
+        "optim_wrapper = dict(lr=1)\nmodel = dict(type='M', depth=50)\n"
+        "custom_hooks = [dict(type='A', size=(2, 3))]\n"
     )
     for name in 'ab':
         (tmp_path / 'cat' / f'{name}.py').write_text(f"_base_ = './base.py'\nname = '{name}'\n")
     bodies = dict(
-        low='lr = 0.5',
-        high='lr = 2',
-        wide='model = dict(width=2)',
-        twice='lr = _base_.lr * 2',
-        only="pipeline = [*_base_.pipeline, dict(type='B')]",
+        low='rate = 0.5\noptim_wrapper = dict(lr=rate)',
+        high='optim_wrapper = dict(lr=2)',
+        wide='rate = 2\nmodel = dict(width=rate)',
+        twice='optim_wrapper = dict(lr=_base_.optim_wrapper.lr * 2)',
+        only="custom_hooks = [*_base_.custom_hooks, dict(type='B')]",
         new="model = dict(_delete_=True, type='N')",
     )
     (tmp_path / 'alternatives').mkdir()
@@ -82,10 +83,11 @@ def test_alternatives_are_merged_as_children(house):
     row = house / 'cat' / 'a.py'
     cfg = alternatives.combine(row, ['wide', 'twice', 'only', 'wide'])
     assert cfg.to_dict() == dict(
-        lr=2,
+        optim_wrapper=dict(lr=2),
         name='a',
+        rate=2,
         model=dict(type='M', depth=50, width=2),
-        pipeline=[dict(type='A', size=(2, 3)), dict(type='B')],
+        custom_hooks=[dict(type='A', size=(2, 3)), dict(type='B')],
     )
     assert Path(cfg.filename) == row.with_name('a+only+twice+wide.py')
     assert alternatives.combine(row, ['new']).model == dict(type='N')
@@ -95,7 +97,12 @@ def test_alternatives_are_merged_as_children(house):
 def test_a_row_is_known_by_any_path(house, monkeypatch):
     monkeypatch.chdir(house / 'cat')
     assert alternatives.row_of('../cat/a.py') == 'cat/a.py'
-    assert alternatives.combine('a.py', ['low']).lr == 0.5
+    assert alternatives.combine('a.py', ['low']).optim_wrapper.lr == 0.5
+
+
+def test_variables_of_their_own_do_not_come_between_them(house):
+    cfg = alternatives.combine(house / 'cat' / 'a.py', ['low', 'wide'])
+    assert (cfg.optim_wrapper.lr, cfg.model.width) == (0.5, 2)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +116,17 @@ def test_a_row_is_known_by_any_path(house, monkeypatch):
         ('a', ['hihg'], 'did you mean high?'),
         ('b', ['only'], 'the alternative only is for a* of CAT 1, not cat/b.py (allowed: high,'),
         ('base', ['low'], 'base.py is in no table'),
-        ('a', ['low', 'high'], 'high and low do not go together: they set lr to 2 and to 0.5'),
+        (
+            'a',
+            ['low', 'high'],
+            'high and low do not go together: they set optim_wrapper.lr to 2 and to 0.5',
+        ),
         # the order would matter: 2 * 0.5 or 0.5
-        ('a', ['wide', 'twice', 'low'], 'low and twice do not go together: they set lr to 0.5 and'),
+        (
+            'a',
+            ['wide', 'twice', 'low'],
+            'low and twice do not go together: they set optim_wrapper.lr to',
+        ),
         ('a', ['new', 'wide'], 'they set model.width to nothing and to 2'),
     ],
 )
@@ -131,6 +146,25 @@ def test_an_alternative_without_a_file(house):
     (house / 'alternatives' / 'wide.py').unlink()
     with pytest.raises(FileNotFoundError, match='the alternative wide has no file'):
         alternatives.listed()
+
+
+def test_the_listing(house):
+    assert alternatives.render_alternatives('drtam').count('\n') == 2
+    assert '| 1 | p | q | `high`, `low`, `new`, `only`, `twice`, `wide` | last: e |' in (
+        alternatives.render_evidence('cat')
+    )
+    text = alternatives.render_alternatives('cat')
+    assert '| 1 | `low` | all | c | e |\n' in text
+    assert '| 1 | `new` | `a.py`, `b.py` | c | e |\n' in text
+
+
+@pytest.mark.parametrize('block', ['evidence', 'alternatives'])
+@pytest.mark.parametrize('paper', papers.PAPERS)
+def test_the_readme_lists_them(paper, block):
+    """`python -c "from mmattn.papers import alternatives as a; print(a.render_evidence('cat'))"`."""
+    text = (ROOT / paper / 'README.md').read_text(encoding='utf-8')
+    written = text.split(f'<!-- {block} -->\n')[1].split('<!-- end -->')[0]
+    assert written == getattr(alternatives, f'render_{block}')(paper)
 
 
 def test_differences():

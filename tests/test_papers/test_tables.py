@@ -1,3 +1,5 @@
+from functools import cache
+
 import pytest
 from mmengine.config import Config
 
@@ -91,6 +93,31 @@ def test_rows_of_one_experiment_share_a_config():
     assert [entry.config for entry in boxes] == [entry.config for entry in masks]
 
 
+def test_what_a_detector_or_segmentor_can_start_from():
+    """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
+    root = papers.config_root()
+    started = [entry for entry in papers.entries() if entry.pretrained]
+    assert started == [
+        entry
+        for entry in papers.entries()
+        if papers.load(entry.paper)[entry.table]['task'] != 'image-classification'
+    ]
+    rows = {entry.config for entry in papers.entries()}
+    others = {entry.pretrained for entry in started} - rows
+    assert len(others) == 9 + 6
+    assert others == {str(p.relative_to(root)) for p in root.glob('*/pretraining/*.py')}
+    for path in others:
+        assert (root / path).read_text().startswith('# Not in the paper: ')
+    read_once = cache(lambda path: Config.fromfile(root / path, import_custom_modules=False))
+
+    for config, pretrained in {(entry.config, entry.pretrained) for entry in started}:
+        assert config.split('/')[0] == pretrained.split('/')[0]
+        cfg, base = (read_once(path) for path in (config, pretrained))
+        assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
+        for key in ('type', 'depth', 'plugins', 'style'):
+            assert cfg.model.backbone.get(key) == base.model.backbone.get(key), (config, key)
+
+
 @pytest.mark.parametrize(
     'paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)]
 )
@@ -115,8 +142,12 @@ def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
         if not entry.method.startswith('+ '):
             assert not plugins, entry
             continue
-        (plugin,) = plugins
-        gate = plugin.cfg
+        position = positions.get((paper, entry.group), 'after_conv3')
+        wanted = ['after_stem', 'after_stage'] if entry.placement == 'pool' else [position]
+        assert [plugin.position for plugin in plugins] == wanted, entry
+        assert all(plugin.get('stages') is None for plugin in plugins), entry
+        gate = plugins[0].cfg
+        assert all(plugin.cfg == gate for plugin in plugins), entry
         assert gate.type == types[entry.method.removeprefix('+ ')], entry
         if paper == 'cat' and gate.type != 'ECA':
             assert gate.reduction == 16
@@ -125,9 +156,6 @@ def test_the_gate_of_a_row_is_the_one_it_names(paper, table):
         if 'S' in entry.settings:
             assert gate.get('num_chunks', 3) == entry.settings['S'], entry
             assert gate.get('num_channel_chunks', 1) == entry.settings['N'], entry
-        position = positions.get((paper, entry.group), 'after_conv3')
-        assert plugin.position == ('after_stage' if entry.placement == 'pool' else position), entry
-        assert plugin.get('stages') is None
 
 
 def test_the_ablation_names_its_parts():
@@ -161,7 +189,8 @@ def test_unknown_paper_or_table(paper, table, words):
 GOOD = """
 paper: CAT
 tables:
-- {id: 1, caption: c, task: object-detection, dataset: d, metrics: [AP], rows: [
+- {id: 1, caption: c, task: object-detection, dataset: d, metrics: [AP], checkpoint: last,
+   checkpoint_evidence: e, proven: p, platform: q, rows: [
    {group: g, method: m, config: cat/x.py, paper: {AP: 1.5}}]}
 """
 
@@ -173,6 +202,7 @@ tables:
         ('config: cat/x.py, ', '', 'expected the keys'),
         ('method: m', 'method: m, note: n', 'expected the keys'),
         ('object-detection', 'detection', 'task must be one of'),
+        ('checkpoint: last', 'checkpoint: first', 'checkpoint must be one of'),
         ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
     ],
 )

@@ -1,4 +1,5 @@
-# Crop of the 4-pixel padded image and flip; the paper names no augmentation.
+# Crop of the 4-pixel padded image and flip; the paper names no augmentation. The collection that its
+# networks come from also rotates: the alternative `rotation-15`.
 data_preprocessor = dict(
     num_classes=100, mean=[129.304, 124.070, 112.434], std=[68.170, 65.392, 70.418], to_rgb=False
 )  # the files are RGB already

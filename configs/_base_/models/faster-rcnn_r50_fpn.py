@@ -20,6 +20,9 @@ model = dict(
         frozen_stages=1,
         norm_cfg=dict(type='BN', requires_grad=False),  # Detectron2's FrozenBN
         norm_eval=True,
+        # Detectron2 freezes all that is in res2 (FREEZE_AT=2), and by their type its own norms above:
+        # those of a gate in res3 to res5 live. Alternative: `frozen-gates-learn`.
+        plugin_defaults=dict(norm_eval=False, freeze=True),
         style='pytorch',
         init_cfg=dict(type='Pretrained', checkpoint='torchvision://resnet50'),
     ),

@@ -1,0 +1,2 @@
+# The gates' norms are the segmentor's SyncBN.
+model = dict(backbone=dict(plugin_defaults=dict(norm_cfg='host')))

@@ -1,0 +1,6 @@
+# Not in the paper: an ImageNet network for the gates of Table 7's "Pool." to start from.
+_base_ = '../resnet101_4xb96_in1k.py'
+
+gate = dict(type='CoordAttention', reduction=32)
+plugins = [dict(cfg=gate, position='after_stem'), dict(cfg=gate, position='after_stage')]
+model = dict(backbone=dict(plugins=plugins))

@@ -1,0 +1,133 @@
+"""What every host does with its plugins: starts them, freezes them, trains their norms."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.model import PretrainedInit, initialize, update_init_info
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .slots import Plugin, find_type
+
+
+def _as_in_host(norm: _BatchNorm, cfg: dict[str, Any], owner: str) -> nn.Module:
+    """A batch norm as the norm of the host's `norm_cfg`, with its own values and momentum.
+
+    It stays a batch norm of its own dimension where the host has batch norms. A group norm has as
+    many of the `num_groups` as divide its channels.
+
+    Raises:
+        ValueError: for another type of norm than `BN`, `SyncBN` and `GN`.
+    """
+    kind = find_type(cfg['type']) or object
+    channels, made = norm.num_features, norm
+    if issubclass(kind, nn.SyncBatchNorm):
+        made = nn.SyncBatchNorm(
+            channels, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        )
+    elif issubclass(kind, nn.GroupNorm):
+        groups = math.gcd(cfg['num_groups'], channels)
+        made = nn.GroupNorm(groups, channels, cfg.get('eps', norm.eps), norm.affine)
+    elif not issubclass(kind, _BatchNorm):
+        raise ValueError(
+            f"{owner}: its batch norms cannot follow norm_cfg {cfg!r}, as norm_cfg='host' asks; "
+            'allowed in the host: BN, SyncBN, GN'
+        )
+    if made is not norm:
+        made.load_state_dict(norm.state_dict(), strict=False)  # a group norm has no statistics
+        made.train(norm.training)
+        for ours, theirs in zip(made.parameters(), norm.parameters(), strict=True):
+            ours.requires_grad_(theirs.requires_grad)
+    if not cfg.get('requires_grad', True):
+        made.requires_grad_(False)
+    return made
+
+
+class PluginHost:
+    """Mixin that stands before a codebase's backbone, which has `norm_cfg` and `norm_eval`.
+
+    The host's plugins are in `self._slots`; its child `after_stem` is the slot after the stem.
+    """
+
+    def _finish_plugins(self) -> None:
+        """When all is built: no plugin is without a place, norms that follow the host's do."""
+        self._slots.check_placed()
+        for plugin in self._slots.plugins:
+            if plugin.norm_cfg == 'host':
+                for module in plugin.modules:
+                    for parent in [*module.modules()]:
+                        for name, norm in [*parent.named_children()]:
+                            if isinstance(norm, _BatchNorm):
+                                made = _as_in_host(norm, self.norm_cfg, plugin.name)
+                                parent.add_module(name, made)
+
+    def _plugin_modules(self) -> Iterator[tuple[Plugin, nn.Module]]:
+        return ((p, module) for p in self._slots.plugins for module in p.modules)
+
+    def init_weights(self) -> None:
+        """As upstream, but what it draws (Kaiming's, ...) does not reach the plugins.
+
+        A plugin keeps what its constructor gave it, or has what its own `init_cfg` says. A
+        checkpoint of the host (`Pretrained`) comes last and is loaded into plugins, too.
+        """
+        if not self.is_init:
+            for plugin in self._slots.plugins:
+                plugin.init_weights()
+        cfgs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
+        pretrained = [c for c in cfgs if c and c['type'] in ('Pretrained', PretrainedInit)]
+        if not self._slots.plugins or (pretrained and len(pretrained) == len(cfgs)):
+            super().init_weights()  # draws nothing in plugins
+            return
+        kept = [
+            (tensor, tensor.detach().clone())
+            for _, module in self._plugin_modules()
+            for tensor in (*module.parameters(), *module.buffers())
+        ]
+        given = self.init_cfg
+        if pretrained:
+            self.init_cfg = [c for c in cfgs if c not in pretrained]
+        super().init_weights()
+        self.init_cfg = given
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+        for plugin, module in self._plugin_modules():
+            # For mmengine's log of what was drawn how, while it is being written.
+            if hasattr(module, '_params_init_info'):
+                update_init_info(module, f'As {plugin.name} starts by itself')
+        if pretrained:
+            initialize(self, pretrained)
+
+    def _freeze_stages(self) -> None:
+        """As upstream, with the slot after the stem, and without plugins that `freeze` excepts."""
+        spared = [module for plugin, module in self._plugin_modules() if not plugin.freeze]
+        learns = [(p, p.requires_grad) for module in spared for p in module.parameters()]
+        trains = [(m, m.training) for module in spared for m in module.modules()]
+        super()._freeze_stages()
+        if self.frozen_stages >= 0:
+            self.after_stem.eval().requires_grad_(False)
+        for parameter, flag in learns:
+            parameter.requires_grad_(flag)
+        for module, flag in trains:
+            module.training = flag
+
+    def train(self, mode: bool = True) -> None:
+        """As upstream; `norm_eval` reaches the norms of plugins as their entries say."""
+        norm_eval, self.norm_eval = self.norm_eval, False
+        try:
+            super().train(mode)  # freezes stages; without norm_eval, which comes now
+        finally:
+            self.norm_eval = norm_eval
+        if not mode:
+            return
+        own = {
+            norm: plugin.norm_eval
+            for plugin, module in self._plugin_modules()
+            for norm in module.modules()
+            if plugin.norm_eval != 'host'
+        }
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and own.get(module, norm_eval):
+                module.eval()

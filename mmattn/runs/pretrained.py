@@ -1,0 +1,171 @@
+"""Starts a model's backbone from a checkpoint: every weight of it and of its gates, or an error."""
+
+import pickle
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from mmattn.registry import register
+
+# What DistributedDataParallel, an EMA copy and torch.compile put before every name, and what an EMA
+# copy and mmcv's EMA hook put beside them.
+WRAPPERS = ('module.', '_orig_mod.', 'model.')
+EMA_EXTRAS = re.compile(r'(steps|n_averaged)$|ema_')
+# The rest of a model, by the first part of a name: mmpretrain's, mmdet's, mmseg's, torchvision's.
+HEADS = re.compile(r'neck|data_preprocessor|fc|classifier|(\w+_)?head')
+SHOWN = 3
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The weights in a checkpoint of mmengine, or of `torch.save(model.state_dict())`.
+
+    Nothing in the file is executed: besides tensors it may hold what mmengine itself writes.
+
+    Raises:
+        ValueError: in one line, if the file is no checkpoint, holds other things or no weights.
+    """
+    try:
+        with _allowed():
+            found = torch.load(path, map_location='cpu', weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        unsafe = re.search(r'(?:GLOBAL|global|type) (\S+\.\S+) ', str(error))
+        if unsafe is None:
+            raise ValueError(f'{path} is no checkpoint that torch.load reads') from error
+        raise ValueError(
+            f'{path} holds {unsafe[1]}, and reading it might execute code; allowed are tensors and '
+            'what mmengine writes: if you trust it, save its state dict in a file of its own'
+        ) from error
+    for key in ('state_dict', 'model'):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not any(torch.is_tensor(v) for v in found.values()):
+        raise ValueError(f'{path} holds no weights: expected a state dict, or one as state_dict')
+    return {name: value for name, value in found.items() if torch.is_tensor(value)}
+
+
+def backbone_of(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The backbone's part of a model's weights, and the names that are neither its nor a head's.
+
+    Args:
+        weights (dict[str, Tensor]): Of a whole model, whose backbone is `backbone`, or of a
+            backbone and a classifier (`conv1.weight`, ..., `fc.weight`); names may have the
+            prefixes of DistributedDataParallel, EMA or `torch.compile`.
+
+    Returns:
+        tuple[dict[str, Tensor], list[str]]: names are those within the backbone.
+    """
+    weights = {name: value for name, value in weights.items() if not EMA_EXTRAS.match(name)}
+    for prefix in WRAPPERS * len(WRAPPERS):
+        if all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    rest = {n: v for n, v in weights.items() if not HEADS.fullmatch(n.split('.')[0])}
+    inside = {
+        name.removeprefix('backbone.'): value
+        for name, value in rest.items()
+        if name.startswith('backbone.')
+    }
+    if not inside:
+        return rest, []
+    return inside, [name for name in rest if not name.startswith('backbone.')]
+
+
+def load_backbone(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint's backbone into a model's.
+
+    A detector without FPN has the last stage in its RoI head (`roi_head.shared_head`): it is filled
+    as well.
+
+    Args:
+        model (nn.Module): With a `backbone`.
+        path (str or Path): Of the checkpoint, see `read_state_dict`.
+
+    Raises:
+        ValueError: in one line, if a weight of the backbone or of a gate is not in the checkpoint,
+            is there in another shape, or if the checkpoint has one that the model has not.
+    """
+    head = getattr(model, 'roi_head', None)
+    parts = [model.backbone, *([head.shared_head] if getattr(head, 'with_shared_head', 0) else [])]
+    wanted = {name: value for part in parts for name, value in part.state_dict().items()}
+    found, strange = backbone_of(read_state_dict(path))
+    # Old checkpoints have no counts of batches, which matter to norms without a momentum only.
+    counts = {name for name in {**wanted, **found} if name.endswith('num_batches_tracked')}
+    names = {
+        'missing': wanted.keys() - found.keys() - counts,
+        'unexpected': (found.keys() - wanted.keys() - counts) | set(strange),
+        'of another shape': {
+            f'{name} ({tuple(found[name].shape)}, not {tuple(wanted[name].shape)})'
+            for name in wanted.keys() & found.keys()
+            if wanted[name].shape != found[name].shape
+        },
+    }
+    problems = [f'{what}: {_some(some)}' for what, some in names.items() if some]
+    if problems:
+        raise ValueError(f'{path} does not fit the backbone; {"; ".join(problems)}')
+    for part in parts:
+        own = part.state_dict().keys() & found.keys()
+        part.load_state_dict({name: found[name] for name in own}, strict=False)
+
+
+@register(HOOKS)
+class PretrainedHook(Hook):
+    """Starts the backbone, gates and all, from a checkpoint of an ImageNet network with them.
+
+    Unlike `init_cfg=dict(type='Pretrained')` it takes every weight or none: see `load_backbone`.
+    A resumed run is left alone.
+
+    Args:
+        checkpoint (str): As `tools/train.py --pretrained CHECKPOINT` gives it.
+
+    Raises:
+        ValueError: before training, if there is no checkpoint, or it does not fit.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, checkpoint: str | None = None) -> None:
+        self.checkpoint = checkpoint
+
+    def before_train(self, runner: Runner) -> None:
+        if runner.iter > 0:
+            return
+        if self.checkpoint is None:
+            raise ValueError('the checkpoint that the backbone starts from is not named')
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        load_backbone(model, self.checkpoint)
+        runner.logger.info(f'The backbone starts from {self.checkpoint}')
+
+
+def start_from(cfg: Config, checkpoint: str) -> None:
+    """Let a config's model start from a checkpoint, and from nothing else."""
+    cfg.setdefault('default_hooks', {})
+    cfg.default_hooks.pretrained = dict(type='PretrainedHook', checkpoint=checkpoint)
+    for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
+        if part is not None:
+            part.init_cfg = None
+
+
+def _allowed():
+    """What mmengine's checkpoints hold besides tensors: the loss's history, in numpy's arrays."""
+    reconstruct = np.zeros(1).__reduce__()[0]
+    dtypes = [type(np.dtype(code)) for code in 'dfliq?']
+    scalar = np.float64(0).__reduce__()[0]
+    return torch.serialization.safe_globals(
+        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
+    )
+
+
+def _some(names: Iterable[str]) -> str:
+    """A few names, and how many more there are."""
+    names = sorted(names)
+    more = f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''
+    return ', '.join(names[:SHOWN]) + more

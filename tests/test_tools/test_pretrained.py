@@ -1,0 +1,152 @@
+"""A backbone starts from every weight of a checkpoint, gates and all, or not at all."""
+
+import os
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from mmattn import CBAM, ECA
+from mmattn.runs import pretrained
+
+
+class Model(nn.Module):
+    """A backbone with a gate in it, and a head."""
+
+    def __init__(self, gate):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), gate)
+        self.head = nn.Linear(16, 2)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Loads a dict into a model as a checkpoint of that name: `start(model, found)`."""
+
+    def load(model, found):
+        path = tmp_path / 'x.pth'
+        torch.save(found, path)
+        pretrained.load_backbone(model, path)
+
+    return load
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda state: dict(state_dict=state, meta=dict(epoch=1)),
+        lambda state: state,
+        lambda state: dict(model=state),
+        lambda state: dict(state_dict=prefixed(state, 'module.')),
+        lambda state: dict(state_dict=prefixed(state, 'module._orig_mod.')),
+        lambda state: {'steps': torch.tensor(3), **prefixed(state, 'module.')},
+        lambda state: dict(state_dict={**state, 'ema_backbone_0_weight': torch.zeros(1)}),
+        # a classifier that is no OpenMMLab model: its backbone's names begin anywhere
+        lambda state: {
+            re.sub('^backbone.', '', name).replace('head.', 'fc.'): value
+            for name, value in state.items()
+        },
+        # as torchvision's first files, from before there were such counts
+        lambda state: {k: v for k, v in state.items() if not k.endswith('num_batches_tracked')},
+        lambda state: {
+            **state,
+            'neck.convs.0.weight': torch.zeros(1),
+            'rpn_head.b': torch.zeros(1),
+        },
+    ],
+)
+def test_what_starts_a_backbone(start, wrap):
+    there, model = Model(CBAM(16)), Model(CBAM(16))
+    nn.init.normal_(there.backbone[1].running_mean)
+    head = model.head.weight.clone()
+    start(model, wrap(there.state_dict()))
+    for name, value in there.backbone.state_dict().items():
+        assert torch.equal(model.backbone.state_dict()[name], value), name
+    assert torch.equal(model.head.weight, head)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda state: state.pop('backbone.0.bias'), 'missing: 0.bias'),
+        (lambda state: state.update({'backbone.3.w': torch.zeros(1)}), 'unexpected: 3.w'),
+        (lambda state: state.update(other=torch.zeros(1)), 'unexpected: other'),
+        (
+            lambda state: state.update({'backbone.0.bias': torch.zeros(8)}),
+            r'of another shape: 0.bias \(\(8,\), not \(16,\)\)',
+        ),
+    ],
+)
+def test_one_weight_that_does_not_fit_is_named(start, change, words):
+    model = Model(CBAM(16))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = Model(CBAM(16)).state_dict()
+    change(found)
+    with pytest.raises(ValueError, match=words) as raised:
+        start(model, found)
+    assert '\n' not in str(raised.value)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_another_gate_does_not_fit(start):
+    with pytest.raises(ValueError, match=r'unexpected: 2\.\S+, 2\.\S+, 2\.\S+ and 5 more; of'):
+        start(Model(ECA(16)), Model(CBAM(16)).state_dict())
+    with pytest.raises(ValueError, match=r'missing: 2\.\S+, 2\.\S+, 2\.\S+ and 5 more; of'):
+        start(Model(CBAM(16)), Model(ECA(16)).state_dict())
+
+
+def test_the_last_stage_may_be_in_the_roi_head(start):
+    there = Model(CBAM(16))
+    model = Model(nn.Identity())
+    model.roi_head = nn.Module()
+    model.roi_head.shared_head = nn.Sequential(nn.Identity(), nn.Identity(), CBAM(16))
+    model.roi_head.with_shared_head = True
+    start(model, there.state_dict())
+    for name, value in there.backbone[2].state_dict().items():
+        assert torch.equal(model.roi_head.shared_head[2].state_dict()[name], value)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ('executed',)
+
+
+@pytest.mark.parametrize('old_format', [False, True])
+def test_nothing_of_a_checkpoint_is_executed(tmp_path, monkeypatch, old_format):
+    monkeypatch.chdir(tmp_path)
+    state = Model(CBAM(16)).state_dict()
+    torch.save(
+        dict(state_dict=state, meta=Hostile()),
+        'x.pth',
+        _use_new_zipfile_serialization=not old_format,
+    )
+    with pytest.raises(ValueError, match='x.pth holds posix.mkdir, and reading it might execute'):
+        pretrained.load_backbone(Model(CBAM(16)), 'x.pth')
+    assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize(
+    'found, words',
+    [
+        ([torch.zeros(1)], 'holds no weights'),
+        (dict(state_dict=dict(epoch=1)), 'holds no weights'),
+        (dict(state_dict={'head.weight': torch.zeros(1)}), 'missing: 0.bias, 0.weight, 1.bias and'),
+    ],
+)
+def test_files_without_a_backbone(start, found, words):
+    with pytest.raises(ValueError, match=words):
+        start(Model(CBAM(16)), found)
+
+
+def test_a_file_that_is_no_checkpoint(tmp_path):
+    path = tmp_path / 'x.pth'
+    for content in (b'', b'weights', b'PK\x03\x04'):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='x.pth is no checkpoint that torch.load reads'):
+            pretrained.read_state_dict(path)
