@@ -1,36 +1,44 @@
-"""Parameters and FLOPs of a config, counted on the meta device in the papers' own conventions.
+"""Parameters and FLOPs of a config, counted on the meta device: by one rule, and as the papers did.
 
-A FLOP here is what the toolboxes' counters call one: a multiply-accumulate of a convolution or a
-linear layer (a bias adds one per output), two per element of a normalisation, one per element of a
-ReLU, one per input element of a pooling or any other reduction, and two for a softmax (its two
-reductions). Other element-wise arithmetic, interpolation and RoIAlign count nothing. The rule is
-the same for the network and for every gate in it; a table whose tool saw less says so
-(`Convention`).
+The honest count has one rule for everything that runs. A FLOP is what the toolboxes' counters call
+one: a multiply-accumulate of a convolution or a linear layer (a bias adds one per output), two per
+element of a normalisation, one per element of a ReLU, one per input element of a pooling or any
+other reduction, and two for a softmax (its two reductions). Other element-wise arithmetic,
+interpolation and RoIAlign count nothing.
+
+The authors' count (`count_as`) is that of the tool behind a table, see `mmattn.analysis.counters`.
 """
 
-import csv
-import io
-import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter as Tally
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmattn.attention.gate import Gate
 from mmattn.ops import use_impl
 from mmattn.papers import config_root, entries, load
 
+from .counters import CONVENTIONS, DEFAULTS, ROWS, Convention, Layer, is_seen, layer_of
+from .public_gates import GATES
+
 aten = torch.ops.aten
-NORMS = (
+TWO_AN_ELEMENT = (
     aten.native_batch_norm,
     aten._native_batch_norm_legit_no_training,
     aten.cudnn_batch_norm,
     aten.native_group_norm,
     aten.native_layer_norm,
+    aten._softmax,
+    aten._log_softmax,
 )
 ONE_AN_ELEMENT = (
     aten.relu,
@@ -40,6 +48,7 @@ ONE_AN_ELEMENT = (
     aten.hardtanh,
     aten.hardtanh_,
     aten.mean,
+    aten.sum,
     aten.amax,
     aten.amin,
     aten.max,
@@ -50,75 +59,16 @@ ONE_AN_ELEMENT = (
 )
 
 
-@dataclass(frozen=True)
-class Convention:
-    """How a table counts.
-
-    Args:
-        mega (int): Parameters in its million.
-        giga (int): FLOPs in its billion.
-        size (tuple): Input (H, W).
-        skip (tuple): Prefixes of the parameters it leaves out.
-        norms (bool): Whether the FLOPs of normalisation are in.
-        entropies (bool): Whether those of entropies and of filters without weights are in.
-    """
-
-    mega: int = 10**6
-    giga: int = 10**9
-    size: tuple = (224, 224)
-    skip: tuple = ()
-    norms: bool = True
-    entropies: bool = True
-
-    def __str__(self):
-        units = {10**6: '10^6', 2**20: '2^20'}[self.mega], {10**9: '10^9', 2**30: '2^30'}[self.giga]
-        text = f'M = {units[0]}, G = {units[1]}, input {self.size[0]}x{self.size[1]}'
-        text += f', parameters without {", ".join(self.skip)}' if self.skip else ''
-        text += '' if self.norms else ', FLOPs without normalisation'
-        return text + ('' if self.entropies else ', FLOPs without entropies and fixed filters')
-
-
-# Each from the bare rows of its table: there alone the units and sizes can be told.
-CONVENTIONS = {
-    # 224x224 through networks with CIFAR's stride-1 stem. CAT's rows exceed CBAM's by an MLP or
-    # two: its entropies and Gaussian filters, being no layers, were not seen.
-    ('cat', 3): Convention(entropies=False),
-    ('cat', 4): Convention(mega=2**20, giga=2**30, entropies=False),
-    ('drtam', 1): Convention(),
-    ('drtam', 2): Convention(),
-    ('drtam', 3): Convention(),
-    ('drtam', 4): Convention(),
-    # Parameters of the frozen first stage are left out (those of the frozen stem are not).
-    ('drtam', 5): Convention(skip=('backbone.layer1.',)),
-    # The toolbox's counter does not know SyncBN, which the FCNs have throughout.
-    ('drtam', 7): Convention(size=(512, 512), norms=False),
-}
-# For tables without such columns, and configs in no table.
-DEFAULTS = {
-    'mmpretrain': Convention(),
-    'mmdet': Convention(size=(800, 1344)),
-    'mmseg': Convention(size=(512, 512)),
-}
 SCOPES = {'image-classification': 'mmpretrain', 'semantic-segmentation': 'mmseg'}
-STYLES = ('markdown', 'csv', 'json')
 # What the second stage sees, whatever the image: the proposals and detections kept at test time.
 BOX_ROIS, MASK_ROIS = 1000, 100
 
 
 class FlopCounter(TorchDispatchMode):
-    """Adds up, in `flops`, the FLOPs (see the module's docstring) of all that runs inside it.
+    """Adds up, in `flops`, the FLOPs (see the module's docstring) of all that runs inside it."""
 
-    Args:
-        norms (bool): Count normalisation.
-        entropies (bool): Count softmaxes, sums, and convolutions with one of `fixed`.
-        fixed (iterable[Tensor]): Weights that are no parameters.
-    """
-
-    def __init__(self, norms=True, entropies=True, fixed=()):
+    def __init__(self):
         super().__init__()
-        self.norms = norms
-        self.entropies = entropies
-        self.fixed = {tensor.untyped_storage()._cdata for tensor in fixed}
         self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -126,19 +76,14 @@ class FlopCounter(TorchDispatchMode):
         op = func.overloadpacket
         if op is aten.convolution:
             x, weight, bias, transposed = *args[:3], args[6]
-            if self.entropies or weight.untyped_storage()._cdata not in self.fixed:
-                self.flops += (x if transposed else out).numel() * weight[0].numel()
-                self.flops += out.numel() if bias is not None else 0
+            self.flops += (x if transposed else out).numel() * weight[0].numel()
+            self.flops += out.numel() if bias is not None else 0
         elif op is aten.mm or op is aten.bmm:
             self.flops += out.numel() * args[0].shape[-1]
         elif op is aten.addmm:
             self.flops += out.numel() * (args[1].shape[-1] + 1)
-        elif op in NORMS:
-            self.flops += 2 * args[0].numel() * self.norms
-        elif op is aten._softmax or op is aten._log_softmax:
-            self.flops += 2 * args[0].numel() * self.entropies
-        elif op is aten.sum:
-            self.flops += args[0].numel() * self.entropies
+        elif op in TWO_AN_ELEMENT:
+            self.flops += 2 * args[0].numel()
         elif op in ONE_AN_ELEMENT:
             self.flops += args[0].numel()
         return out
@@ -156,11 +101,13 @@ class ReadableLinspace(TorchFunctionMode):
 
 @dataclass(frozen=True)
 class Complexity:
-    """Parameters (those left out by the convention not counted) and FLOPs, whole and by part."""
+    """Parameters and FLOPs, whole and by part, by the one rule; `as_authors` is their count of
+    both, None where they print none."""
 
     params: int
     flops: int
     parts: dict = field(default_factory=dict)
+    as_authors: tuple[int, int] | None = None
 
 
 def build(config):
@@ -179,26 +126,112 @@ def build(config):
     return built.to('meta')  # CAT's taps, too, which keep their values
 
 
-def count(model, convention):
-    """Count a model of the meta device for one image of the convention's size.
+def count(model: nn.Module, size: tuple[int, int]) -> Complexity:
+    """Count a model of the meta device for one image of the size (H, W), by the one rule.
 
     Detectors count their heads on `BOX_ROIS` and `MASK_ROIS` regions, segmentors their decode head
-    only (the auxiliary head is for training). All parameters count but the convention's `skip`.
+    only (the auxiliary head is for training). All parameters count.
 
     Raises:
         ValueError: for a model that is not an image classifier, a detector or a segmentor.
     """
-    counts = {}
-    with use_impl('reference'), torch.no_grad():
-        x = torch.empty(1, 3, *convention.size, device='meta')
-        for name, run in _parts(model):
-            counter = FlopCounter(convention.norms, convention.entropies, model.buffers())
-            with counter:
-                x = run(x)
-            counts[name] = counter.flops
-    named = model.named_parameters()
-    params = sum(p.numel() for name, p in named if not name.startswith(convention.skip))
-    return Complexity(params, sum(counts.values()), counts)
+    flops = {}
+    for name, run in _running(model, size):
+        with FlopCounter() as counter:
+            run()
+        flops[name] = counter.flops
+    params = sum(p.numel() for p in model.parameters())
+    return Complexity(params, sum(flops.values()), flops)
+
+
+def count_as(model: nn.Module, convention: Convention, gates: dict | None = None):
+    """Count a model as the authors' counter did, by what it saw of their code.
+
+    Args:
+        model (nn.Module): On the meta device, with the convention's changes.
+        convention (Convention): With a counter.
+        gates (dict, optional): Arguments of the gates' public code; by default the convention's.
+
+    Returns:
+        tuple[int, int]: Parameters and FLOPs.
+    """
+    counter, flops = convention.counter, 0
+    gates = convention.gates if gates is None else gates
+    with _watched(model, gates) as layers:
+        for name, run in _running(model, convention.size):
+            layers.clear()
+            run()
+            if convention.parts is None or name in convention.parts:
+                flops += sum(counter.flops(layer) for layer in layers)
+    counted = [p for p in model.parameters() if p.requires_grad or not counter.trainable]
+    return sum(p.numel() for p in counted) + _params_unlike_ours(model, gates, counted), flops
+
+
+def _params_unlike_ours(model, gates, counted):
+    """Parameters that the public code of the gates has more than our gates."""
+    counted = {id(p) for p in counted}
+    more = 0
+    for gate in model.modules():
+        if isinstance(gate, Gate) and all(id(p) in counted for p in gate.parameters()):
+            layers = public_layers(gate, (gate.in_channels, 1, 1), gates)
+            more += sum(layer.params for layer in layers)
+            more -= sum(p.numel() for p in gate.parameters())
+    return more
+
+
+def public_layers(gate: Gate, shape: tuple[int, int, int], gates: dict) -> list[Layer]:
+    """The layers of a gate's public code for one input of the shape (C, H, W)."""
+    name = type(gate).__name__
+    return GATES[name](gate, *shape, **gates.get(name, {}))
+
+
+@contextmanager
+def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
+    """Yields a list that fills with the layers that a counter of modules sees while model runs."""
+    layers, calls, handles = [], Tally(), []
+    backbone = type(model.backbone).__name__
+
+    def listen(name, module):
+        def heard(module, inputs, output):
+            calls[name] += 1
+            if isinstance(module, Gate):
+                layers.extend(public_layers(module, inputs[0].shape[1:], gates))
+            elif is_seen(backbone, f'{name}#{calls[name]}'):
+                layer = layer_of(module, inputs[0], output)
+                layers.extend([layer] if layer else [])
+
+        handles.append(module.register_forward_hook(heard))
+
+    def visit(name, module):
+        children = [] if isinstance(module, Gate) else list(module.named_children())
+        if not children:
+            listen(name, module)
+        for child, submodule in children:
+            visit(f'{name}.{child}', submodule)
+
+    for name, module in model.named_children():
+        visit(name, module)
+    try:
+        yield layers
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _running(model: nn.Module, size: tuple[int, int]) -> Iterator[tuple[str, Callable[[], None]]]:
+    """(name, function) of each part, in running order, each to be called before the next."""
+    features = torch.empty(1, 3, *size, device='meta')
+
+    def bind(run):
+        def call():
+            nonlocal features
+            with use_impl('reference'), torch.no_grad():
+                features = run(features)
+
+        return call
+
+    for name, run in _parts(model):
+        yield name, bind(run)
 
 
 def _parts(model):
@@ -241,20 +274,39 @@ def _parts(model):
 
 
 @cache
-def measure(config, convention=None):
-    """`count` of a config file, in the convention given or the default one of its codebase.
+def measure(config: str, convention: Convention | None = None):
+    """`count` of a config file at the convention's size, and `count_as` where it has a counter.
+
+    Args:
+        config (str): The file.
+        convention (Convention, optional): By default that of its codebase, without a counter.
 
     Returns:
         tuple[Complexity, Convention]
     """
-    config = Config.fromfile(config)
+    name, config = config, Config.fromfile(config)
     convention = convention or DEFAULTS.get(config.get('default_scope'), Convention())
-    return count(build(config), convention), convention
+    model = build(config)
+    counted = count(model, convention.size)
+    if convention.counter is None:
+        return counted, convention
+    if convention.changes:
+        config.merge_from_dict(convention.changes)
+        model = build(config)
+    gates = next((gates for row, gates in ROWS.items() if name.endswith(row)), None)
+    return replace(counted, as_authors=count_as(model, convention, gates)), convention
 
 
 @dataclass(frozen=True)
 class Row:
-    """One printed model, computed and printed side by side; None where the paper prints nothing."""
+    """One printed model. Parameters in millions, FLOPs in billions, rounded to two digits.
+
+    Args:
+        params, flops (float): By the one rule, in 10^6 and 10^9.
+        counted_params, counted_flops (float | None): As the authors counted, in their units.
+        paper_params, paper_flops (float | None): As printed; None where the paper prints nothing.
+        contradicts (dict): Metric -> why its number cannot be right.
+    """
 
     paper: str
     table: int
@@ -262,34 +314,24 @@ class Row:
     method: str
     config: str
     params: float
+    counted_params: float | None
     paper_params: float | None
     flops: float
+    counted_flops: float | None
     paper_flops: float | None
     contradicts: dict = field(default_factory=dict)
 
     @property
-    def params_diff(self):
-        return None if self.paper_params is None else round(self.params - self.paper_params, 2)
+    def params_agree(self) -> bool:
+        """Whether the paper's number is the authors' count, to the printed digit."""
+        return self.paper_params == self.counted_params
 
     @property
-    def flops_diff(self):
-        return None if self.paper_flops is None else round(self.flops - self.paper_flops, 2)
-
-    @property
-    def params_agree(self):
-        """Whether the paper's number is ours, rounded to 0.01 M, give or take the last digit."""
-        return self.paper_params is None or abs(self.params_diff) < 0.0101
-
-    @property
-    def flops_agree(self):
-        """Whether the paper's number is ours within 1 %, or within its last digit."""
-        return self.paper_flops is None or (
-            abs(self.flops_diff) < 0.0101
-            or abs(self.flops - self.paper_flops) <= 0.01 * self.paper_flops
-        )
+    def flops_agree(self) -> bool:
+        return self.paper_flops == self.counted_flops
 
 
-def convention_of(paper, table):
+def convention_of(paper: str, table: int) -> Convention:
     """The `Convention` in which `table_rows` counts; ValueError for an unknown paper or table."""
     tables = load(paper)
     if table not in tables:
@@ -298,7 +340,7 @@ def convention_of(paper, table):
     return CONVENTIONS.get((paper, table), DEFAULTS[scope])
 
 
-def table_rows(paper, table):
+def table_rows(paper: str, table: int) -> list[Row]:
     """The `Row`s of a paper's table, in its convention.
 
     Raises:
@@ -308,6 +350,7 @@ def table_rows(paper, table):
     rows = []
     for entry in entries(paper, table):
         counted, _ = measure(str(config_root() / entry.config), convention)
+        params, flops = counted.as_authors or (None, None)
         rows.append(
             Row(
                 paper,
@@ -315,114 +358,13 @@ def table_rows(paper, table):
                 entry.group,
                 entry.name,
                 entry.config,
-                round(counted.params / convention.mega, 2),
+                round(counted.params / 1e6, 2),
+                None if params is None else round(params / convention.mega, 2),
                 entry.values.get('params'),
-                round(counted.flops / convention.giga, 2),
+                round(counted.flops / 1e9, 2),
+                None if flops is None else round(flops / convention.giga, 2),
                 entry.values.get('gflops', entry.values.get('gmac')),
                 entry.contradicts,
             )
         )
     return rows
-
-
-def render(rows, style='markdown'):
-    """`rows` of `table_rows` as 'markdown', 'csv' or 'json' text.
-
-    Raises:
-        ValueError: for another style.
-    """
-    if style not in STYLES:
-        raise ValueError(f'style must be one of {STYLES}, got {style!r}')
-    if style == 'markdown':
-        return _markdown(rows)
-    records = [
-        {**asdict(row), 'params_diff': row.params_diff, 'flops_diff': row.flops_diff}
-        for row in rows
-    ]
-    if style == 'json':
-        return json.dumps(records, indent=2) + '\n'
-    out = io.StringIO()
-    columns = [name for name in records[0] if name != 'contradicts']
-    writer = csv.DictWriter(out, columns, extrasaction='ignore', lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(records)
-    return out.getvalue()
-
-
-def _markdown(rows):
-    lines = [
-        '| Network | Method | Params (M) | paper | diff | FLOPs (G) | paper | diff |',
-        '| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |',
-    ]
-    for row in rows:
-        cells = [
-            row.group,
-            row.method,
-            *_cells(row.params, row.paper_params, row.params_diff),
-            *_cells(row.flops, row.paper_flops, row.flops_diff),
-        ]
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
-
-
-def _cells(ours, paper, diff):
-    return (
-        f'{ours:.2f}',
-        '' if paper is None else f'{paper:.2f}',
-        '' if diff is None else f'{diff:+.2f}',
-    )
-
-
-def render_config(config, counted, convention, style='markdown'):
-    """A config's `Complexity`, whole and by part, as 'markdown', 'csv' or 'json' text.
-
-    Raises:
-        ValueError: for another style.
-    """
-    if style not in STYLES:
-        raise ValueError(f'style must be one of {STYLES}, got {style!r}')
-    if style == 'json':
-        return (
-            json.dumps(
-                {'config': str(config), 'size': convention.size, **asdict(counted)}, indent=2
-            )
-            + '\n'
-        )
-    flops = {**counted.parts, 'total': counted.flops}
-    if style == 'csv':
-        params = {'total': counted.params}
-        return 'part,params,flops\n' + ''.join(
-            f'{part},{params.get(part, "")},{n}\n' for part, n in flops.items()
-        )
-    lines = [
-        f'{config}: {counted.params / convention.mega:.3f} M parameters ({convention})',
-        '',
-        '| Part | FLOPs (G) |',
-        '| --- | ---: |',
-    ]
-    lines += [f'| {part} | {n / convention.giga:.3f} |' for part, n in flops.items()]
-    return '\n'.join(lines) + '\n'
-
-
-def contradictions():
-    """The numbers in which the papers contradict themselves, with the reasons, as Markdown."""
-    lines = [
-        '| Table | Row | Column | paper | ours | Reason |',
-        '| --- | --- | --- | ---: | ---: | --- |',
-    ]
-    for paper, table in CONVENTIONS:
-        if not any(entry.contradicts for entry in entries(paper, table)):
-            continue
-        for row in table_rows(paper, table):
-            for metric, reason in row.contradicts.items():
-                printed, ours = (
-                    (row.paper_params, row.params)
-                    if metric == 'params'
-                    else (row.paper_flops, row.flops)
-                )
-                column = {'params': 'Params (M)', 'gflops': 'FLOPs (G)', 'gmac': 'GMac'}[metric]
-                lines.append(
-                    f'| {paper.upper()} {table} | {row.group} {row.method} | {column} '
-                    f'| {printed:.2f} | {ours:.2f} | {reason} |'
-                )
-    return '\n'.join(lines) + '\n'

@@ -251,19 +251,24 @@ def _check_names(config: str, names: Sequence[str]) -> None:
 
 def _check_pair(path: str | Path, first: str, second: str) -> None:
     """Two alternatives that go together give the same, whichever is merged first."""
+    fault = f'the alternatives {first} and {second} do not go together'
     try:
         orders = [effective(_read(path, pair)) for pair in ((second, first), (first, second))]
     except Exception as error:
+        row = effective(_read(path, []))
+        one, other = (
+            [found.key for found in differences(row, effective(_read(path, [name])))]
+            for name in (first, second)
+        )
+        # a key, or one that the other has something of
+        both = {a for a in one for b in other if f'{b}.'.startswith(f'{a}.')}
+        both |= {b for a in one for b in other if f'{a}.'.startswith(f'{b}.')}
+        both = ', '.join(sorted(both))
+        reason = f'both set {both}' if both else f'{type(error).__name__}: {error}'
+        raise AlternativeError(f'{fault}: {reason}') from error
+    for found in differences(*orders):
         raise AlternativeError(
-            f'the alternatives {first} and {second} do not go together: '
-            f'{type(error).__name__}: {error}'
-        ) from error
-    found = differences(*orders)
-    if found:
-        one, other = found[0].before, found[0].after
-        raise AlternativeError(
-            f'the alternatives {first} and {second} do not go together: they set {found[0].key} to '
-            f'{_short(one)} and to {_short(other)}'
+            f'{fault}: they set {found.key} to {_short(found.before)} and to {_short(found.after)}'
         )
 
 

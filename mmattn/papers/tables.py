@@ -26,11 +26,11 @@ TABLE_KEYS = {
     'rows',
 }
 CHECKPOINTS = ('best', 'last')
-OPTIONAL_TABLE_KEYS = {'alternatives'}
+OPTIONAL_TABLE_KEYS = {'alternatives', 'granularity'}
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
 OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
-OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'pretrained'}
+OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'misprints', 'quoted', 'pretrained'}
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,10 @@ class Entry:
     """One printed model: a row of a table, or one of the two placements of a row of DRTAM 7.
 
     `values` maps a metric to the number the paper prints, `contradicts` maps the metrics in which
-    the paper contradicts itself to the reason. `config` is relative to `config_root()`, and so is
-    `pretrained`, the config of an ImageNet network with the same backbone, gates included, that a
-    detector or segmentor can start from.
+    the paper contradicts itself to the reason, `misprints` those whose number is impossible.
+    `quoted` says from where the row is, if not from the paper's own training. `config` is relative
+    to `config_root()`, and so is `pretrained`, the config of an ImageNet network with the same
+    backbone, gates included, that a detector or segmentor can start from.
     """
 
     paper: str
@@ -52,6 +53,8 @@ class Entry:
     settings: dict[str, Any] = field(default_factory=dict)
     contradicts: dict[str, str] = field(default_factory=dict)
     placement: str | None = None
+    misprints: dict[str, str] = field(default_factory=dict)
+    quoted: str | None = None
     pretrained: str | None = None
 
     @property
@@ -101,6 +104,7 @@ def load(paper: str) -> dict[int, dict[str, Any]]:
                         f'{path}: table {table["id"]} has the metrics '
                         f'{table["metrics"]}, a row has {list(values)}'
                     )
+                _check_granularity(path, table, row, values)
         tables[table['id']] = table
     return tables
 
@@ -136,6 +140,8 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
                         row.get('settings', {}),
                         row.get('contradicts', {}),
                         placement,
+                        row.get('misprints', {}),
+                        row.get('quoted'),
                         pretrained.get(placement),
                     )
                 )
@@ -145,6 +151,22 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
 def _placements(row: dict[str, Any], item: Any) -> Iterable[tuple[str | None, Any]]:
     """`item` of a row as (placement, item) pairs; a row with one model has the placement None."""
     return item.items() if isinstance(row['config'], dict) else [(None, item)]
+
+
+def _check_granularity(
+    path: Path, table: dict[str, Any], row: dict[str, Any], values: dict[str, float]
+) -> None:
+    """A metric that comes in steps (0.002 % is one of 50,000 images) is a whole number of them,
+    unless the row names it under `misprints`."""
+    for metric, step in table.get('granularity', {}).items():
+        steps = values[metric] / step
+        misprinted = metric in row.get('misprints', {})
+        if (abs(steps - round(steps)) < 1e-6) == misprinted:
+            raise ValueError(
+                f'{path}: table {table["id"]}, {row["method"]}: {metric} {values[metric]} is '
+                f'{"a" if misprinted else "no"} multiple of {step}, yet '
+                f'{"" if misprinted else "not "}among the misprints of its row'
+            )
 
 
 def _check_keys(

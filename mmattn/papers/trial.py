@@ -70,7 +70,7 @@ def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
         ]
         key = json.dumps([cfg.model.type, loaders, cfg.val_evaluator], default=str, sort_keys=True)
         gates = [plugin.cfg.type for plugin in cfg.model.backbone.get('plugins', [])]
-        rank = len(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
+        rank = bool(gates) + any(gate in ('CAT', 'DRTAM') for gate in gates)
         if key not in found or rank > found[key][0]:
             found[key] = rank, path
     return [path for _, path in found.values()]
@@ -179,7 +179,7 @@ def build(
     cfg = overlay(cfg, data_root)
     cfg.work_dir = str(work_dir)
     if 'pretrained' in names:
-        start_from(cfg, _untrained(path, work_dir))
+        start_from(cfg, _untrained(path, work_dir, names))
     # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
     cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
     cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])
@@ -215,10 +215,12 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
     return Trial(recorder.losses, recorder.metrics, time.perf_counter() - started)
 
 
-def _untrained(path: str, folder: str | Path) -> str:
-    """A checkpoint, untrained, of the ImageNet network that a row can start from."""
-    name = next(entry.pretrained for entry in entries() if entry.config == path)
-    cfg = Config.fromfile(config_root() / name)
+def _untrained(path: str, folder: str | Path, names: Sequence[str]) -> str:
+    """A checkpoint, untrained, of the ImageNet network that a row can start from, with those of the
+    row's alternatives that are its own, too."""
+    start = next(entry.pretrained for entry in entries() if entry.config == path)
+    own = [name for name in names if name in alternatives.of_row(start)]
+    cfg = alternatives.combine(config_root() / start, own)
     import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model)

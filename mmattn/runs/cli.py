@@ -106,7 +106,10 @@ def load_config(args):
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs') / alternatives.combined_name(path, args.alternative))
+        names = list(args.alternative)
+        if getattr(args, 'pretrained', None):
+            names.append('pretrained')  # is the alternative of that name, even if unnamed
+        cfg.work_dir = str(Path('work_dirs') / alternatives.combined_name(path, names))
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     if cfg.get('default_scope') == 'mmdet':

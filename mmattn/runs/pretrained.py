@@ -3,13 +3,12 @@
 import pickle
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.logging import HistoryBuffer
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -26,6 +25,38 @@ HEADS = re.compile(r'neck|data_preprocessor|fc|classifier|(\w+_)?head')
 SHOWN = 3
 
 
+class _StandIn:
+    """Takes whatever it is made of, and keeps nothing."""
+
+    def __new__(cls, *args: object) -> '_StandIn':
+        return super().__new__(cls)
+
+    def __init__(self, *args: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# What mmengine's checkpoints hold besides tensors and plain values, the history of the losses: a
+# stand-in for each, by its name, so that nothing of it is run (`getattr` is among them).
+STAND_INS = [
+    type(name.split('.')[-1], (_StandIn,), dict(__module__=name.rpartition('.')[0]))
+    for name in (
+        'builtins.getattr',
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'numpy.dtype',
+        'numpy.ndarray',
+        'numpy.core.multiarray._reconstruct',
+        'numpy.core.multiarray.scalar',
+        'numpy._core.multiarray._reconstruct',
+        'numpy._core.multiarray.scalar',
+    )
+]
+# before torch 2.5, files with a history are refused
+safe_globals = getattr(torch.serialization, 'safe_globals', nullcontext)
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint of mmengine, or of `torch.save(model.state_dict())`.
 
@@ -35,12 +66,14 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: in one line, if the file is no checkpoint, holds other things or no weights.
     """
     try:
-        with _allowed():
+        with safe_globals(STAND_INS):
             found = torch.load(path, map_location='cpu', weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        unsafe = re.search(r'(?:GLOBAL|global|type) (\S+\.\S+) ', str(error))
+        unsafe = re.search(r'GLOBAL (\S+)', str(error))
         if unsafe is None:
-            raise ValueError(f'{path} is no checkpoint that torch.load reads') from error
+            raise ValueError(
+                f'{path} is no checkpoint that torch.load reads with weights_only=True'
+            ) from error
         raise ValueError(
             f'{path} holds {unsafe[1]}, and reading it might execute code; allowed are tensors and '
             'what mmengine writes: if you trust it, save its state dict in a file of its own'
@@ -152,16 +185,6 @@ def start_from(cfg: Config, checkpoint: str) -> None:
     for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
         if part is not None:
             part.init_cfg = None
-
-
-def _allowed():
-    """What mmengine's checkpoints hold besides tensors: the loss's history, in numpy's arrays."""
-    reconstruct = np.zeros(1).__reduce__()[0]
-    dtypes = [type(np.dtype(code)) for code in 'dfliq?']
-    scalar = np.float64(0).__reduce__()[0]
-    return torch.serialization.safe_globals(
-        [HistoryBuffer, np.ndarray, np.dtype, reconstruct, scalar, *dtypes]
-    )
 
 
 def _some(names: Iterable[str]) -> str:

@@ -64,6 +64,37 @@ def test_no_two_configs_are_the_same():
         assert found.setdefault(key, path) == path
 
 
+def test_what_a_detector_or_segmentor_can_start_from():
+    """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
+    started = [entry for entry in papers.entries() if entry.pretrained]
+    assert started == [
+        entry
+        for entry in papers.entries()
+        if papers.load(entry.paper)[entry.table]['task'] != 'image-classification'
+    ]
+    rows = {entry.config for entry in papers.entries()}
+    others = {entry.pretrained for entry in started} - rows
+    assert len(others) == 9 + 6
+    assert others == {str(p.relative_to(ROOT)) for p in ROOT.glob('*/pretraining/*.py')}
+    for path in others:
+        assert (ROOT / path).read_text().startswith('# Not in the paper: ')
+    for config, pretrained in {(entry.config, entry.pretrained) for entry in started}:
+        assert config.split('/')[0] == pretrained.split('/')[0]
+        cfg, base = (read(path) for path in (config, pretrained))
+        assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
+        for key in ('type', 'depth', 'style'):
+            assert cfg.model.backbone[key] == base.model.backbone[key], config
+        assert gates_of(cfg) == gates_of(base), config
+
+
+def gates_of(cfg):
+    """A config's plugins, but for the values that their weights start from."""
+    plugins = [plugin.to_dict() for plugin in cfg.model.backbone.get('plugins', [])]
+    for plugin in plugins:
+        plugin['cfg'].pop('norm_weight', None)
+    return plugins
+
+
 def test_the_checkpoint_that_counts_is_kept():
     """The best one where a table counts that; where it counts the last, that is kept anyway."""
     for entry in papers.entries():

@@ -4,7 +4,9 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
@@ -12,7 +14,8 @@ pytest.importorskip('mmseg')
 pytest.importorskip('sklearn')
 
 from mmattn import papers  # noqa: E402
-from mmattn.papers import trial  # noqa: E402
+from mmattn.papers import alternatives, trial  # noqa: E402
+from mmattn.runs import PretrainedHook  # noqa: E402
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'check_configs.py'
 ONE_FOR_EACH_PIPELINE = [
@@ -57,6 +60,102 @@ def test_two_steps_and_a_validation(path, digits):
     assert name in result.metrics
     if 'mask-rcnn' in path:
         assert 'coco/segm_mAP' in result.metrics
+
+
+ALTERNATIVES = trial.one_for_each_alternative()
+
+
+def test_every_alternative_is_tried_in_each_of_its_tables():
+    tried = {
+        (entry.paper, entry.table, name) for path, name in ALTERNATIVES for entry in rows(path)
+    }
+    assert tried >= {(item.paper, item.table, item.name) for item in alternatives.listed()}
+
+
+def rows(path):
+    return [entry for entry in papers.entries() if entry.config == path]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path, name', ALTERNATIVES, ids=lambda value: value.split('.py')[0])
+def test_two_steps_with_an_alternative(path, name, digits):
+    assert len(trial.run(path, digits, [name]).losses) == trial.STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', sorted({path for path, _ in ALTERNATIVES}))
+def test_two_steps_with_all_alternatives_that_go_together(path, digits):
+    """One after another, each that the ones before admit."""
+    names = []
+    for name in alternatives.of_row(path):
+        try:
+            alternatives.combine(papers.config_root() / path, [*names, name])
+        except alternatives.AlternativeError:
+            continue
+        names.append(name)
+    assert len(trial.run(path, digits, names).losses) == trial.STEPS
+
+
+class Stop(Exception):
+    """A training that has started is all that is asked for."""
+
+
+class Start(Hook):
+    """Keeps the backbone as training starts, and stops."""
+
+    priority = 'LOWEST'
+
+    def before_train(self, runner):
+        self.weights = runner.model.backbone.state_dict()
+        raise Stop
+
+
+@pytest.fixture(scope='module')
+def trained(digits, tmp_path_factory):
+    """The checkpoint of an ImageNet network after two steps on digits."""
+    checkpoints = {}
+
+    def train(path):
+        if path not in checkpoints:
+            folder = tmp_path_factory.mktemp('imagenet')
+            runner = trial.build(path, digits, folder)
+            runner.train()
+            runner.save_checkpoint(str(folder), 'x.pth')
+            checkpoints[path] = folder / 'x.pth'
+        return checkpoints[path]
+
+    return train
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        'cat/faster-rcnn_r50-cat_fpn_4xb2-18k_voc0712.py',
+        'cat/mask-rcnn_r50-cat_fpn_2xb4-90k_coco.py',
+        'drtam/fcn_r50-d8-drtam-pool_4xb4-20k_voc12aug-512x512.py',
+    ],
+)
+def test_a_trained_imagenet_network_starts_it(path, trained, digits, tmp_path):
+    checkpoint = trained(rows(path)[0].pretrained)
+    runner = trial.build(path, digits, tmp_path)
+    start, hook = Start(), PretrainedHook(str(checkpoint))
+    fresh = {k: v.clone() for k, v in runner.model.backbone.state_dict().items()}
+    for each in (start, hook):
+        runner.register_hook(each)
+    with pytest.raises(Stop):
+        runner.train()
+    there = torch.load(checkpoint, weights_only=False)['state_dict']
+    there = {
+        name.removeprefix('backbone.'): value
+        for name, value in there.items()
+        if name.startswith('backbone.')
+    }
+    assert there.keys() == start.weights.keys()
+    for name, value in there.items():
+        assert torch.equal(start.weights[name], value), name
+    # the gates' are no accident: they were others, and have learned
+    gates = [name for name in there if '.cat' in name or '.drtam' in name or 'after_' in name]
+    assert gates and any(not torch.equal(fresh[name], there[name]) for name in gates)
 
 
 @pytest.mark.parametrize('path', ONE_FOR_EACH_PIPELINE)
@@ -129,10 +228,10 @@ def test_the_tool_tells_what_failed(digits, capsys, monkeypatch):
     good, bad = 'cat/mobilenet-v2_1xb128_cifar100.py', 'cat/mobilenet-v2-se-r16_1xb128_cifar100.py'
     run = trial.run
 
-    def broken(path, root):
+    def broken(path, root, names):
         if path == bad:
             raise RuntimeError('no such luck')
-        return run(path, root)
+        return run(path, root, names)
 
     monkeypatch.setattr(tool.trial, 'run', broken)
     with pytest.raises(SystemExit, match=f'failed: {bad}'):
@@ -141,3 +240,18 @@ def test_the_tool_tells_what_failed(digits, capsys, monkeypatch):
     assert f'ok {good} (' in text
     assert f'FAILED {bad}' in text and 'no such luck' in text
     assert '1 of 2 configs ran' in text
+
+
+def test_the_tool_shows_alternatives(capsys):
+    spec = importlib.util.spec_from_file_location('check_configs', TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    row = 'cat/retinanet_r50_fpn_4xb2-90k_coco.py'
+    tool.main(['--alternatives', '--list', row])
+    text = capsys.readouterr().out
+    for name, item in alternatives.of_row(row).items():
+        assert f'cat/retinanet_r50_fpn_4xb2-90k_coco+{name}.py\n  {item.changes}. ' in text
+    assert '  optim_wrapper.optimizer.lr: 0.02 -> 0.005\n' in text
+    with pytest.raises(SystemExit):
+        tool.main(['--alternatives', 'quickstart/resnet18-cat_digits-cifar.py'])
+    assert 'is in no table' in capsys.readouterr().err

@@ -1,5 +1,3 @@
-from functools import cache
-
 import pytest
 from mmengine.config import Config
 
@@ -93,31 +91,6 @@ def test_rows_of_one_experiment_share_a_config():
     assert [entry.config for entry in boxes] == [entry.config for entry in masks]
 
 
-def test_what_a_detector_or_segmentor_can_start_from():
-    """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
-    root = papers.config_root()
-    started = [entry for entry in papers.entries() if entry.pretrained]
-    assert started == [
-        entry
-        for entry in papers.entries()
-        if papers.load(entry.paper)[entry.table]['task'] != 'image-classification'
-    ]
-    rows = {entry.config for entry in papers.entries()}
-    others = {entry.pretrained for entry in started} - rows
-    assert len(others) == 9 + 6
-    assert others == {str(p.relative_to(root)) for p in root.glob('*/pretraining/*.py')}
-    for path in others:
-        assert (root / path).read_text().startswith('# Not in the paper: ')
-    read_once = cache(lambda path: Config.fromfile(root / path, import_custom_modules=False))
-
-    for config, pretrained in {(entry.config, entry.pretrained) for entry in started}:
-        assert config.split('/')[0] == pretrained.split('/')[0]
-        cfg, base = (read_once(path) for path in (config, pretrained))
-        assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
-        for key in ('type', 'depth', 'plugins', 'style'):
-            assert cfg.model.backbone.get(key) == base.model.backbone.get(key), (config, key)
-
-
 @pytest.mark.parametrize(
     'paper, table', [(p, t) for p in ROWS for t in ROWS[p] if (p, t) != ('cat', 6)]
 )
@@ -174,6 +147,39 @@ def test_the_ablation_names_its_parts():
         assert plugin.cfg.to_dict() == wanted, entry
 
 
+def test_the_impossible_number_is_marked():
+    (marked,) = [entry for entry in papers.entries() if entry.misprints]
+    assert (marked.paper, marked.table, marked.group) == ('drtam', 1, 'MobileNetV2-1.0')
+    assert marked.settings['S'] == 4
+    assert list(marked.misprints) == ['top5'] and marked.values['top5'] == 91.067
+    steps = {n: table.get('granularity') for n, table in papers.load('drtam').items()}
+    assert [n for n, step in steps.items() if step == {'top1': 0.002, 'top5': 0.002}] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_the_quoted_rows_are_what_their_sources_print():
+    """Top-1 and top-5: CBAM's paper prints errors (its Table 4), ECA-Net's accuracies."""
+    errors = {
+        ('ResNet50', 'ResNet50'): (24.56, 7.50),
+        ('ResNet50', '+ SENet'): (23.14, 6.70),
+        ('ResNet50', '+ CBAM'): (22.66, 6.31),
+        ('ResNet101', 'ResNet101'): (23.38, 6.88),
+        ('ResNet101', '+ SENet'): (22.35, 6.19),
+        ('ResNet101', '+ CBAM'): (21.51, 5.69),
+        ('ResNet50', '+ ECANet'): (100 - 77.48, 100 - 93.68),
+        ('ResNet101', '+ ECANet'): (100 - 78.65, 100 - 94.34),
+    }
+    quoted = {(e.group, e.method): e for e in papers.entries() if e.quoted}
+    assert set(quoted) == set(errors)
+    for place, (first, fifth) in errors.items():
+        values = quoted[place].values
+        assert (values['top1'], values['top5']) == (round(100 - first, 2), round(100 - fifth, 2))
+
+
 @pytest.mark.parametrize(
     'paper, table, words',
     [
@@ -204,6 +210,12 @@ tables:
         ('object-detection', 'detection', 'task must be one of'),
         ('checkpoint: last', 'checkpoint: first', 'checkpoint must be one of'),
         ('{AP: 1.5}', '{AP: 1.5, AP50: 2}', 'has the metrics'),
+        ('[AP]', '[AP], granularity: {AP: 0.4}', 'is no multiple of 0.4, yet not among'),
+        (
+            '[AP], rows: [\n   {',
+            '[AP], granularity: {AP: 0.5}, rows: [\n   {misprints: {AP: x}, ',
+            'is a multiple of 0.5, yet among',
+        ),
     ],
 )
 def test_a_malformed_file_is_refused(tmp_path, monkeypatch, old, new, words):

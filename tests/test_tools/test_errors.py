@@ -152,6 +152,36 @@ def test_options_that_the_config_cannot_serve(error_of, tmp_path):
     assert '.json or .pkl' in error_of('test', CONFIG, checkpoint, '--out', 'metrics.txt')
 
 
+ROW = ROOT / 'configs' / 'cat' / 'retinanet_r50-cat_fpn_4xb2-90k_coco.py'
+
+
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        ([CONFIG, '--alternative', 'pretrained'], ['in no table', 'cat/paper_tables.yml']),
+        ([ROW, '--alternative', 'retinanet'], ["no alternative 'retinanet'", 'pretrained, ret']),
+        ([ROW, '--alternative', 'pretraind'], ['did you mean pretrained?']),
+        (
+            [ROW, '--alternative', 'pretrained'],
+            ['--pretrained CHECKPOINT', 'cat/resnet50-cat-r16_8xb32_in1k.py'],
+        ),
+        ([ROW, '--pretrained', 'gone.pth'], ['checkpoint not found: gone.pth']),
+    ],
+)
+def test_alternatives_and_starts(error_of, args, words):
+    line = error_of('train', *args)
+    for word in words:
+        assert word in line
+    assert '--debug' not in line
+
+
+def test_a_checkpoint_of_another_network(error_of, tmp_path):
+    checkpoint = tmp_path / 'x.pth'
+    torch.save({'backbone.conv1.weight': torch.zeros(16, 3, 3, 3)}, checkpoint)
+    line = error_of('train', CONFIG, '--pretrained', checkpoint, '--work-dir', tmp_path)
+    assert 'x.pth does not fit the backbone; missing: bn1.bias, ' in line
+
+
 def test_faults_in_training_keep_their_traceback(run_tool, tmp_path, monkeypatch):
     from mmpretrain.models import ImageClassifier
 

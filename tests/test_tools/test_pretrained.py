@@ -2,9 +2,12 @@
 
 import os
 import re
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from mmattn import CBAM, ECA
@@ -32,6 +35,12 @@ def start(tmp_path):
     return load
 
 
+def history():
+    """What mmengine keeps beside the weights."""
+    losses = HistoryBuffer([0.5, 0.25], [1, 1])
+    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3), last=losses.current)
+
+
 def prefixed(state, prefix):
     return {prefix + name: value for name, value in state.items()}
 
@@ -40,6 +49,7 @@ def prefixed(state, prefix):
     'wrap',
     [
         lambda state: dict(state_dict=state, meta=dict(epoch=1)),
+        lambda state: dict(state_dict=state, message_hub=history()),
         lambda state: state,
         lambda state: dict(model=state),
         lambda state: dict(state_dict=prefixed(state, 'module.')),
@@ -150,3 +160,14 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match='x.pth is no checkpoint that torch.load reads'):
             pretrained.read_state_dict(path)
+
+
+def test_a_resumed_run_is_left_alone(tmp_path):
+    model = Model(CBAM(16))
+    runner = SimpleNamespace(iter=5, model=model)
+    pretrained.PretrainedHook(str(tmp_path / 'gone.pth')).before_train(runner)
+    runner.iter = 0
+    with pytest.raises(FileNotFoundError):
+        pretrained.PretrainedHook(str(tmp_path / 'gone.pth')).before_train(runner)
+    with pytest.raises(ValueError, match='is not named'):
+        pretrained.PretrainedHook().before_train(runner)

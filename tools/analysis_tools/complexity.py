@@ -1,5 +1,8 @@
 """Parameters and FLOPs of a paper's table beside the printed ones, or of a single config.
 
+A table shows each number three times: by one rule for everything, as the authors' tool counted, and
+as printed; where the last two differ stands a ≠.
+
 python tools/analysis_tools/complexity.py --paper drtam --table 4
 python tools/analysis_tools/complexity.py configs/cat/resnet50-cat-r16_8xb32_in1k.py
 """
@@ -12,15 +15,9 @@ from pathlib import Path
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
-    from mmattn.analysis.complexity import (
-        STYLES,
-        Convention,
-        convention_of,
-        measure,
-        render,
-        render_config,
-        table_rows,
-    )
+    from mmattn.analysis.complexity import measure, table_rows
+    from mmattn.analysis.complexity_report import STYLES, render, render_config, render_table
+    from mmattn.analysis.counters import Convention
     from mmattn.papers import PAPERS, load
 
 
@@ -63,11 +60,7 @@ def report(args):
     ]
     if args.format != 'markdown':
         return render([row for pair in tables for row in table_rows(*pair)], args.format)
-    return '\n'.join(
-        f'### {paper.upper()}, Table {table}: {load(paper)[table]["caption"]}\n\n'
-        f'{convention_of(paper, table)}\n\n{render(table_rows(paper, table))}'
-        for paper, table in tables
-    )
+    return '\n'.join(render_table(*pair) for pair in tables)
 
 
 def main(argv=None):
