@@ -128,7 +128,7 @@ def load_backbone(model: nn.Module, path: str | Path) -> None:
     """
     head = getattr(model, 'roi_head', None)
     parts = [model.backbone]
-    # MMDetection's C4 has the last stage in its RoI head only, C4FasterRCNN in the backbone as well.
+    # MMDetection's C4 has the last stage in its RoI head, C4FasterRCNN in the backbone, too.
     if getattr(head, 'with_shared_head', False):
         inside = any(module is head.shared_head for module in model.backbone.modules())
         parts += [] if inside else [head.shared_head]
