@@ -84,10 +84,11 @@ def coord(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
     ]
 
 
-def cat(gate: Gate, c: int, h: int, w: int, maps: int = 1) -> list[Layer]:
+def cat(gate: Gate, c: int, h: int, w: int, maps: int | None = None) -> list[Layer]:
     """No code is public. `maps`: how many the spatial convolution takes, 1 where they are summed
-    (eq. 7), 3 where they are concatenated. Entropies and Gaussian filters are functions."""
-    taps = gate.conv.kernel_size[0] ** 2
+    (eq. 7), 3 where they are concatenated; None as the gate. Entropies and Gaussian filters are
+    functions."""
+    maps, taps = maps or gate.conv.in_channels, gate.conv.kernel_size[0] ** 2
     factors = sum(p.numel() for name, p in gate.named_parameters() if '.' not in name)
     return [
         pool(AVG, c * h * w, c),

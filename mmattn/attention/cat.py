@@ -21,6 +21,7 @@ from .gate import Gate, SpatialConv, as_input_of, mlp
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
 POOLS = ('avg', 'max', 'ent')
+FUSIONS = ('sum', 'concat')
 
 
 def gaussian(size: int, sigma: float | None = None) -> Tensor:
@@ -65,6 +66,9 @@ class CAT(Gate):
             the channel attention, k x k for the spatial one. 0 or 1 is no filter.
         gaussian_sigma (float, optional): In pixels; None is OpenCV's rule (1.1 for k = 5).
         spatial_kernel (int): Size of the spatial convolution, odd.
+        spatial_fusion (str): What that convolution takes: the weighted 'sum' of the maps (eq. 7),
+            one map, or the maps side by side, each times its interior factor, 'concat' (Fig. 3 b).
+            The parameters and FLOPs of Table 3 are those of three maps.
         interior (bool): Whether to have interior factors; without, the poolings are summed.
         interior_softmax (bool): Whether to take the softmax of the interior factors.
         exterior (bool): Whether to have exterior factors; without, both are 1.
@@ -87,6 +91,7 @@ class CAT(Gate):
         gaussian_size: int = 5,
         gaussian_sigma: float | None = None,
         spatial_kernel: int = 7,
+        spatial_fusion: str = 'sum',
         interior: bool = True,
         interior_softmax: bool = False,
         exterior: bool = True,
@@ -103,12 +108,14 @@ class CAT(Gate):
         if gaussian_sigma is not None:
             check_number('gaussian_sigma (or None)', gaussian_sigma, 0)
         check_odd('spatial_kernel', spatial_kernel)
+        check_choice('spatial_fusion', spatial_fusion, FUSIONS)
         check_flags(interior=interior, interior_softmax=interior_softmax, exterior=exterior)
 
         self.arrangement = arrangement
         self.formula = formula
         self.pools = tuple(pool for pool in POOLS if pool in pools)
         self.entropy_range = tuple(entropy_range)
+        self.spatial_fusion = spatial_fusion
         self.interior_softmax = interior_softmax
         self.channel_factors = self.spatial_factors = self.exterior_logits = None
         if arrangement != 'spatial':
@@ -116,7 +123,9 @@ class CAT(Gate):
             if interior:
                 self.channel_factors = nn.Parameter(torch.zeros(len(self.pools)))
         if arrangement != 'channel':
-            self.conv = SpatialConv(1, spatial_kernel)
+            self.conv = SpatialConv(
+                1 if spatial_fusion == 'sum' else len(self.pools), spatial_kernel
+            )
             if interior:
                 self.spatial_factors = nn.Parameter(torch.zeros(len(self.pools)))
         if exterior and arrangement == 'parallel':
@@ -164,8 +173,12 @@ class CAT(Gate):
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
         stats = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
-        stats = self._weigh(stats, self.spatial_factors)
-        return self.conv(stats.unsqueeze(1), impl=self.impl).squeeze(1).sigmoid()
+        if self.spatial_fusion == 'sum':
+            maps = self._weigh(stats, self.spatial_factors).unsqueeze(1)
+        else:
+            factors = self._interior(self.spatial_factors)
+            maps = stats if factors is None else stats * factors[:, None, None]
+        return self.conv(maps, impl=self.impl).squeeze(1).sigmoid()
 
     def colla_factors(self) -> dict[str, float]:
         """The learned factors as they act, by the paper's names: {'C_w': 0.5, 'C_alpha': 0.0, ...}.
@@ -179,8 +192,8 @@ class CAT(Gate):
             factors['C_w'], factors['S_w'] = self.exterior_logits.softmax(0).tolist()
         for axis, interior in (('C', self.channel_factors), ('S', self.spatial_factors)):
             if interior is not None:
-                interior = interior.softmax(0) if self.interior_softmax else interior
-                factors.update(zip([f'{axis}_{n}' for n in names], interior.tolist(), strict=True))
+                values = self._interior(interior).tolist()
+                factors.update(zip([f'{axis}_{n}' for n in names], values, strict=True))
         return factors
 
     def _pool(self, x, channel=True, spatial=True):
@@ -194,11 +207,12 @@ class CAT(Gate):
 
     def _weigh(self, stats, factors):
         """Sum over the poolings, axis 1, each times its interior factor."""
-        if factors is None:
-            return stats.sum(1)
-        if self.interior_softmax:
-            factors = factors.softmax(0)
-        return torch.einsum('np...,p->n...', stats, factors)
+        factors = self._interior(factors)
+        return stats.sum(1) if factors is None else torch.einsum('np...,p->n...', stats, factors)
+
+    def _interior(self, factors):
+        """Interior factors as they act."""
+        return factors.softmax(0) if self.interior_softmax and factors is not None else factors
 
     def _exterior(self):
         return (1, 1) if self.exterior_logits is None else self.exterior_logits.softmax(0).unbind()

@@ -39,6 +39,11 @@ OPTIONS = {
     'filter of one': dict(gaussian_size=1),
     'filter of three': dict(gaussian_size=3, gaussian_sigma=0.7),
     'spatial kernel': dict(spatial_kernel=3),
+    'maps side by side': dict(spatial_fusion='concat'),
+    'two maps side by side': dict(
+        spatial_fusion='concat', pools=('avg', 'max'), interior=False, arrangement='spatial'
+    ),
+    'softmax, side by side': dict(spatial_fusion='concat', interior_softmax=True),
     'channel with interior': dict(arrangement='channel'),
     'spatial with interior': dict(arrangement='spatial', interior_softmax=True),
 }
@@ -128,9 +133,10 @@ def spatial_attention(
     gaussian_size=5,
     gaussian_sigma=None,
     interior_softmax=False,
+    spatial_fusion='sum',
     **_,
 ):
-    """Eq. 6 and 7: one sample (C, H, W) -> S'_A (H, W)."""
+    """Eq. 6 and 7 (or Fig. 3 b): one sample (C, H, W) -> S'_A (H, W)."""
     taps = weights(gaussian_size, gaussian_sigma)
     h, w = x.shape[1:]
     stats = dict(
@@ -140,16 +146,16 @@ def spatial_attention(
             np.array([[entropy(x[:, i, j]) for j in range(w)] for i in range(h)]), *entropy_range
         ),
     )
-    total = np.zeros((h, w))
-    for pool, factor in interior(p, 'spatial', pools, interior_softmax).items():
-        total += factor * stats[pool]
-    kernel = p['conv.weight'][0, 0]
-    size, reach = len(kernel), len(kernel) // 2
-    total = np.pad(total, reach)
+    factors = interior(p, 'spatial', pools, interior_softmax)
+    maps = [factor * stats[pool] for pool, factor in factors.items()]
+    maps = np.stack([sum(maps)] if spatial_fusion == 'sum' else maps)
+    kernel = p['conv.weight'][0]
+    size, reach = kernel.shape[-1], kernel.shape[-1] // 2
+    maps = np.pad(maps, ((0, 0), (reach, reach), (reach, reach)))
     return sigmoid(
         np.array(
             [
-                [(kernel * total[i : i + size, j : j + size]).sum() for j in range(w)]
+                [(kernel * maps[:, i : i + size, j : j + size]).sum() for j in range(w)]
                 for i in range(h)
             ]
         )

@@ -26,6 +26,7 @@ VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='CAT', arrangement='spatial-channel', pools=('avg', 'max'), gaussian_size=0),
     dict(type='CAT', arrangement='channel', pools=('ent',)),
     dict(type='CAT', arrangement='spatial', exterior=False),
+    dict(type='CAT', spatial_fusion='concat'),
     dict(type='CAT', pools=('ent', 'max'), exterior=False),
     dict(type='DRTAM', num_chunks=2, num_channel_chunks=4, dual=False),
 ]
