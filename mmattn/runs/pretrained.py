@@ -127,7 +127,11 @@ def load_backbone(model: nn.Module, path: str | Path) -> None:
             is there in another shape, or if the checkpoint has one that the model has not.
     """
     head = getattr(model, 'roi_head', None)
-    parts = [model.backbone, *([head.shared_head] if getattr(head, 'with_shared_head', 0) else [])]
+    parts = [model.backbone]
+    # MMDetection's C4 has the last stage in its RoI head, C4FasterRCNN in the backbone, too.
+    if getattr(head, 'with_shared_head', False):
+        inside = any(module is head.shared_head for module in model.backbone.modules())
+        parts += [] if inside else [head.shared_head]
     wanted = {name: value for part in parts for name, value in part.state_dict().items()}
     found, strange = backbone_of(read_state_dict(path))
     # Old checkpoints have no counts of batches, which matter to norms without a momentum only.

@@ -16,6 +16,7 @@ from mmengine.structures import InstanceData  # noqa: E402
 
 from mmattn import papers  # noqa: E402
 from mmattn.papers import alternatives  # noqa: E402
+from mmattn.runs.pretrained import load_backbone  # noqa: E402
 
 ROW = 'cat/faster-rcnn_r50_fpn_4xb2-18k_voc0712.py'
 GATES = [dict(cfg=dict(type='CAT', reduction=16), position='after_conv2')]
@@ -47,7 +48,7 @@ def upstream(cfg):
     last = ('depth', 'style', 'norm_cfg', 'norm_eval')
     shared = dict(type='ResLayer', **{key: cfg.backbone[key] for key in last})
     cfg.type, cfg.backbone.type = 'FasterRCNN', 'ResNet'
-    cfg.backbone.pop('plugins')
+    cfg.backbone = {k: v for k, v in cfg.backbone.items() if not k.startswith('plugin')}
     cfg.backbone.update(num_stages=3, strides=(1, 2, 2), dilations=(1, 1, 1))
     cfg.roi_head.shared_head = shared
     return cfg
@@ -151,14 +152,19 @@ def test_there_is_one_last_stage():
     assert isinstance(stage[0].bn1, nn.SyncBatchNorm)
 
 
-def test_a_checkpoint_of_the_backbone_reaches_all_stages(tmp_path):
+@pytest.mark.parametrize('how', ['init_cfg', '--pretrained'])
+def test_a_checkpoint_of_the_backbone_reaches_all_stages(how, tmp_path):
     cfg = config(GATES)
     torch.manual_seed(1)
     saved = MODELS.build(dict(cfg.backbone, out_indices=(3,))).state_dict()
-    torch.save(saved, tmp_path / 'backbone.pth')
-    cfg.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'backbone.pth'))
+    path = str(tmp_path / 'backbone.pth')
+    torch.save(saved, path)
+    if how == 'init_cfg':
+        cfg.backbone.init_cfg = dict(type='Pretrained', checkpoint=path)
     model = build(cfg)
     model.init_weights()
+    if how == '--pretrained':
+        load_backbone(model, path)
     found = model.backbone.state_dict()
     assert list(found) == list(saved)
     assert all(torch.equal(found[key], saved[key]) for key in saved)

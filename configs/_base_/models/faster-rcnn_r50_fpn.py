@@ -1,4 +1,5 @@
-# CAT names the detector, not its neck: FPN here, as RetinaNet and Mask R-CNN have it.
+# CAT names the detector, not its neck: FPN here, as RetinaNet and Mask R-CNN have it. Alternative:
+# `c4`.
 model = dict(
     type='FasterRCNN',
     data_preprocessor=dict(

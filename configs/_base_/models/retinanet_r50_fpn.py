@@ -1,3 +1,4 @@
+# MMDetection's RetinaNet. Detectron2's differs a little: the alternative `retinanet-detectron2`.
 model = dict(
     type='RetinaNet',
     data_preprocessor=dict(
