@@ -85,7 +85,7 @@ def test_names_and_batches(group):
         if depth:
             backbone = cfg.model.backbone
             assert backbone.depth == int(depth.group(1)), path
-            if 'init_cfg' in backbone:
+            if backbone.get('init_cfg'):
                 assert backbone.init_cfg.checkpoint == f'torchvision://resnet{backbone.depth}'
         for plugin in cfg.model.backbone.get('plugins', []):
             name = {'CoordAttention': 'ca'}.get(plugin.cfg.type, plugin.cfg.type.lower())
