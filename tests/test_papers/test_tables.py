@@ -116,7 +116,7 @@ def test_what_a_detector_or_segmentor_can_start_from():
         assert base.default_scope == 'mmpretrain' and base.model.head.num_classes == 1000
         backbone = base.model.backbone
         for plugin in backbone.get('plugins', []):
-            plugin.cfg.pop('norm_weight', None)  # what a norm starts from; the checkpoint has another
+            plugin.cfg.pop('norm_weight', None)  # only a start
         for key in ('type', 'depth', 'plugins', 'style'):
             assert cfg.model.backbone.get(key) == backbone.get(key), (config, key)
 
