@@ -3,5 +3,3 @@
 custom_imports = dict(imports=['mmattn', 'mmattn.runs'], allow_failed_imports=False)
 default_hooks = dict(pretrained=dict(type='PretrainedHook'))
 model = dict(backbone=dict(init_cfg=None))
-if 'shared_head' in _base_.model.get('roi_head', {}):  # the last stage, of the alternative c4
-    model.update(roi_head=dict(shared_head=dict(init_cfg=None)))

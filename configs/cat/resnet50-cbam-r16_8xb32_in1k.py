@@ -1,4 +1,6 @@
 _base_ = './resnet50_8xb32_in1k.py'
 
-plugins = [dict(cfg=dict(type='CBAM', reduction=16, bias=False), position='after_conv3')]
+# The row is printed in CBAM's own paper, and the code released with that starts the norm at zero.
+cbam = dict(type='CBAM', reduction=16, bias=False, norm_weight=0)
+plugins = [dict(cfg=cbam, position='after_conv3')]
 model = dict(backbone=dict(plugins=plugins))

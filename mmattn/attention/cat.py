@@ -43,12 +43,14 @@ def gaussian(size: int, sigma: float | None = None) -> Tensor:
 class CAT(Gate):
     """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
 
+    IET Computer Vision, https://arxiv.org/abs/2212.06335
+
     Channel and spatial attention side by side, each from average, maximum and global entropy
     pooling, weighed by learned colla-factors: interior ones between the poolings (eq. 5 and 7),
     exterior ones between the two attentions (eq. 1). (N, C, H, W) -> (N, C, H, W).
 
-    MLP and convolution have no biases and start from PyTorch's default initialisation. All
-    colla-factors start from 0 (the exterior ones through a softmax, from 1/2 each).
+    MLP and convolution have no biases and start from PyTorch's default initialisation, in every
+    host. All colla-factors start from 0 (the exterior ones through a softmax, from 1/2 each).
 
     Args:
         in_channels (int): C.

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from mmattn import ops
 from mmattn.registry import register
 
-from .checks import check_flags, check_int, check_odd
+from .checks import check_flags, check_int, check_number, check_odd
 from .gate import Gate, SpatialConv, as_input_of, batch_norm, mlp
 
 
@@ -14,7 +14,7 @@ class CBAM(Gate):
     """CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 
     Channel attention, then spatial attention computed on its result. (N, C, H, W) -> (N, C, H, W).
-    Layers start from PyTorch's default initialisation.
+    Layers start from PyTorch's default initialisation, in every host.
 
     Args:
         in_channels (int): C.
@@ -24,6 +24,8 @@ class CBAM(Gate):
             in the DRTAM paper's tables, and have none in the CAT paper's.
         norm (bool): Whether a batch norm (of momentum 0.01) follows the spatial convolution, as in
             the authors' release.
+        norm_weight (float): What the norm's weight starts from. From 0, as in the authors' ImageNet
+            networks, the spatial attention is 1/2 everywhere at first.
         impl (str, optional): 'reference', 'fast', or None for the global default.
 
     Raises:
@@ -39,15 +41,21 @@ class CBAM(Gate):
         kernel_size: int = 7,
         bias: bool = True,
         norm: bool = True,
+        norm_weight: float = 1,
         impl: str | None = None,
     ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_odd('kernel_size', kernel_size)
         check_flags(bias=bias, norm=norm)
+        check_number('norm_weight', norm_weight)
+        if norm_weight != 1 and not norm:
+            raise ValueError(f'norm_weight must be 1 without a norm, got {norm_weight!r}')
         self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
         self.conv = SpatialConv(2, kernel_size)
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
+        if norm:
+            nn.init.constant_(self.norm.weight, norm_weight)
 
     def gate(self, x: Tensor) -> Tensor:
         x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)

@@ -26,7 +26,7 @@ class PointConv(nn.Conv1d):
 class CoordAttention(Gate):
     """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
 
-    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation.
+    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation, in every host.
 
     Args:
         in_channels (int): C.

@@ -66,10 +66,17 @@ def _weight(layer: nn.Module, kind: type[nn.Module]) -> Tensor:
 class RTAM(nn.Module):
     """Rank-1 tensor attention (3.1): planes (N, C, H), (N, C, W), (N, H, W) -> factors c, h, w."""
 
-    def __init__(self, num_chunks: int, num_channel_chunks: int) -> None:
+    def __init__(
+        self,
+        num_chunks: int,
+        num_channel_chunks: int,
+        plane_max: bool = False,
+        chunk_max: bool = False,
+    ) -> None:
         super().__init__()
         self.chunks = (num_chunks, num_channel_chunks)
-        strips = sum(self.chunks) + 1
+        self.maxima = (plane_max, chunk_max)
+        strips = ops.rank1_strips(self.chunks, self.maxima)
         self.channel_conv = ChannelKernel(4 * num_chunks, 1, bias=False)
         self.channel_norm = nn.BatchNorm1d(1)
         self.height_conv = StripKernel(strips, 1, 3, padding=1, bias=False)
@@ -96,28 +103,39 @@ class RTAM(nn.Module):
         taken: Sequence[Tensor] | None = None,
         impl: str | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        descriptors = ops.rank1_pool(planes, self.weights, self.chunks, taken, impl=impl)
+        descriptors = ops.rank1_pool(
+            planes, self.weights, self.chunks, taken, self.maxima, impl=impl
+        )
         c, h, w = (_normalise(v, norm) for v, norm in zip(descriptors, self.norms, strict=True))
         return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
 
 
 @register(MODELS)
 class DRTAM(Gate):
-    """DRTAM: Dual Rank-1 Tensor Attention Module
+    """DRTAM: Dual Rank-1 Tensor Attention Module, https://arxiv.org/abs/2203.05893
 
     A rank-1 attention map A = c o h o w made of pooled planes of the feature map, and a second one
     that gives back a part of what the first took: y = x * (A + (1 - A) * A2) (eq. 1).
-    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation.
+    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation, in every host.
 
     The two modules share the MLP (with biases) and nothing else. A batch norm precedes the MLP, as
     in the authors' release; the paper shows it for h and w only (eq. 11).
 
+    That release belongs to the later "Dual Rank-1 Tensor Attention Module for Convolutional Neural
+    Networks", ICASSP 2024, pages 3880-3884. Its gate is `reduction=16, min_hidden=1,
+    plane_max=True, chunk_max=True`. No kernel knows these two maxima: with them, the pooling of the
+    planes and the layers run as equations, between the fast passes over the feature map.
+
     Args:
         in_channels (int): C.
-        reduction (int): r; the MLP's hidden width is max(8, C // r).
+        reduction (int): r; the MLP's hidden width is max(min_hidden, C // r).
         num_chunks (int): S, the chunks of the height and the width axis (`mmattn.ops.chunks`).
         num_channel_chunks (int): N, the chunks of the channel axis.
         dual (bool): False keeps the first attention map only: y = x * A.
+        min_hidden (int): See `reduction`. 8 is what the paper's parameter counts say.
+        plane_max (bool): Whether h and w are made of the maxima of the plane's S chunks as well as
+            of their averages (eq. 7).
+        chunk_max (bool): Whether the channels' maximum (eq. 9) is one of each of the N chunks.
         impl (str, optional): 'reference', 'fast', or None for the global default.
 
     Raises:
@@ -133,16 +151,21 @@ class DRTAM(Gate):
         num_chunks: int = 3,
         num_channel_chunks: int = 1,
         dual: bool = True,
+        min_hidden: int = 8,
+        plane_max: bool = False,
+        chunk_max: bool = False,
         impl: str | None = None,
     ) -> None:
         super().__init__(in_channels, impl)
         check_int('reduction', reduction, 1)
         check_int('num_chunks', num_chunks, 1)
         check_int('num_channel_chunks', num_channel_chunks, 1)
-        check_flags(dual=dual)
-        self.mlp = mlp(in_channels, max(8, in_channels // reduction), bias=True)
-        self.initial = RTAM(num_chunks, num_channel_chunks)
-        self.complement = RTAM(num_chunks, num_channel_chunks) if dual else None
+        check_int('min_hidden', min_hidden, 1)
+        check_flags(dual=dual, plane_max=plane_max, chunk_max=chunk_max)
+        rtam = num_chunks, num_channel_chunks, plane_max, chunk_max
+        self.mlp = mlp(in_channels, max(min_hidden, in_channels // reduction), bias=True)
+        self.initial = RTAM(*rtam)
+        self.complement = RTAM(*rtam) if dual else None
 
     def gate(self, x: Tensor) -> Tensor:
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
@@ -161,7 +184,8 @@ class DRTAM(Gate):
             ]
             first, _, second = self.mlp
             layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
-            return ops.rank1_attention(x, states, layers, self.initial.chunks, impl=self.impl)
+            chunks, maxima = self.initial.chunks, self.initial.maxima
+            return ops.rank1_attention(x, states, layers, chunks, maxima, impl=self.impl)
         x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes

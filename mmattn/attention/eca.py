@@ -26,7 +26,8 @@ class ChannelConv(nn.Conv1d):
 class ECA(Gate):
     """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
-    (N, C, H, W) -> (N, C, H, W). The convolution starts from PyTorch's default initialisation.
+    (N, C, H, W) -> (N, C, H, W). The convolution starts from PyTorch's default initialisation,
+    in every host.
 
     Args:
         in_channels (int): C.

@@ -152,6 +152,9 @@ class Gate(nn.Module):
     the layers on them are small, so float16 would save nothing and could overflow. In a model
     converted by `.half()` or `.bfloat16()` those layers run in their parameters' dtype.
 
+    Layers start as the constructor leaves them: what a host (`mmattn.hosts`) draws its own layers
+    from does not reach them. An `init_cfg` in the gate's config does.
+
     Args:
         in_channels (int): Channels C of the feature map.
         impl (str, optional): 'reference' or 'fast'; None follows `mmattn.ops.get_impl()`.

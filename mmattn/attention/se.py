@@ -12,7 +12,7 @@ from .gate import Gate, as_input_of, mlp
 class SE(Gate):
     """Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 
-    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation.
+    (N, C, H, W) -> (N, C, H, W). Layers start from PyTorch's default initialisation, in every host.
 
     Args:
         in_channels (int): C.

@@ -44,6 +44,7 @@ __all__ = [
     'rank1_attention',
     'rank1_gate',
     'rank1_pool',
+    'rank1_strips',
     'set_impl',
     'spatial_conv',
     'spatial_gate',
@@ -154,15 +155,32 @@ def min_max(v: Tensor, low: float, high: float, impl: str | None = None) -> Tens
     return _run('min_max', samples, _impl_in(v, impl), float(low), float(high)).view_as(v)
 
 
-def _check_weights(weights, chunks):
-    """Raise ValueError unless these are `rank1_pool`'s three, of at least one chunk an axis."""
+def rank1_strips(chunks: Sequence[int], maxima: Sequence[bool] = (False, False)) -> int:
+    """How many strips height and width are each made of, see `rank1_pool`: S + M + 1 as a rule."""
+    plane, channels = chunks
+    plane_max, chunk_max = maxima
+    return plane * (1 + plane_max) + channels + (channels if chunk_max else 1)
+
+
+def _check_chunks(chunks, maxima):
+    """`maxima` as two bools; of a single chunk of channels, the maximum is that of all.
+
+    Raise ValueError unless there is at least one chunk an axis.
+    """
     if len(chunks) != 2 or min(chunks) < 1:
         raise ValueError(f'chunks must be two integers >= 1, got {tuple(chunks)}')
-    channel, strips = (1, 4 * chunks[0]), (1, sum(chunks) + 1, 3)
+    if len(maxima) != 2:
+        raise ValueError(f'maxima must be two of True and False, got {maxima!r}')
+    return bool(maxima[0]), bool(maxima[1]) and chunks[1] > 1
+
+
+def _check_weights(weights, chunks, maxima):
+    """Raise ValueError unless these are `rank1_pool`'s three."""
+    channel, strips = (1, 4 * chunks[0]), (1, rank1_strips(chunks, maxima), 3)
     for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
         if tuple(weight.shape) != allowed:
             raise ValueError(
-                f'with {tuple(chunks)} chunks the weights must be '
+                f'with {tuple(chunks)} chunks and {tuple(maxima)} maxima the weights must be '
                 f'{(channel, strips, strips)}, got '
                 f'{tuple(tuple(weight.shape) for weight in weights)}'
             )
@@ -173,6 +191,7 @@ def rank1_pool(
     weights: Sequence[Tensor],
     chunks: Sequence[int],
     taken: Sequence[Tensor] | None = None,
+    maxima: Sequence[bool] = (False, False),
     impl: str | None = None,
 ) -> tuple[Tensor, ...]:
     """DRTAM's descriptors of three planes, not yet normalised (eq. 3-10, 12-14).
@@ -184,20 +203,24 @@ def rank1_pool(
     height and width (1, S + M + 1, 3), over the averages of the S chunks of hw, the averages of the
     M chunks of the channels, and the channels' maximum. With `taken`, the (c, h, w) of a first
     attention map, each plane first loses what that map took.
+
+    Two `maxima` may be added, of which no kernel knows: those of the S chunks of hw, after their
+    averages, and one of each of the M chunks of the channels in place of one of all.
     """
+    maxima = _check_chunks(chunks, maxima)
     ch, cw, _ = planes = tuple(planes)
     shape = (*ch.shape, cw.shape[2])
     _check_shapes(shape, 'nch ncw nhw', planes)
     if taken is not None:
         _check_shapes(shape, 'nc nh nw', taken)
-    _check_weights(weights, chunks)
+    _check_weights(weights, chunks, maxima)
     dtype = stats_dtype(ch)
     planes = tuple(plane.to(dtype) for plane in planes)
     weights = tuple(weight.to(dtype) for weight in weights)
     taken = None if taken is None else tuple(factor.to(dtype) for factor in taken)
-    kernels = kernels_for(planes[0], impl, planes, weights, taken)
+    kernels = None if any(maxima) else kernels_for(planes[0], impl, planes, weights, taken)
     if kernels is None:
-        return reference.rank1_pool(planes, weights, chunks, taken)
+        return reference.rank1_pool(planes, weights, chunks, taken, maxima)
     return functions.rank1_pool(kernels, planes, weights, chunks, taken)
 
 
@@ -206,6 +229,7 @@ def rank1_attention(
     modules: Sequence[tuple[Sequence[Tensor], Sequence[Norm]]],
     mlp: Sequence[Tensor],
     chunks: Sequence[int],
+    maxima: Sequence[bool] = (False, False),
     impl: str | None = None,
 ) -> Tensor:
     """All of DRTAM: `x * A` of one attention module, `x * (A + (1 - A) * A2)` of two.
@@ -213,8 +237,10 @@ def rank1_attention(
     `modules` holds for each the `weights` of its `rank1_pool`, and a `Norm` of each descriptor: c,
     h and w. A descriptor is normalised as of one channel; c passes the MLP (eq. 6), `mlp` = weight
     (hidden, C), bias (hidden,), weight (C, hidden), bias (C,); then all pass a sigmoid (eq. 11) and
-    are the factors of the map (eq. 2). The mean and var of a norm with a momentum are updated.
+    are the factors of the map (eq. 2). The mean and var of a norm with a momentum are updated. With
+    one of the `maxima` of `rank1_pool`, kernels run the passes over the map, equations the rest.
     """
+    maxima = _check_chunks(chunks, maxima)
     channels, hidden = x.shape[1], mlp[0].shape[0]
     allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
     if tuple(tuple(t.shape) for t in mlp) != allowed:
@@ -223,11 +249,11 @@ def rank1_attention(
             f'{tuple(tuple(t.shape) for t in mlp)}'
         )
     for weights, _ in modules:
-        _check_weights(weights, chunks)
+        _check_weights(weights, chunks, maxima)
     tensors = [*mlp]
     for weights, norms in modules:
         tensors += (*weights, *(t for norm in norms for t in norm[:4]))
-    kernels = kernels_for(x, impl, tensors)
+    kernels = None if any(maxima) else kernels_for(x, impl, tensors)
     if kernels is not None:
         dtype = stats_dtype(x)
         if all(t.dtype == dtype for t in tensors):
@@ -235,7 +261,8 @@ def rank1_attention(
     x, *planes = strip_pool(x, channel=True, impl=impl)
     factors = []
     for weights, norms in modules:
-        descriptors = rank1_pool(planes, weights, chunks, *factors, impl=impl)
+        taken = factors[0] if factors else None
+        descriptors = rank1_pool(planes, weights, chunks, taken, maxima, impl=impl)
         factors.append(reference.rank1_layers(descriptors, norms, mlp))
     return rank1_gate(x, *factors, impl=impl)
 

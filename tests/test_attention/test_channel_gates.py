@@ -132,3 +132,16 @@ def test_hidden_width():
     # Few channels: one unit at least, and eight in coordinate attention.
     assert SE(8).mlp[0].out_features == CBAM(8).mlp[0].out_features == 1
     assert CoordAttention(8).conv.out_channels == 8
+
+
+def test_cbam_whose_norm_starts_at_zero():
+    """As in the authors' ImageNet networks: half of what the channels leave, at first."""
+    gate = CBAM(12, norm_weight=0).train()
+    assert gate.norm.weight.item() == 0 and gate.norm.weight.requires_grad
+    p = arrays(gate.double())
+    z, x = features()
+    c = np.stack([sigmoid(dense(p, s.mean((1, 2))) + dense(p, s.max((1, 2)))) for s in z])
+    compare(gate, x, z * c[:, :, None, None] / 2)
+    gate(x).sum().backward()
+    assert gate.norm.weight.grad.abs() > 0  # it can leave
+    assert CBAM(12).norm.weight.item() == 1

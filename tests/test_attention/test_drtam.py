@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmattn.attention import DRTAM
+from mmattn.ops import functions
 from mmattn.ops.reference.pooling import chunk_pool
 
 # Length and chunks -> the pieces, written out by hand.
@@ -52,6 +53,9 @@ def test_chunks_are_those_of_torch_where_it_makes_enough(chunks):
             torch.testing.assert_close(pooled, torch.stack([p.mean(-1) for p in pieces], -1))
 
 
+MAXIMA = (dict(plane_max=True), dict(chunk_max=True), dict(plane_max=True, chunk_max=True))
+
+
 def sigmoid(z):
     return 1 / (1 + np.exp(-z))
 
@@ -61,7 +65,7 @@ def pool(v, chunks, how):
     return [how(v[a:b]) for a, b in CUTS[len(v), chunks]]
 
 
-def rtam(p, name, ch, cw, hw, s, n, train):
+def rtam(p, name, ch, cw, hw, s, n, train, plane_max=False, chunk_max=False):
     """Planes (C, H), (C, W), (H, W) of each sample -> vectors c, h, w of each sample."""
     channels, height, width = ch.shape[1], *hw.shape[1:]
     raw = dict(channel=[], height=[], width=[])
@@ -85,7 +89,12 @@ def rtam(p, name, ch, cw, hw, s, n, train):
         ):
             strips = np.array(
                 [
-                    [*pool(plane[i], s, np.mean), *pool(side[:, i], n, np.mean), side[:, i].max()]
+                    [
+                        *pool(plane[i], s, np.mean),
+                        *(pool(plane[i], s, np.max) if plane_max else ()),
+                        *pool(side[:, i], n, np.mean),
+                        *(pool(side[:, i], n, np.max) if chunk_max else [side[:, i].max()]),
+                    ]
                     for i in range(length)
                 ]
             )
@@ -118,12 +127,13 @@ def rtam(p, name, ch, cw, hw, s, n, train):
 
 @pytest.mark.parametrize('train', (True, False))
 @pytest.mark.parametrize('dual', (True, False))
+@pytest.mark.parametrize('maxima', ({}, *MAXIMA))
 @pytest.mark.parametrize(
     's, n, size', ((3, 1, (6, 7)), (3, 4, (4, 2)), (4, 1, (10, 3)), (3, 1, (1, 7)), (1, 1, (1, 5)))
 )
-def test_equations(s, n, size, dual, train):
+def test_equations(s, n, size, dual, train, maxima):
     torch.manual_seed(0)
-    gate = DRTAM(6, num_chunks=s, num_channel_chunks=n, dual=dual).double().train(train)
+    gate = DRTAM(6, num_chunks=s, num_channel_chunks=n, dual=dual, **maxima).double().train(train)
     for name, tensor in gate.state_dict().items():
         if name.endswith('running_var'):
             tensor.uniform_(0.5, 2)
@@ -133,13 +143,14 @@ def test_equations(s, n, size, dual, train):
 
     z = np.random.default_rng(0).normal(size=(2, 6, *size))
     ch, cw, hw = z.mean(3), z.mean(2), z.mean(1)
-    c, h, w = rtam(p, 'initial', ch, cw, hw, s, n, train)
+    c, h, w = rtam(p, 'initial', ch, cw, hw, s, n, train, **maxima)
     attention = np.einsum('nc,nh,nw->nchw', c, h, w)
     if dual:
         ch = ch * (1 - np.einsum('nc,nh->nch', c, h))
         cw = cw * (1 - np.einsum('nc,nw->ncw', c, w))
         hw = hw * (1 - np.einsum('nh,nw->nhw', h, w))
-        second = np.einsum('nc,nh,nw->nchw', *rtam(p, 'complement', ch, cw, hw, s, n, train))
+        factors = rtam(p, 'complement', ch, cw, hw, s, n, train, **maxima)
+        second = np.einsum('nc,nh,nw->nchw', *factors)
         attention = attention + (1 - attention) * second
     y = gate(torch.from_numpy(z)).detach().numpy()
     np.testing.assert_allclose(y, z * attention, rtol=1e-9, atol=1e-12)
@@ -158,3 +169,51 @@ def test_hidden_width():
     assert DRTAM(2048).mlp[0].out_features == 64
     assert DRTAM(24).mlp[0].out_features == 8
     assert DRTAM(1).mlp[0].out_features == 8
+    assert DRTAM(24, min_hidden=1, reduction=4).mlp[0].out_features == 6
+    assert DRTAM(24, min_hidden=1).mlp[0].out_features == 1  # the release's C // r would be none
+
+
+@pytest.mark.parametrize('maxima', MAXIMA)
+def test_maxima_run_as_equations_between_the_fast_passes(maxima, monkeypatch):
+    """No kernel of the planes runs, those of the feature map do, and the numbers are the same."""
+    native = pytest.importorskip('mmattn.ops.native')
+    ran = []
+    for name in ('strip_pool', 'rank1_pool', 'rank1_attention', 'rank1_gate'):
+        run = getattr(functions, name)
+        monkeypatch.setattr(
+            functions, name, lambda *a, name=name, run=run, **k: ran.append(name) or run(*a, **k)
+        )
+    x = torch.randn(2, 24, 9, 7)
+    has_kernels = native.supports(x)
+    results = []
+    for impl in ('fast', 'reference'):
+        torch.manual_seed(0)
+        gate = DRTAM(24, num_channel_chunks=4, impl=impl, **maxima)
+        y = x.clone().requires_grad_()
+        out = gate(y)
+        out.square().sum().backward()
+        results.append([out, y.grad, *(p.grad for p in gate.parameters()), *gate.buffers()])
+    assert ran == (['strip_pool', 'rank1_gate'] if has_kernels else [])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+
+
+def test_a_single_chunk_of_channels_has_one_maximum_anyway(monkeypatch):
+    """So that the kernels may run."""
+    gate = DRTAM(12, chunk_max=True)
+    plain = DRTAM(12)
+    plain.load_state_dict(gate.state_dict())
+    monkeypatch.setattr('mmattn.ops.reference.rank1_pool', None)
+    x = torch.randn(2, 12, 5, 6)
+    native = pytest.importorskip('mmattn.ops.native')
+    if native.supports(x):
+        torch.testing.assert_close(gate(x), plain(x), rtol=0, atol=0)
+
+
+def test_parameters_of_the_release():
+    """Three more weights of kernel 3 a chunk for each of height and width, in each module."""
+    shared = 2 * 256 * 16 + 16 + 256
+    own = 4 * 3 + 2 + 2 * (3 * (3 + 3 + 1 + 1) + 2)
+    gate = DRTAM(256, 16, min_hidden=1, plane_max=True, chunk_max=True)
+    assert sum(p.numel() for p in gate.parameters()) == shared + 2 * own
+    four = DRTAM(256, 16, num_channel_chunks=4, plane_max=True, chunk_max=True)
+    assert four.initial.height_conv.weight.shape == (1, 2 * 3 + 2 * 4, 3)

@@ -21,6 +21,7 @@ ABBRS = dict(SE='se', ECA='eca', CBAM='cbam', CoordAttention='coord', CAT='cat',
 VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='SE', bias=True),
     dict(type='CBAM', bias=False, norm=False),
+    dict(type='CBAM', norm_weight=0),
     dict(type='CAT', formula='algorithm', interior_softmax=True, entropy_range=(-1, 1)),
     dict(type='CAT', arrangement='channel-spatial', interior=False),
     dict(type='CAT', arrangement='spatial-channel', pools=('avg', 'max'), gaussian_size=0),
@@ -29,6 +30,7 @@ VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='CAT', spatial_fusion='concat'),
     dict(type='CAT', pools=('ent', 'max'), exterior=False),
     dict(type='DRTAM', num_chunks=2, num_channel_chunks=4, dual=False),
+    dict(type='DRTAM', num_channel_chunks=2, min_hidden=1, plane_max=True, chunk_max=True),
 ]
 
 
@@ -353,12 +355,19 @@ BAD_ARGUMENTS = [
         for bad in (0, 2, None)
     ],
     *[
+        (dict(type='CBAM', in_channels=8, norm_weight=bad), 'norm_weight must be a finite number')
+        for bad in ('0', None, float('nan'))
+    ],
+    (dict(type='CBAM', in_channels=8, norm=False, norm_weight=0), 'norm_weight must be 1 without'),
+    *[
         (dict(type=name, in_channels=8, **{flag: bad}), f'{flag} must be True or False')
         for name, flag in (
             ('SE', 'bias'),
             ('CBAM', 'bias'),
             ('CBAM', 'norm'),
             ('DRTAM', 'dual'),
+            ('DRTAM', 'plane_max'),
+            ('DRTAM', 'chunk_max'),
             ('CAT', 'interior'),
             ('CAT', 'interior_softmax'),
             ('CAT', 'exterior'),
@@ -367,7 +376,7 @@ BAD_ARGUMENTS = [
     ],
     *[
         (dict(type='DRTAM', in_channels=8, **{key: bad}), f'{key} must be an integer >= 1')
-        for key in ('num_chunks', 'num_channel_chunks')
+        for key in ('num_chunks', 'num_channel_chunks', 'min_hidden')
         for bad in (0, -1, 2.0)
     ],
     *[

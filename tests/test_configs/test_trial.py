@@ -251,7 +251,7 @@ def test_the_tool_shows_alternatives(capsys):
     text = capsys.readouterr().out
     for name, item in alternatives.of_row(row).items():
         assert f'cat/retinanet_r50_fpn_4xb2-90k_coco+{name}.py\n  {item.changes}. ' in text
-    assert '  optim_wrapper.optimizer.lr: 0.02 -> 0.005\n' in text
+    assert '  optim_wrapper.optimizer.lr: 0.01 -> 0.005\n' in text
     with pytest.raises(SystemExit):
         tool.main(['--alternatives', 'quickstart/resnet18-cat_digits-cifar.py'])
     assert 'is in no table' in capsys.readouterr().err

@@ -101,17 +101,17 @@ def test_plugins_that_draw_themselves(case):
 
 
 @each_host
-@pytest.mark.parametrize('drawn', [False, True], ids=['checkpoint', 'drawn, then checkpoint'])
-def test_a_checkpoint_comes_last(case, drawn, tmp_path):
-    """It brings what it has of gates; gates that it lacks keep their own start."""
+def test_a_checkpoint_comes_last(case, tmp_path):
+    """It brings what it has of gates; gates that it lacks keep their own start, drawn or not."""
     half = everywhere(case, ('CBAM',))
     whole = half + everywhere(case, ('SE',))
     saved = case.build(half).state_dict()
     saved = {key: torch.full_like(value, 7) for key, value in saved.items()}
     torch.save(saved, tmp_path / 'half.pth')
-    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'half.pth'))
-    if drawn:
-        init_cfg = [dict(type='Kaiming', layer=['Conv2d', 'Linear']), init_cfg]
+    init_cfg = [
+        dict(type='Kaiming', layer=['Conv2d', 'Linear']),
+        dict(type='Pretrained', checkpoint=str(tmp_path / 'half.pth')),
+    ]
     model = case.build(whole, init_cfg=init_cfg)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     model.init_weights()
@@ -136,3 +136,15 @@ def test_the_log_says_what_was_kept(tmp_path):
     after = lines.split('backbone.layer1.0.cbam.conv.weight', 1)[1].split('backbone.', 1)[0]
     assert 'Kaiming' not in after and 'starts by itself' in after
     assert 'KaimingInit' in lines.split('backbone.conv1.weight', 1)[1].split('backbone.', 1)[0]
+
+
+@each_host
+def test_a_norm_that_starts_at_zero_does(case):
+    """Hosts draw norms as well: to one."""
+    model = case.build(
+        [entry('CBAM', position, norm_weight=0) for position in case.positions],
+        init_cfg=[dict(type='Constant', val=1, layer=['_BatchNorm'])],
+    )
+    model.init_weights()
+    assert gates(model)
+    assert all(gate.norm.weight.item() == 0 for gate in gates(model).values())

@@ -417,6 +417,11 @@ X = torch.ones(2, 16, 9, 8)
         (lambda **k: ops.min_max(torch.ones(3), 0, 1, **k), 'samples'),
         (lambda **k: ops.min_max(torch.ones(3, 4).int(), 0, 1, **k), 'floating-point'),
         (lambda **k: ops.rank1_pool(PLANES, WEIGHTS, (0, 1), **k), 'chunks must be'),
+        (lambda **k: ops.rank1_pool(PLANES, WEIGHTS, (3, 1), maxima=(True,), **k), 'maxima must'),
+        (
+            lambda **k: ops.rank1_pool(PLANES, WEIGHTS, (3, 1), maxima=(True, False), **k),
+            'and .True, False. maxima the weights must be',
+        ),
     ),
 )
 def test_wrong_inputs(call, words, impl):

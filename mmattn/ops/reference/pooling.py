@@ -42,20 +42,18 @@ def chunk_pool(x, chunks, mode, dim=2):
     return F.avg_pool2d(x, kernel, kernel, ceil_mode=True, count_include_pad=False).squeeze(1)
 
 
-def _strips(plane, side, kernel, chunks, channel_chunks):
+def _strips(plane, side, kernel, chunks, maxima):
     """DRTAM, eq. 7-10: a plane (N, other axis, L) and a side (N, C, L) to strips, and to (N, L)."""
-    strips = torch.cat(
-        (
-            chunk_pool(plane, chunks, 'avg', dim=1),
-            chunk_pool(side, channel_chunks, 'avg', dim=1),
-            side.max(1, keepdim=True).values,
-        ),
-        1,
-    )
-    return F.conv1d(strips, kernel, padding=1).squeeze(1)
+    plane_max, chunk_max = maxima
+    strips = [
+        *(chunk_pool(plane, chunks[0], mode, dim=1) for mode in ('avg', 'max')[: 1 + plane_max]),
+        chunk_pool(side, chunks[1], 'avg', dim=1),
+        chunk_pool(side, chunks[1] if chunk_max else 1, 'max', dim=1),
+    ]
+    return F.conv1d(torch.cat(strips, 1), kernel, padding=1).squeeze(1)
 
 
-def rank1_pool(planes, weights, chunks, taken=None):
+def rank1_pool(planes, weights, chunks, taken=None, maxima=(False, False)):
     ch, cw, hw = planes
     if taken is not None:  # DRTAM, eq. 12-14
         c, h, w = taken
@@ -65,8 +63,8 @@ def rank1_pool(planes, weights, chunks, taken=None):
     # Eq. 3-5: average and maximum of each of the S chunks of cw and of ch, then a (1, 4 S) kernel.
     pooled = [chunk_pool(d, chunks[0], mode) for d in (cw, ch) for mode in ('avg', 'max')]
     c = F.linear(torch.stack(pooled, 3).flatten(2), weights[0]).squeeze(2)
-    h = _strips(hw.transpose(1, 2), ch, weights[1], *chunks)
-    return c, h, _strips(hw, cw, weights[2], *chunks)
+    h = _strips(hw.transpose(1, 2), ch, weights[1], chunks, maxima)
+    return c, h, _strips(hw, cw, weights[2], chunks, maxima)
 
 
 def _normalise(v, norm):
