@@ -15,8 +15,8 @@ class EMARetinaHead(RetinaHead):
     MMDetection divides the losses of a step by its own number of positive anchors, which varies
     much where a GPU has few images. Detectron2, since February 2020, divides them by
     n = 0.9 n + 0.1 max(1, positive anchors of the step), from n = 100 on. As there, each process
-    has its own n; here it is a buffer, so that a checkpoint holds it (the first process's) and
-    resumed training goes on as if nothing had happened.
+    has its own n. Here it is a buffer: training in one process that is resumed goes on with its n,
+    in several they all go on with the first one's, which alone is in the checkpoint.
 
     Args:
         momentum (float): 0.9 in the formula; in [0, 1).
