@@ -1,5 +1,5 @@
-# MSRA's ImageNet weights, from which Detectron2 starts: BGR images with a standard deviation of 1, a
-# stage's stride in its first 1x1 convolution. The files, R-50.pkl and R-101.pkl, are at
+# MSRA's ImageNet weights, from which Detectron2 starts: BGR images with a standard deviation of 1,
+# a stage's stride in its first 1x1 convolution. The files, R-50.pkl and R-101.pkl, are at
 # https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/.
 checkpoint = f'msra://data/msra/R-{_base_.model.backbone.depth}.pkl'
 model = dict(
