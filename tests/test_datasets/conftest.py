@@ -1,0 +1,44 @@
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import official
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch):
+    """Waits for the disks of the whole machine."""
+    monkeypatch.setattr(os, 'sync', lambda: None)
+
+
+@pytest.fixture(scope='session')
+def published(tmp_path_factory):
+    """A folder with `downloads`, the archives, and `trees`, what they were made of; not to change."""
+    folder = tmp_path_factory.mktemp('official')
+    official.make(folder)
+    return folder
+
+
+@pytest.fixture
+def downloads(published, tmp_path):
+    """Archives of one test's own, to plant faults in."""
+    shutil.copytree(published / 'downloads', tmp_path / 'downloads')
+    return tmp_path / 'downloads'
+
+
+@pytest.fixture
+def unprivileged():
+    """A folder where this process, be it root's, has only the rights that modes give."""
+    folder = Path(tempfile.mkdtemp())
+    before = os.geteuid()
+    os.chmod(folder, 0o777)
+    if before == 0:
+        os.seteuid(65534)
+    yield folder
+    os.seteuid(before)
+    for path in (folder, *folder.rglob('*')):
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o700)
+    shutil.rmtree(folder)
