@@ -6,6 +6,10 @@ from pathlib import Path
 import official
 import pytest
 
+from mmattn.datasets.prepare import counts
+
+PAPERS = dict(counts.PAPERS)
+
 
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch):
@@ -15,7 +19,7 @@ def no_sync(monkeypatch):
 
 @pytest.fixture(scope='session')
 def published(tmp_path_factory):
-    """A folder with `downloads`, the archives, and `trees`, what they were made of; not to change."""
+    """`downloads`, the archives, and `trees`, what they were made of; not to be changed."""
     folder = tmp_path_factory.mktemp('official')
     official.make(folder)
     return folder
@@ -42,3 +46,19 @@ def unprivileged():
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o700)
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def papers_numbers():
+    """As they are outside of the tests."""
+    return PAPERS
+
+
+@pytest.fixture(autouse=True)
+def small_papers(monkeypatch):
+    """Papers that use what the tests' archives hold."""
+    numbers = {}
+    for name, splits in official.SPLITS.items():
+        numbers.update(zip(splits, official.COUNTS[name], strict=True))
+    assert numbers.keys() == counts.PAPERS.keys()
+    monkeypatch.setattr(counts, 'PAPERS', numbers)

@@ -1,5 +1,6 @@
 """Archives in the layouts of the official ones, a few digits large."""
 
+import hashlib
 import io
 import pickle
 import tarfile
@@ -11,6 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from mmattn.datasets import digits
+from mmattn.datasets.prepare import prepare
 
 NUM, NUM_VAL = 6, 2
 # of a year: trainval NUM, VOC07 test NUM_VAL; of segmentation: train and aug 2 each, val 2
@@ -20,6 +22,15 @@ COUNTS = {
     'voc': [2 * NUM, NUM_VAL],
     'sbd': [NUM - NUM_VAL, NUM_VAL],
     'cifar100': [NUM, NUM_VAL],
+}
+
+
+SPLITS = {
+    'imagenet': ('ImageNet train', 'ImageNet val'),
+    'coco': ('COCO train2017', 'COCO val2017'),
+    'voc': ('VOC07+12 trainval', 'VOC07 test'),
+    'sbd': ('VOC12 train + aug', 'VOC12 val'),
+    'cifar100': ('CIFAR-100 train', 'CIFAR-100 test'),
 }
 
 
@@ -35,6 +46,24 @@ def make(folder: Path) -> None:
     sbd(trees / 'VOCdevkit/VOC2012', downloads)
     cifar(trees / 'cifar100', downloads)
     imagenet(trees / 'imagenet', downloads)
+
+
+def run(names, sources, root, **kwargs):
+    return prepare(
+        [names] if isinstance(names, str) else names,
+        sources if isinstance(sources, list) else [sources],
+        root,
+        **{'checksums': False, 'say': lambda line: None, **kwargs},
+    )
+
+
+def tree(root):
+    """Every file below a folder, by its content."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.rglob('*'))
+        if path.is_file()
+    }
 
 
 def files(tree):

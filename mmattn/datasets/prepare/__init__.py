@@ -117,7 +117,9 @@ def _prepare(names, sources, root, checksums, say):
     results = []
     for name in names:
         data_set = DATA_SETS[name]
-        differences = [missing[part] for part in data_set.parts if part in missing]
+        differences = [
+            missing[part] for part in data_set.parts if part in missing and not part.there(root)
+        ]
         differences += data_set.finish(root, sources)
         results.append(Result(name, data_set.count(root), differences))
     return results

@@ -148,18 +148,13 @@ def broken_archives(name: str) -> Iterator[None]:
     """Says in one line what the readers of archives say in a dozen ways."""
     try:
         yield
-    except (
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        EOFError,
-        zlib.error,
-        NotImplementedError,  # a way to compress that zipfile does not know
-    ) as error:
-        raise DataError(f'{name} is broken or cut off ({error}); get it again') from error
-    except OSError as error:
-        if error.errno is None:  # gzip's
-            raise DataError(f'{name} is broken or cut off ({error}); get it again') from error
-        raise
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's; gzip's have no number
+        what = str(error).partition('\n')[0].rstrip(':')
+        raise DataError(f'{name} is broken or cut off ({what}); get it again') from error
+    except NotImplementedError as error:
+        raise DataError(f'{name}: {error}; unpack it yourself and pass the folder') from error
 
 
 def _read_folder(folder):
@@ -195,9 +190,17 @@ def _read_tar(source, name):
                 raise DataError(f'{name} holds a device or the like, {info.name!r}: refused')
             if not info.isdir():
                 yield Member(path, info.size, partial(_open_tar, archive, info, name))
-        # tarfile takes the end of the file for the end of the archive, which is a block of zeros.
-        if archive.fileobj.tell() < archive.offset + tarfile.BLOCKSIZE:
+        if not _has_end(archive):
             raise DataError(f'{name} is broken or cut off (it has no end); get it again')
+
+
+def _has_end(archive):
+    """Whether a block of zeros comes last; tarfile is content with the end of the file."""
+    file = archive.fileobj
+    if file.tell() == archive.offset + tarfile.BLOCKSIZE:
+        return True  # just read; going back would unpack a .tgz once more
+    file.seek(archive.offset)
+    return len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
 
 
 def _open_tar(archive, info, name):

@@ -95,7 +95,7 @@ def _trees(split):
 
 
 PARTS = (
-    Part('imagenet/val', (VAL, DEVKIT), single(val_files), _trees('val'), ('**/*_val_*.JPEG',)),
+    Part('imagenet/val', (VAL, DEVKIT), single(val_files), _trees('val'), ('**/*.JPEG',)),
     Part('imagenet/train', (TRAIN,), train_groups, _trees('train'), ('n*/n*.JPEG',)),
 )
 

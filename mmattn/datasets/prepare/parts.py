@@ -150,6 +150,9 @@ def build(plans: list[Plan], root: Path, checksums: bool) -> None:
                 job.groups = job.part.groups(job.paths or [job.tree])
         _room(plans)
         for job in plans:
+            if job.part.there(root):  # came with a folder that has just been linked
+                shutil.rmtree(job.stage)
+                continue
             whole = job.stage / 'whole'
             if job.groups:
                 _unpack(job.part.target, job.groups, job.stage, whole)
@@ -157,7 +160,7 @@ def build(plans: list[Plan], root: Path, checksums: bool) -> None:
             else:
                 _remove(whole)  # links alone, begun by an earlier start
                 job.part.link(job.tree, whole)
-            os.rename(whole, root / job.part.target)
+            _put(whole, root / job.part.target)
             shutil.rmtree(job.stage)
 
 
@@ -170,9 +173,9 @@ def tidy(part: Part, root: Path) -> None:
 
 
 def stage_of(part: Part, root: Path) -> Path:
-    """Where a part is while it is not whole."""
-    target = root / part.target
-    return target.with_name(f'.{target.name}.partial')
+    """Where a part is while it is not whole: not in another part, which may not be there yet."""
+    data_set, *names = part.target.split('/')
+    return root / data_set / f'.{"-".join(names)}.partial'
 
 
 @contextmanager
@@ -197,6 +200,20 @@ def _remove(path):
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
+
+
+def _put(whole, target):
+    try:
+        os.rename(whole, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        # A folder above is a link of the user's to another disk.
+        near = target.with_name(f'.{target.name}.partial')
+        _remove(near)
+        shutil.copytree(whole, near, symlinks=True)
+        os.sync()
+        os.rename(near, target)
 
 
 def _room(plans):

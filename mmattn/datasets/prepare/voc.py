@@ -10,7 +10,7 @@ from PIL import Image
 
 from .archives import Archive, DataError, Member, read, write_text
 from .counts import Count, count, lines, stems
-from .parts import Part, single, under
+from .parts import Part, link, single, under
 
 PAGE = 'http://host.robots.ox.ac.uk/pascal/VOC'
 TRAINVAL_2007 = Archive(
@@ -39,15 +39,14 @@ AUG = 'VOCdevkit/VOC2012/SegmentationClassAug'
 
 def link_year(tree: Path, target: Path) -> None:
     """A year that the user has unpacked: links, in folders of ours where lists are added."""
-    lists = 'ImageSets'
     target.mkdir()
     for path in tree.iterdir():
-        if path.name != lists:
-            (target / path.name).symlink_to(path.absolute())
-    for folder in (tree / lists).iterdir():
-        (target / lists / folder.name).mkdir(parents=True)
-        for path in folder.iterdir():
-            (target / lists / folder.name / path.name).symlink_to(path.absolute())
+        if path.name != 'ImageSets':
+            link(path, target / path.name)
+    for path in (tree / 'ImageSets').glob('*/*'):
+        place = target / path.relative_to(tree)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        link(path, place)
 
 
 def _year(year, *archives):
