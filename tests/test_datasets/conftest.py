@@ -1,3 +1,4 @@
+import gc
 import os
 import shutil
 import tempfile
@@ -12,9 +13,10 @@ PAPERS = dict(counts.PAPERS)
 
 
 @pytest.fixture(autouse=True)
-def no_sync(monkeypatch):
-    """Waits for the disks of the whole machine."""
+def quick_calls(monkeypatch):
+    """os.sync waits for all disks; mmengine collects garbage with each data set."""
     monkeypatch.setattr(os, 'sync', lambda: None)
+    monkeypatch.setattr(gc, 'collect', lambda *args: 0)
 
 
 @pytest.fixture(scope='session')

@@ -63,7 +63,7 @@ def check(
                 if key not in keys:
                     keys[key] = len(data_sets)
                     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
-                        data_set, loader = _load(leaf, classes)
+                        data_set, loader = _load(leaf, classes, quick)
                     data_sets.append(data_set)
                     loaders.append(loader)
                 numbers[path].setdefault(split, []).append(keys[key])
@@ -132,7 +132,17 @@ def _name(leaf):
     return ' '.join(words)
 
 
-def _load(leaf, classes):
+def _not_built(name, problem):
+    what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
+    return error('config', name, f'cannot be built: {what}')
+
+
+def _stopping(checked):
+    """Whether something was named at which the codebase stops as well."""
+    return any(problem.kind in ('missing', 'broken') for problem in checked.problems)
+
+
+def _load(leaf, classes, quick):
     """The annotations of a data set; a loader for its samples, where they can be listed."""
     checked = Checked(_name(leaf))
     root = leaf.get('data_root')
@@ -143,17 +153,28 @@ def _load(leaf, classes):
     if 'CIFAR' in str(leaf['type']):
         leaf.setdefault('download', False)  # which mmpretrain would begin for a wrong checksum
     try:
-        data_set = DATASETS.build({**leaf, 'lazy_init': True})
-        check = annotations.checker(data_set)
-        if check is not None:
-            checked.problems += check(data_set)
-        if any(problem.kind in ('missing', 'broken') for problem in checked.problems):
-            return checked, None  # the codebase would stop there, with less to say
+        # Serialized, worker processes share the samples; else they are quicker to be had.
+        data_set = DATASETS.build({**leaf, 'lazy_init': True, 'serialize_data': not quick})
+    except Exception as problem:
+        checked.problems.append(_not_built(checked.name, problem))
+        return checked, None
+    check = annotations.checker(data_set)
+    at_once = annotations.keep_content(data_set)
+    if check and not at_once:
+        # Before the codebase, which stops at a fault with less to say, and unpickles what it finds.
+        checked.problems += check(data_set)
+        if _stopping(checked):
+            return checked, None
+    failure = None
+    try:
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools'
             data_set.full_init()
     except Exception as problem:
-        what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
-        checked.problems.append(error('config', checked.name, f'cannot be built: {what}'))
+        failure = _not_built(checked.name, problem)
+    if check and at_once:
+        checked.problems += check(data_set)
+    if failure is not None:
+        checked.problems += [] if _stopping(checked) else [failure]
         return checked, None
     own = data_set.metainfo.get('classes')
     if own and classes and len(own) not in classes:
@@ -217,10 +238,12 @@ def _chosen(length, quick, seed):
 
 def _files(data_set):
     """The real paths of all images; links to files themselves are not followed."""
-    folders = {}
-    files = []
-    for index in range(len(data_set)):
-        folder, name = os.path.split(samples.file_of(data_set.get_data_info(index), index))
+    folders, files = {}, []
+    infos = data_set.data_list
+    if data_set.serialize_data:
+        infos = (data_set.get_data_info(index) for index in range(len(data_set)))
+    for index, info in enumerate(infos):
+        folder, name = os.path.split(samples.file_of(info, index))
         if folder not in folders:
             folders[folder] = os.path.realpath(folder) if folder else ''
         files.append(os.path.join(folders[folder], name) if folder else '')
