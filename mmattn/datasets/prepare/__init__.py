@@ -139,12 +139,11 @@ def _wanted(part, sources):
 
 
 def _explain(error):
-    path = error.filename or ''
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f'the disk is full {path}: free some, the same command goes on from here'
+        return 'the disk is full: free some, the same command goes on from here'
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f'no permission for {path}'
-    return f'{error.strerror or error}: {path}'
+        return f'no permission for {error.filename}'
+    return f'{error.strerror or error}: {error.filename}'
 
 
 __all__ = ['DATA_SETS', 'Count', 'DataError', 'DataSet', 'Result', 'prepare']
