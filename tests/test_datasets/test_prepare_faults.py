@@ -345,6 +345,28 @@ def test_killed_at_a_hundred_lines(name, published, tmp_path):
     interrupted(name, published, tmp_path, times=100)
 
 
+def test_a_part_takes_its_place_by_a_rename_alone(published, tmp_path, monkeypatch):
+    rename, asked = os.rename, []
+
+    def fail(number):
+        def call(source, target):
+            asked.append(target)
+            if asked.count(target) == 1 and os.path.basename(target)[0] != '.':
+                raise OSError(number, os.strerror(number), str(source))
+            rename(source, target)
+
+        return call
+
+    monkeypatch.setattr(os, 'rename', fail(errno.EIO))
+    refused('cifar100', published / 'downloads', tmp_path, os.strerror(errno.EIO))
+    # A folder above is a link to another disk: the last step there is a rename as well.
+    asked.clear()
+    monkeypatch.setattr(os, 'rename', fail(errno.EXDEV))
+    assert run('cifar100', published / 'downloads', tmp_path)[0].right
+    assert asked == [tmp_path / TARGETS['cifar100']] * 2
+    assert not list(tmp_path.rglob('.*'))
+
+
 def test_zeros_after_a_power_cut(published, tmp_path):
     """Sizes are right and contents are not: files of an earlier start are compared."""
     source, root = published / 'downloads', tmp_path / 'data'
