@@ -209,7 +209,7 @@ def _put(whole, target):
         if error.errno != errno.EXDEV:
             raise
         # A folder above is a link of the user's to another disk.
-        near = target.with_name(f'.{target.name}.partial')
+        near = target.with_name(f'.{target.name}.copied')
         _remove(near)
         shutil.copytree(whole, near, symlinks=True)
         os.sync()
