@@ -48,6 +48,11 @@ def add_common_arguments(parser):
         metavar='KEY=VALUE',
         help='override the config: key=value, key=a,b or key="[a,b]", with dots for nested keys',
     )
+    parser.add_argument(
+        '--data-root',
+        metavar='DIR',
+        help="takes the place of the config's data/ (so does MMATTN_DATA, for all commands)",
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -102,6 +107,7 @@ def load_config(args):
         raise UserError(f'{path}: {type(error).__name__}: {error}') from error
     if cfg.get('custom_imports'):
         import_modules_from_strings(**cfg.custom_imports)
+    move_data(cfg, getattr(args, 'data_root', None))
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -120,6 +126,38 @@ def load_config(args):
         if cfg.get(name):
             cfg[name] = _with_loader_defaults(cfg[name], cfg.get('default_scope'))
     return cfg
+
+
+def move_data(cfg, root=None):
+    """Lets data sets and evaluators of a config read below `root` what they read below `data/`.
+
+    Args:
+        cfg (Config): Changed in place; paths that do not begin with `data/` stay.
+        root (str, optional): By default what MMATTN_DATA says; without it nothing is changed.
+
+    Raises:
+        UserError: If there is no such folder.
+    """
+    name, root = ('--data-root', root) if root else ('MMATTN_DATA', os.environ.get('MMATTN_DATA'))
+    if not root:
+        return
+    root = os.path.expanduser(root)
+    if not os.path.isdir(root):
+        raise UserError(f'{name}: there is no folder {root}')
+
+    def moved(item):
+        if isinstance(item, dict):
+            return {key: moved(value) for key, value in item.items()}
+        if isinstance(item, (list, tuple)):
+            return type(item)(map(moved, item))
+        if isinstance(item, str) and (item == 'data' or item.startswith('data/')):
+            return root + item[len('data') :]
+        return item
+
+    for split in ('train', 'val', 'test'):
+        for name in (f'{split}_dataloader', f'{split}_evaluator'):
+            if cfg.get(name):
+                cfg[name] = moved(cfg.get(name))
 
 
 def _file_read(error, path):

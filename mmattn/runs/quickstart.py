@@ -102,6 +102,7 @@ def run(command, log):
         SystemExit: After the last lines of the output, if the command fails.
     """
     environment = dict(os.environ, PYTHON=sys.executable)
+    environment.pop('MMATTN_DATA', None)  # the digits are here
     with (
         open(log, 'w') as file,
         subprocess.Popen(

@@ -1,0 +1,68 @@
+"""Checks the data of configs before a training: files, labels, leaks.
+
+Every annotation is read, every image goes through the loading transforms of the config's pipeline
+in one process a processor. Exit code 0 if a training can begin, 1 if there are errors, 2 if the
+check itself fails.
+"""
+
+import argparse
+import json
+import sys
+
+from mmengine.config import DictAction
+
+from mmattn.datasets.check import check
+from mmattn.datasets.prepare import DataError
+from mmattn.runs.cli import UserError, load_config
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='decode the first, the last and a thousand random files of each data set',
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the whole report there')
+    parser.add_argument(
+        '--workers', type=int, help='processes (default: one a processor; 0: no other)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the random files')
+    parser.add_argument('--data-root', metavar='DIR', help="takes the place of the config's data/")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    return parser.parse_args()
+
+
+def load(path, args):
+    """A config as the training would read it."""
+    common = dict(work_dir=None, launcher='none', local_rank=0)
+    return load_config(
+        argparse.Namespace(
+            config=path, cfg_options=args.cfg_options, data_root=args.data_root, **common
+        )
+    )
+
+
+def main():
+    args = parse_args()
+    try:
+        configs = {path: load(path, args) for path in args.configs}
+        report = check(configs, args.quick, args.workers, args.seed)
+        if args.json:
+            with open(args.json, 'w', encoding='utf-8') as file:
+                json.dump(report.to_dict(), file, indent=1)
+    except (UserError, DataError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        return 130
+    print('\n'.join(report.lines()))
+    return 0 if report.right else 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())
