@@ -18,6 +18,8 @@ from mmengine.utils import import_modules_from_strings
 
 from mmattn import quiet
 
+from . import checkpoint
+
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
 
@@ -39,6 +41,11 @@ def add_common_arguments(parser):
         action=DictAction,
         metavar='KEY=VALUE',
         help='override the config: key=value, key=a,b or key="[a,b]", with dots for nested keys',
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let checkpoints run code: only for files that nobody but you could have written',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
@@ -71,6 +78,7 @@ def load_config(args):
         UserError: If the file, or one it is based on, is missing or not Python.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    checkpoint.install(args.trust_checkpoint)
     path = Path(args.config)
     if not path.is_file():
         near = difflib.get_close_matches(
@@ -205,7 +213,8 @@ def one_line_errors(debug):
             if debug or (begun and not isinstance(error, FileNotFoundError)):
                 raise
             if rank() == 0:
-                hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
+                told = isinstance(error, (UserError, checkpoint.CheckpointError))
+                hint = '' if told else ' (--debug shows the traceback)'
                 print(f'error: {describe(error)}{hint}', file=sys.stderr)
             code = 2
     else:
@@ -225,4 +234,4 @@ def _resume_hint(runner):
     last = Path(runner.work_dir) / 'last_checkpoint'
     if not last.exists():
         return '; there is no checkpoint yet'
-    return f'; --resume goes on from {last.read_text().strip()}'
+    return f'; --resume goes on from {last.read_text(errors="replace").strip()}'
