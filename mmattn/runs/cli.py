@@ -18,7 +18,7 @@ from mmengine.utils import import_modules_from_strings
 
 from mmattn import quiet
 
-from . import checkpoint
+from . import checkpoint, plain_config
 
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
@@ -46,6 +46,11 @@ def add_common_arguments(parser):
         '--trust-checkpoint',
         action='store_true',
         help='let checkpoints run code: only for files that nobody but you could have written',
+    )
+    parser.add_argument(
+        '--plain-config',
+        action='store_true',
+        help='read the config as data: no Python is run, only registered classes are built',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
@@ -86,9 +91,17 @@ def load_config(args):
         )
         hint = f'; did you mean {path.parent / near[0]}?' if near else ''
         raise UserError(f'config not found: {path}{hint}')
+    if args.plain_config:
+        plain_config.restrict()
     try:
         # Imported below, where a missing module is not blamed on the config's syntax.
-        cfg = Config.fromfile(path, import_custom_modules=False)
+        cfg = (
+            plain_config.load(path)
+            if args.plain_config
+            else Config.fromfile(path, import_custom_modules=False)
+        )
+    except plain_config.PlainConfigError as error:
+        raise UserError(str(error)) from error
     except SyntaxError as error:
         # mmengine does not always say which file, and keeps Python's own error as the context.
         cause = error.__context__ if isinstance(error.__context__, SyntaxError) else error
