@@ -10,6 +10,7 @@ more; sizes are held against the file. The rest is refused by its name, in any v
 
 import pickletools
 import re
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
@@ -247,7 +248,10 @@ for core in ('numpy.core', 'numpy._core'):  # NumPy 1 and 2
 
 
 def _full_name(module: str, name: str) -> str:
-    return f'{"builtins" if module == "__builtin__" else module}.{name}'
+    # The older protocols call things as Python 2 did.
+    if (module, name) in NAME_MAPPING:
+        module, name = NAME_MAPPING[module, name]
+    return f'{IMPORT_MAPPING.get(module, module)}.{name}'
 
 
 def names_in(file: BinaryIO) -> set[str]:
