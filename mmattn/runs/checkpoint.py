@@ -6,9 +6,11 @@ safetensors.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
 import struct
@@ -150,18 +152,44 @@ def check_hash(path: str | os.PathLike, sha256: str = '') -> None:
 # --------------------------------------------------------------------------------- formats
 
 
+# What a reader of pickles and Python's of archives say of one that is not whole.
+DAMAGE = (pickled.PickleError, zipfile.BadZipFile, EOFError, struct.error) + (
+    UnicodeError,
+    NotImplementedError,
+    OverflowError,
+)
+
+
 def _read(file: BinaryIO, name: str, map_location: Device) -> Any:
     try:
         head = file.read(4)
         file.seek(0)
-        return (_read_zip if head[:2] == b'PK' else _read_single)(file, map_location)
+        if not head:
+            raise EOFError('it is empty')
+        if head[:2] == b'PK':
+            return _read_zip(file, map_location)
+        if isinstance(file, io.BytesIO):
+            return _read_single(file, map_location)
+        # Unlike a file, a map gives no more room to what is read than there is in the file.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return _read_single(mapped, map_location)
     except pickled.UnknownNames as error:
         names = sorted(error.names)
         more = f' and {len(names) - 5} more' if len(names) > 5 else ''
         wanted = ', '.join(name[:100] for name in names[:5])
         raise Unsafe(f'{name} wants to use {wanted}{more}, which is not data; {HELP}') from error
-    except (pickled.PickleError, zipfile.BadZipFile, EOFError, struct.error) as error:
+    except DAMAGE as error:
         raise Damaged(f'{name} is no whole checkpoint: {error}') from error
+    except OSError as error:
+        # A place before the file's begin, which a damaged table of contents may name.
+        if error.errno != errno.EINVAL:
+            raise
+        raise Damaged(f'{name} is no whole checkpoint: {error}') from error
+
+
+def _size(file):
+    file.seek(0, os.SEEK_END)
+    return file.tell()
 
 
 def _place(storage, location, map_location):
@@ -213,7 +241,7 @@ def _storages(read, room, map_location):
 
 def _read_zip(file, map_location):
     """PyTorch's archive: data.pkl, and a stored member for each storage."""
-    room = file.seek(0, os.SEEK_END)
+    room = _size(file)
     with zipfile.ZipFile(file) as archive:
         names = set(archive.namelist())
         pickles = [name for name in names if re.fullmatch(r'[^/]*/data\.pkl', name)]
@@ -255,8 +283,8 @@ MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
 def _read_single(file, map_location):
-    room = file.seek(0, os.SEEK_END)
-    file.seek(257)
+    room = _size(file)
+    file.seek(min(257, room))
     if file.read(5) == b'ustar':
         raise pickled.UnknownNames({"torch's .tar format of 2016"})
     file.seek(0)
@@ -264,7 +292,9 @@ def _read_single(file, map_location):
         raise pickled.PickleError('no file of torch.save')
     if pickled.load(file) != PROTOCOL:
         raise pickled.PickleError('of an unknown version')
-    if pickled.load(file).get('little_endian') is not (sys.byteorder == 'little'):
+    about = pickled.load(file)
+    little = about.get('little_endian') if isinstance(about, dict) else None
+    if little is not (sys.byteorder == 'little'):
         raise pickled.PickleError('written on a machine of another byte order')
     start = file.tell()
     # Once without the storages, to find where they are.

@@ -1,11 +1,11 @@
 """Reads a pickle as data: what it names is not imported, and nothing is called but what is here.
 
-`torch.load(weights_only=True)` is not enough. Up to torch 2.5 an archive of the oldest format ran
-code (CVE-2025-32434), up to 2.9 wrong sizes read memory that was not the file's (CVE-2026-24747),
-and the types that mmengine's own checkpoints need are no data as they stand: NumPy's dtypes can be
-told that an object lies where there are bytes, and OneDL's list holds `getattr`. So each name that
-a checkpoint may hold stands for a small function of `MAKERS` here, which takes what it needs and no
-more; sizes are held against the file. The rest is refused by its name, in any version of torch.
+`torch.load(weights_only=True)` is not enough: it was got round in torch up to 2.5 (CVE-2025-32434)
+and up to 2.9 (CVE-2026-24747, sizes that are not the file's), which are in use here, and the types
+that mmengine's own checkpoints need are no data as they stand: NumPy's dtypes can be told that an
+object lies where there are bytes, and OneDL's list holds `getattr`. So each name that a checkpoint
+may hold stands for a small function of `MAKERS` here, which takes what it needs and no more; sizes
+are held against the file. The rest is refused by its name, in any version of torch.
 """
 
 import pickletools

@@ -33,9 +33,15 @@ def checkpoint(trace: Path) -> dict:
 def save(path: Path, trace: Path, form: str) -> Path:
     """Writes one in one of `FORMS`: 'zip', 'single' (before torch 1.6), or 'tar' (of 2016)."""
     if form == 'tar':
+        nothing = pickle.dumps(0, protocol=2)
+        members = dict(
+            sys_info=nothing,
+            pickle=pickle.dumps(checkpoint(trace), protocol=2),
+            storages=nothing + pickle.dumps([], protocol=2),
+            tensors=nothing,
+        )
         with tarfile.open(path, 'w', format=tarfile.PAX_FORMAT) as archive:
-            for name in ('sys_info', 'pickle', 'storages', 'tensors'):
-                data = pickle.dumps(Touch(trace) if name == 'pickle' else 0, protocol=2)
+            for name, data in members.items():
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 archive.addfile(member, io.BytesIO(data))

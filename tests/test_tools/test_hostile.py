@@ -86,9 +86,10 @@ def test_a_trained_checkpoint_runs_no_code(error_of, tmp_path, trace, served, wa
     assert 'mkdir' in line and '--trust-checkpoint' in line
 
 
-def test_who_trusts_a_checkpoint_has_it_run(run_tool, tmp_path, trace):
+@pytest.mark.parametrize('form', evil.FORMS)
+def test_who_trusts_a_checkpoint_has_it_run(run_tool, tmp_path, trace, form):
     """The checkpoints above would be seen to run."""
-    path = evil.save(tmp_path / 'evil.pth', trace, 'zip')
+    path = evil.save(tmp_path / 'evil.pth', trace, form)
     run_tool('test', CONFIG, path, '--work-dir', tmp_path / 'work', '--trust-checkpoint')
     assert trace.exists()
 
