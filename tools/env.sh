@@ -60,6 +60,8 @@ mmattn_stage() {
 mmattn_reason() {
     if grep -qiE 'No space left on device|Errno 28' "$1"; then
         printf ': the disk is full (%s free for %s)' "$(mmattn_free_gb "$ROOT") GB" "$ROOT"
+    elif [ -n "${MMATTN_LOCKED:-}" ] && grep -qi 'do not match the hashes' "$1"; then
+        printf ': a package is not the one of requirements/locked.txt (an index with other builds?)'
     elif grep -qiE 'Read timed out|ReadTimeout|ConnectTimeout|Connection (broken|reset|refused|aborted)|NewConnectionError|IncompleteRead|name resolution|Name or service not known|Network is unreachable|ProxyError|Could not fetch URL|do not match the hashes' "$1"; then
         printf ': the download broke off (is the network up?)'
     else
