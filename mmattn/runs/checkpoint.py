@@ -31,7 +31,7 @@ from mmengine.runner import CheckpointLoader
 from . import pickled
 
 Device = str | torch.device | dict | Callable | None
-HELP = 'if you trust whoever made it with your account, --trust-checkpoint runs it'
+HELP = 'if whoever made it may act as you, --trust-checkpoint lets it run'
 
 
 class CheckpointError(ValueError):
