@@ -12,7 +12,8 @@
 # hash of its requirements, so an interrupted set-up goes on where it stopped and a finished one is
 # recognised in a second, without network. Nothing is compiled: mmattn supplies the operators that mmcv
 # would compile (docs/operators.md). --compiled-mmcv compiles them all the same, for good: that .venv
-# keeps them. MMATTN_PYTHON=/path/to/python, or --no-venv (the `python` on PATH), uses an existing
+# keeps them. MMATTN_LOCKED=1 takes every package from requirements/locked.txt, each held against its
+# SHA-256 (from PyPI: an index of CPU builds has other files). MMATTN_PYTHON=/path/to/python, or --no-venv (the `python` on PATH), uses an existing
 # environment instead, which is only looked at, never changed.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -59,6 +60,8 @@ mmattn_stage() {
 mmattn_reason() {
     if grep -qiE 'No space left on device|Errno 28' "$1"; then
         printf ': the disk is full (%s free for %s)' "$(mmattn_free_gb "$ROOT") GB" "$ROOT"
+    elif [ -n "${MMATTN_LOCKED:-}" ] && grep -qi 'do not match the hashes' "$1"; then
+        printf ': a package is not the one of requirements/locked.txt (an index with other builds?)'
     elif grep -qiE 'Read timed out|ReadTimeout|ConnectTimeout|Connection (broken|reset|refused|aborted)|NewConnectionError|IncompleteRead|name resolution|Name or service not known|Network is unreachable|ProxyError|Could not fetch URL|do not match the hashes' "$1"; then
         printf ': the download broke off (is the network up?)'
     else
@@ -73,6 +76,7 @@ mmattn_check_disk() {
     local download disk need free tmp="${TMPDIR:-/tmp}"
     case "$1" in
         torch) download=3.1 disk=5.6 ;;
+        locked) download=3.7 disk=7.2 ;;
         classification) download=0.3 disk=0.7 ;;
         openmmlab) download=0.2 disk=0.5 ;;
         tests) download=0.1 disk=0.4 ;;
@@ -208,6 +212,14 @@ mmattn_make_venv() {
 mmattn_fill_venv() {
     local torch
     torch="$(mmattn_torch_file)"
+    if [ -n "${MMATTN_LOCKED:-}" ]; then
+        [ "$torch" = requirements/torch.txt ] ||
+            mmattn_die "MMATTN_LOCKED=1 is for requirements/torch.txt; this set-up takes $torch"
+        # What the stages below ask for is then there, and nothing else is downloaded but what pip
+        # builds mmcv with.
+        mmattn_stage locked requirements/locked.txt \
+            mmattn_install --require-hashes --no-deps -r requirements/locked.txt
+    fi
     mmattn_stage build requirements/build.txt mmattn_pip install -r requirements/build.txt
     mmattn_stage torch "$torch" mmattn_pip_install -r "$torch"
     if [ -n "$MMATTN_COMPILED" ]; then

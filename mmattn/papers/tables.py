@@ -1,3 +1,5 @@
+import re
+import reprlib
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -30,7 +32,13 @@ OPTIONAL_TABLE_KEYS = {'alternatives', 'granularity'}
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
 OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
-OPTIONAL_ROW_KEYS = {'settings', 'contradicts', 'misprints', 'quoted', 'pretrained'}
+OPTIONAL_ROW_KEYS = {
+    'settings': dict,
+    'contradicts': dict,
+    'misprints': dict,
+    'quoted': str,
+    'pretrained': (str, dict),
+}
 
 
 @dataclass(frozen=True)
@@ -80,33 +88,101 @@ def load(paper: str) -> dict[int, dict[str, Any]]:
     """The tables of `configs/<paper>/paper_tables.yml`, by their number.
 
     Raises:
-        ValueError: for an unknown paper, or a file that does not have the documented keys.
+        ValueError: for an unknown paper, or as `parse` does.
     """
     if paper not in PAPERS:
         raise ValueError(f'paper must be one of {PAPERS}, got {paper!r}')
     path = config_root() / paper / 'paper_tables.yml'
+    return parse(path.read_text(encoding='utf-8'), path)
+
+
+def parse(text: str, path: str | Path) -> dict[int, dict[str, Any]]:
+    """The tables of a text in the form of `paper_tables.yml`, by their number.
+
+    Args:
+        text (str): YAML.
+        path (str or Path): What messages call it.
+
+    Raises:
+        ValueError: in one line, if it does not have the documented keys, or values of their kinds.
+    """
+    try:
+        contents = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f'{path}: no YAML: {" ".join(str(error).split())}') from error
+    _check_kind(path, 'the file', contents, dict)
     tables = {}
-    for table in yaml.safe_load(path.read_text(encoding='utf-8'))['tables']:
+    for table in _check_kind(path, 'tables', contents.get('tables'), list):
         _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
-        if table['task'] not in TASKS:
-            raise ValueError(f'{path}: task must be one of {TASKS}, got {table["task"]!r}')
-        if table['checkpoint'] not in CHECKPOINTS:
-            raise ValueError(
-                f'{path}: checkpoint must be one of {CHECKPOINTS}, got {table["checkpoint"]!r}'
-            )
-        for item in table.get('alternatives', []):
+        _check_kind(path, 'id', table['id'], int)
+        if table['id'] in tables:
+            raise ValueError(f'{path}: two tables have the id {table["id"]}')
+        for key, allowed in (('task', TASKS), ('checkpoint', CHECKPOINTS)):
+            if table[key] not in allowed:
+                raise ValueError(
+                    f'{path}: {key} must be one of {allowed}, got {reprlib.repr(table[key])}'
+                )
+        metrics = _check_kind(path, 'metrics', table['metrics'], list)
+        for metric in metrics:
+            _check_kind(path, 'a metric', metric, str)
+        granularity = _check_kind(path, 'granularity', table.get('granularity', {}), dict)
+        for metric, step in granularity.items():
+            if metric not in metrics or not _check_kind(path, 'a step', step, (int, float)) > 0:
+                raise ValueError(
+                    f'{path}: granularity gives a step above 0 for some of the metrics {metrics}, '
+                    f'got {reprlib.repr(granularity)}'
+                )
+        for item in _check_kind(path, 'alternatives', table.get('alternatives', []), list):
             _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
-        for row in table['rows']:
-            _check_keys(path, row, ROW_KEYS, OPTIONAL_ROW_KEYS)
-            for _, values in _placements(row, row['paper']):
-                if set(values) != set(table['metrics']):
-                    raise ValueError(
-                        f'{path}: table {table["id"]} has the metrics '
-                        f'{table["metrics"]}, a row has {list(values)}'
-                    )
-                _check_granularity(path, table, row, values)
+            for key in ALTERNATIVE_KEYS:
+                _check_kind(path, key, item[key], str)
+            globs = _check_kind(path, 'rows of an alternative', item.get('rows', '*'), (str, list))
+            for glob in [globs] if isinstance(globs, str) else globs:
+                _check_kind(path, 'rows of an alternative', glob, str)
+            if not re.fullmatch(r'[\w.-]+', item['name']):
+                raise ValueError(f'{path}: {item["name"]!r} is no name of an alternative')
+        for row in _check_kind(path, 'rows', table['rows'], list):
+            _check_row(path, row, table)
         tables[table['id']] = table
     return tables
+
+
+def _check_row(path: str | Path, row: Any, table: dict[str, Any]) -> None:
+    """Raises ValueError for a row that is not of the documented form."""
+    metrics = table['metrics']
+    _check_keys(path, row, ROW_KEYS, set(OPTIONAL_ROW_KEYS))
+    _check_kind(path, 'group', row['group'], str)
+    _check_kind(path, 'method', row['method'], str)
+    _check_kind(path, 'config', row['config'], (str, dict))
+    _check_kind(path, 'paper', row['paper'], dict)
+    for key, kind in OPTIONAL_ROW_KEYS.items():
+        if key in row:
+            _check_kind(path, key, row[key], kind)
+    placements = dict(_placements(row, row['paper']))
+    if isinstance(row['config'], dict) and set(placements) != set(row['config']):
+        raise ValueError(
+            f'{path}: table {table["id"]} has a row whose config and paper differ in places'
+        )
+    for key in ('config', 'pretrained'):
+        configs = row.get(key, {})
+        for config in configs.values() if isinstance(configs, dict) else [configs]:
+            _check_config(path, config)
+    for values in placements.values():
+        if set(_check_kind(path, 'paper', values, dict)) != set(metrics):
+            raise ValueError(
+                f'{path}: table {table["id"]} has the metrics {metrics}, a row has {list(values)}'
+            )
+        for value in values.values():
+            _check_kind(path, 'a printed number', value, (int, float))
+        _check_granularity(path, table, row, values)
+
+
+def _check_config(path: str | Path, config: Any) -> None:
+    """Raises ValueError for a config that is not a file below `config_root()`."""
+    _check_kind(path, 'config', config, str)
+    parts = config.split('/')
+    if Path(config).is_absolute() or '..' in parts or '\\' in config or '\0' in config:
+        raise ValueError(f'{path}: a config must lie in the folder of configs, got {config!r}')
 
 
 def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
@@ -154,7 +230,7 @@ def _placements(row: dict[str, Any], item: Any) -> Iterable[tuple[str | None, An
 
 
 def _check_granularity(
-    path: Path, table: dict[str, Any], row: dict[str, Any], values: dict[str, float]
+    path: str | Path, table: dict[str, Any], row: dict[str, Any], values: dict[str, float]
 ) -> None:
     """A metric that comes in steps (0.002 % is one of 50,000 images) is a whole number of them,
     unless the row names it under `misprints`."""
@@ -169,11 +245,23 @@ def _check_granularity(
             )
 
 
+def _check_kind(path: str | Path, name: str, value: Any, kind: type | tuple[type, ...]) -> Any:
+    """The value; raises ValueError if it is of another kind. A bool is no number."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        raise ValueError(
+            f'{path}: {name} must be of {" or ".join(k.__name__ for k in kinds)}, '
+            f'got {reprlib.repr(value)}'
+        )
+    return value
+
+
 def _check_keys(
-    path: Path, item: dict[str, Any], required: Set[str], optional: Set[str] = frozenset()
+    path: str | Path, item: Any, required: Set[str], optional: Set[str] = frozenset()
 ) -> None:
+    _check_kind(path, 'a table or row', item, dict)
     if not required <= set(item) <= required | optional:
         raise ValueError(
             f'{path}: expected the keys {sorted(required)} (and perhaps '
-            f'{sorted(optional)}), got {sorted(item)}'
+            f'{sorted(optional)}), got {sorted(map(str, item))}'
         )

@@ -19,6 +19,8 @@ from mmengine.utils import import_modules_from_strings
 from mmattn import quiet
 from mmattn.papers import alternatives
 
+from . import checkpoint, plain_config
+
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
 
@@ -53,6 +55,16 @@ def add_common_arguments(parser):
         metavar='DIR',
         help="takes the place of the config's data/ (so does MMATTN_DATA, for all commands)",
     )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let checkpoints run code: only for files that nobody but you could have written',
+    )
+    parser.add_argument(
+        '--plain-config',
+        action='store_true',
+        help='read the config as data: no Python is run, only registered classes are built',
+    )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -85,6 +97,7 @@ def load_config(args):
             alternative does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    checkpoint.install(args.trust_checkpoint)
     path = Path(args.config)
     if not path.is_file():
         near = difflib.get_close_matches(
@@ -92,10 +105,18 @@ def load_config(args):
         )
         hint = f'; did you mean {path.parent / near[0]}?' if near else ''
         raise UserError(f'config not found: {path}{hint}')
+    if args.plain_config:
+        if args.alternative:
+            raise UserError('--alternative and --plain-config exclude each other: alternatives run')
+        plain_config.restrict()
     try:
         # Imported below, where a missing module is not blamed on the config's syntax.
-        cfg = alternatives.combine(path, args.alternative)
-    except alternatives.AlternativeError as error:
+        cfg = (
+            plain_config.load(path)
+            if args.plain_config
+            else alternatives.combine(path, args.alternative)
+        )
+    except (alternatives.AlternativeError, plain_config.PlainConfigError) as error:
         raise UserError(str(error)) from error
     except SyntaxError as error:
         # mmengine does not always say which file, and keeps Python's own error as the context.
@@ -257,7 +278,8 @@ def one_line_errors(debug):
             if debug or (begun and not isinstance(error, FileNotFoundError)):
                 raise
             if rank() == 0:
-                hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
+                told = isinstance(error, (UserError, checkpoint.CheckpointError))
+                hint = '' if told else ' (--debug shows the traceback)'
                 print(f'error: {describe(error)}{hint}', file=sys.stderr)
             code = 2
     else:
@@ -277,4 +299,4 @@ def _resume_hint(runner):
     last = Path(runner.work_dir) / 'last_checkpoint'
     if not last.exists():
         return '; there is no checkpoint yet'
-    return f'; --resume goes on from {last.read_text().strip()}'
+    return f'; --resume goes on from {last.read_text(errors="replace").strip()}'

@@ -1,6 +1,7 @@
 import os
 import socket
 import subprocess
+from pathlib import Path
 
 import torch
 from mmengine.dist import is_distributed
@@ -13,6 +14,7 @@ from torch import distributed
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
+from . import checkpoint
 from .hooks import ProgressHook
 from .seeding import SeedIterationHook, seeded
 
@@ -64,11 +66,13 @@ class Runner(MMEngineRunner):
     - Training that was killed and resumed ends with the weights of uninterrupted training (see
       :mod:`mmattn.runs.seeding`), as far as the device computes deterministically and the
       checkpoints lie at the end of an epoch (or at any iteration, in iteration-based training).
+    - Checkpoints are read as data and run no code (see :mod:`mmattn.runs.checkpoint`).
 
     Arguments are mmengine's, as keywords.
     """
 
     def __init__(self, **kwargs):
+        checkpoint.install()
         kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'))
         if kwargs.get('resume'):
             kwargs['randomness'] = self._resumed_randomness(**kwargs)
@@ -83,11 +87,24 @@ class Runner(MMEngineRunner):
         # mmengine takes the seed over from the checkpoint as well, but after it has given another
         # one to the sampler.
         randomness = dict(randomness or {})
-        checkpoint = load_from or find_latest_checkpoint(work_dir)
-        if randomness.get('seed') is None and checkpoint and os.path.isfile(checkpoint):
-            meta = torch.load(checkpoint, map_location='cpu', mmap=True, weights_only=False)['meta']
-            randomness['seed'] = meta.get('seed')
+        path = load_from or find_latest_checkpoint(work_dir)
+        if randomness.get('seed') is None and path and os.path.isfile(path):
+            randomness['seed'] = checkpoint.load_meta(path).get('seed')
         return randomness
+
+    def resume(self, *args, **kwargs):
+        super().resume(*args, **kwargs)
+        # CheckpointHook deletes what these name when there is something better or newer, folders
+        # too: they must be checkpoints of this run.
+        info, folder = self.message_hub.runtime_info, Path(self.work_dir).resolve()
+        for key in [key for key in info if key.startswith(('best_ckpt', 'last_ckpt'))]:
+            path = Path(str(info[key])).resolve()
+            if folder not in path.parents or path.suffix != '.pth':
+                self.logger.warning(f'{key} is no checkpoint in {folder}, so forgotten: {path}')
+                info.pop(key)
+        ids = info.get('keep_ckpt_ids', [])
+        if not (isinstance(ids, list) and all(type(number) is int for number in ids)):
+            info.pop('keep_ckpt_ids')
 
     def setup_env(self, env_cfg):
         if self.distributed and not is_distributed() and not torch.cuda.is_available():

@@ -116,6 +116,22 @@ def test_stages_once_each(set_up, checkout):
         assert (ran.returncode, told) == (0, [])
 
 
+def test_every_package_by_its_hash(set_up):
+    ran, told = set_up(need='classification', MMATTN_LOCKED='1')
+    assert ran.returncode == 0, ran.stderr
+    assert told == ['venv', 'locked', *CLASSIFICATION]
+    ran, told = set_up('--compiled-mmcv', MMATTN_LOCKED='1')
+    assert ran.returncode == 1 and told == []
+    assert 'MMATTN_LOCKED=1 is for requirements/torch.txt' in ran.stderr
+
+
+def test_a_package_with_another_hash(set_up):
+    says = 'ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.'
+    ran, _ = set_up(FAIL='locked.txt', SAYS=says, MMATTN_LOCKED='1')
+    assert ran.returncode == 1
+    assert 'not the one of requirements/locked.txt' in ran.stderr
+
+
 def test_a_changed_file_repeats_its_stage(set_up, checkout):
     set_up(need='tests')
     with open(checkout / 'requirements' / 'tests.txt', 'a') as file:
