@@ -1,6 +1,4 @@
 import os
-import socket
-import subprocess
 
 import torch
 from mmengine.dist import is_distributed
@@ -8,51 +6,13 @@ from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
 from mmengine.runner import find_latest_checkpoint
-from torch import distributed
 
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
+from . import processes
 from .hooks import ProgressHook
 from .seeding import SeedIterationHook, seeded
-
-
-def init_cpu_processes(launcher):
-    """Joins the processes of a launcher with gloo.
-
-    mmengine's own start binds every process to a GPU, whatever the backend.
-
-    Args:
-        launcher (str): 'pytorch' (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are
-            set), 'slurm' or 'mpi' (Open MPI).
-    """
-    env = os.environ
-    if launcher == 'slurm':
-        env.update(
-            RANK=env['SLURM_PROCID'],
-            WORLD_SIZE=env['SLURM_NTASKS'],
-            LOCAL_RANK=env['SLURM_LOCALID'],
-        )
-        if 'MASTER_ADDR' not in env:
-            env['MASTER_ADDR'] = subprocess.run(
-                ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']],
-                check=True,
-                text=True,
-                capture_output=True,
-            ).stdout.split()[0]
-    elif launcher == 'mpi':
-        env.update(
-            RANK=env['OMPI_COMM_WORLD_RANK'],
-            WORLD_SIZE=env['OMPI_COMM_WORLD_SIZE'],
-            LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'],
-        )
-        env.setdefault('MASTER_ADDR', '127.0.0.1')
-    env.setdefault('MASTER_PORT', '29500')
-    # gloo looks up the machine's own name, which need not resolve on a machine alone.
-    interfaces = [name for _, name in socket.if_nameindex()]
-    if env['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and 'lo' in interfaces:
-        env.setdefault('GLOO_SOCKET_IFNAME', 'lo')
-    distributed.init_process_group('gloo')
 
 
 @register(RUNNERS, name='mmattn.Runner')
@@ -90,8 +50,9 @@ class Runner(MMEngineRunner):
         return randomness
 
     def setup_env(self, env_cfg):
-        if self.distributed and not is_distributed() and not torch.cuda.is_available():
-            init_cpu_processes(self.launcher)
+        if self.distributed and not is_distributed():
+            dist_cfg = processes.join(self.launcher, env_cfg.get('dist_cfg', {}))
+            env_cfg = {**env_cfg, 'dist_cfg': dist_cfg}
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg, model):
