@@ -37,8 +37,7 @@ GRACE = 10  # seconds
 JOIN_TIMEOUT = 900  # seconds until all machines must be there
 SAME_SIGNAL = 1  # seconds in which signals count as one: a cluster may send several
 
-# Exit codes of the tools in tools/, see mmattn.runs.cli: an error of the user, a fault of the
-# program before its first step, stopped by a signal, interrupted.
+# Exit codes of the tools, as in errors.py.
 USER_ERROR, FAULT, STOPPED, INTERRUPTED = 2, 70, 75, 130
 FINAL = {USER_ERROR, STOPPED, INTERRUPTED}
 
@@ -220,6 +219,8 @@ class Agent(LocalElasticAgent):
         # Elastic's own asks with SIGTERM first, which here means to save a checkpoint.
         for process in self._processes().values():
             with suppress(ProcessLookupError):
+                if process.poll() == 0:
+                    continue
                 os.killpg(process.pid, signal.SIGKILL)  # its data workers too
         if self._pcontext:
             self._pcontext.close(signal.SIGKILL)

@@ -3,6 +3,8 @@
 import os
 import socket
 import subprocess
+import time
+from contextlib import suppress
 
 import torch
 from torch import distributed
@@ -26,6 +28,33 @@ def attempt_store():
 def attempt():
     """How often tools/dist_*.sh have started this process's work before."""
     return int(os.environ.get('MMATTN_ATTEMPT', 0))
+
+
+def announce(code):
+    """Tells the other processes of this attempt with which exit code this one ends on purpose."""
+    with suppress(RuntimeError):
+        store = attempt_store()
+        if store is not None:
+            store.set('end', str(code))
+
+
+def announced(seconds=1):
+    """The exit code with which another process of this attempt has ended on purpose, or None.
+
+    Whoever loses the connection to it need not say so.
+
+    Args:
+        seconds (float): How long to wait for it.
+    """
+    with suppress(RuntimeError):
+        store, deadline = attempt_store(), time.monotonic() + seconds
+        while store is not None:
+            if store.check(['end']):
+                return int(store.get('end'))
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    return None
 
 
 def group_options():
