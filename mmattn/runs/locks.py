@@ -92,7 +92,10 @@ def _read(file):
     except ValueError:
         return {}
     keys = dict(pid=int, machine=str, what=str, since=str)
-    return owner if all(isinstance(owner.get(key), kind) for key, kind in keys.items()) else {}
+    is_ours = isinstance(owner, dict) and all(
+        isinstance(owner.get(key), kind) for key, kind in keys.items()
+    )
+    return owner if is_ours else {}
 
 
 def _write(file, text):

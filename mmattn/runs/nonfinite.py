@@ -51,7 +51,7 @@ class NonFiniteLossHook(Hook):
         self.batch = None
 
     def _refuse(self, runner, loss):
-        here = None if _is_finite(loss) else (float(loss), first_layer(runner, self.batch))
+        here = None if _is_finite(loss) else (float(loss.detach()), first_layer(runner, self.batch))
         files = None if here is None else batch_files(self.batch)
         if here is None and is_distributed():
             first_layer(runner, self.batch)  # its synchronised layers wait for ours

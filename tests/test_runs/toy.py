@@ -27,7 +27,7 @@ class Digits(Dataset):
 
     def __getitem__(self, index):
         self.read.append(int(index))
-        value = float('nan') if index in self.bad else index / self.size
+        value = 1e4 if index in self.bad else index / self.size
         return dict(inputs=torch.full((4,), value) + torch.rand(4), data_samples=Sample(index))
 
 
@@ -36,12 +36,17 @@ class Sample:
         self.img_path = f'images/{int(index)}.jpg'
 
 
+class Exponential(nn.Module):
+    def forward(self, x):
+        return x.exp()
+
+
 class Toy(BaseModel):
     """Layers with running means and dropout."""
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        self.first = nn.Sequential(nn.Linear(4, 8), Exponential(), nn.BatchNorm1d(8))
         self.last = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 1))
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
