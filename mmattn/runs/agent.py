@@ -39,7 +39,7 @@ SAME_SIGNAL = 1  # seconds in which signals count as one: a cluster may send sev
 
 # Exit codes of the tools, as in errors.py.
 USER_ERROR, FAULT, STOPPED, INTERRUPTED = 2, 70, 75, 130
-FINAL = {USER_ERROR, STOPPED, INTERRUPTED}
+FINAL = {USER_ERROR, FAULT, STOPPED, INTERRUPTED}
 
 PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # What elastic's start of the workers sets handlers for. These raise out of whatever is being done,
@@ -193,9 +193,10 @@ class Agent(LocalElasticAgent):
 
     def _is_final(self):
         codes = set(self.failed.values())
-        # The others' errors are no fault of the program where one was killed.
-        fault = FAULT in codes and min(codes) > 0
-        return self.signalled is not None or fault or bool(codes & FINAL)
+        # The others' errors are nobody's fault where one was killed.
+        if min(codes) < 0:
+            codes -= {USER_ERROR, FAULT}
+        return self.signalled is not None or bool(codes & FINAL)
 
     def _report(self):
         """One line, unless the processes have said all there is to say."""

@@ -19,7 +19,7 @@ from mmengine.utils import import_modules_from_strings
 from mmattn import quiet
 
 from . import processes, saving, signals
-from .errors import FAULT, INTERRUPTED, STOPPED, USER_ERROR, Stopped, UserError
+from .errors import FAULT, INTERRUPTED, LOST, STOPPED, USER_ERROR, Stopped, UserError
 
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
@@ -211,6 +211,10 @@ def one_line_errors(debug):
             code = STOPPED
         elif isinstance(error, Stopped):  # by a signal to another process
             message, code = f'stopped{_resume_hint(State.runner)}', STOPPED
+        elif not debug and processes.is_lost(error):
+            message, code = None, processes.announced() or LOST
+            if os.environ['LOCAL_RANK'] == '0' and code == LOST:
+                print(f'error: another process is lost: {describe(error)}', file=sys.stderr)
         elif debug or not _is_users(error, State.runner):
             if 'MMATTN_ATTEMPT' not in os.environ:
                 raise

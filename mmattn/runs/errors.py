@@ -2,8 +2,9 @@
 
 # An error of the user, a fault of the program before its first step, stopped by a signal that asks
 # for it, interrupted from the keyboard. 70 and 75 are those of sysexits.h. agent.py, which starts
-# processes again, knows them too.
+# processes again, knows them too. 1 is a fault later on, or the end of another process.
 USER_ERROR, FAULT, STOPPED, INTERRUPTED = 2, 70, 75, 130
+LOST = 1
 
 
 class UserError(Exception):

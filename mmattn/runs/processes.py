@@ -57,6 +57,14 @@ def announced(seconds=1):
     return None
 
 
+def is_lost(error):
+    """Whether an error tells of the end of another process, of which the launcher tells better."""
+    return 'MMATTN_ATTEMPT' in os.environ and (
+        isinstance(error, distributed.DistError)
+        or (isinstance(error, RuntimeError) and 'gloo' in str(error))
+    )
+
+
 def group_options():
     """Arguments of `init_process_group` for the store of this attempt."""
     store = attempt_store()

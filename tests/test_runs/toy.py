@@ -2,6 +2,10 @@
 
 import copy
 import itertools
+import os
+import sys
+import time
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -19,14 +23,15 @@ NUMBERS = itertools.count()
 class Digits(Dataset):
     """Inputs that depend on the sample and on the random numbers drawn for it."""
 
-    def __init__(self, size=10, bad=()):
-        self.size, self.bad, self.read = size, set(bad), []
+    def __init__(self, size=10, bad=(), pause=0):
+        self.size, self.bad, self.pause, self.read = size, set(bad), pause, []
 
     def __len__(self):
         return self.size
 
     def __getitem__(self, index):
         self.read.append(int(index))
+        time.sleep(self.pause)
         value = 1e4 if index in self.bad else index / self.size
         return dict(inputs=torch.full((4,), value) + torch.rand(4), data_samples=Sample(index))
 
@@ -60,11 +65,11 @@ def config(work_dir, epochs=None, iters=None, size=10, bad=(), interval=None, **
     scheduler = dict(type='CosineAnnealingLR', by_epoch=False, T_max=20)
     cfg = dict(
         work_dir=str(work_dir),
-        model=dict(type=Toy),
+        model=dict(type='Toy'),
         train_dataloader=dict(
             batch_size=2,
             num_workers=0,
-            dataset=dict(type=Digits, size=size, bad=tuple(bad)),
+            dataset=dict(type='ToyDigits', size=size, bad=tuple(bad)),
             sampler=dict(type='DefaultSampler' if by_epoch else 'InfiniteSampler', shuffle=True),
         ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs)
@@ -87,6 +92,27 @@ def config(work_dir, epochs=None, iters=None, size=10, bad=(), interval=None, **
     return cfg
 
 
+def write(path, cfg):
+    """Writes a config as a file for the tools."""
+    imports = dict(imports=['mmattn.runs', Path(__file__).stem], allow_failed_imports=False)
+    cfg = dict(cfg, custom_imports=imports)
+    path.write_text(''.join(f'{key} = {value!r}\n' for key, value in cfg.items()))
+    return path
+
+
+def environment(**more):
+    """The variables with which the tools find this file."""
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    paths += filter(None, [os.environ.get('PYTHONPATH')])
+    return dict(
+        os.environ,
+        PYTHONPATH=os.pathsep.join(paths),
+        PYTHON=sys.executable,
+        OMP_NUM_THREADS='1',
+        **more,
+    )
+
+
 def runner(cfg):
     with mock.patch.object(Runner, '_log_env'):  # which asks compilers for their versions
         return Runner.from_cfg(Config(cfg))
@@ -100,5 +126,5 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-for registry, part in ((DATASETS, Digits), (MODELS, Toy)):
-    registry.register_module(module=part, force=True)
+for registry, name, part in ((DATASETS, 'ToyDigits', Digits), (MODELS, 'Toy', Toy)):
+    registry.register_module(name=name, module=part, force=True)
