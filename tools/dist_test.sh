@@ -2,6 +2,7 @@
 # Tests in NPROC processes of this machine, one a GPU, or on CPUs if there is no GPU:
 #     tools/dist_test.sh CONFIG CHECKPOINT NPROC [options of test.py]
 # Several machines: NNODES, NODE_RANK (0 ... NNODES - 1), MASTER_ADDR and PORT as environment variables.
+# A run of which a process dies starts again and tests anew, RESTARTS (3) times.
 set -euo pipefail
 [ $# -ge 3 ] || { echo "usage: $0 CONFIG CHECKPOINT NPROC [options of test.py]" >&2; exit 2; }
 

@@ -2,19 +2,21 @@
 
 import argparse
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 
 import mmengine
 from mmengine.config import ConfigDict
 from mmengine.dist import is_main_process
 
-from mmattn.runs import Runner
+from mmattn.runs import Runner, locks
 from mmattn.runs.cli import (
     UserError,
     add_common_arguments,
     check_file,
     load_config,
     one_line_errors,
+    rank,
 )
 
 
@@ -102,10 +104,13 @@ def main():
             add_tta(cfg)
         if args.out:
             add_output(cfg, args.out)
-        state.runner = Runner.from_cfg(cfg)
-        metrics = state.runner.test()
-        if args.out and args.out.endswith('.json') and is_main_process():
-            mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)
+        with ExitStack() as stack:
+            if rank() == 0:
+                stack.enter_context(locks.owning(cfg.work_dir, 'a test'))
+            state.runner = Runner.from_cfg(cfg)
+            metrics = state.runner.test()
+            if args.out and args.out.endswith('.json') and is_main_process():
+                mmengine.dump({key: float(value) for key, value in metrics.items()}, args.out)
 
 
 if __name__ == '__main__':

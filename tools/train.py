@@ -1,20 +1,29 @@
 """Trains a model of mmpretrain, mmdetection or mmsegmentation."""
 
 import argparse
+from contextlib import ExitStack
 
 from mmengine.device import get_device
 
 from mmattn.papers import entries
 from mmattn.papers.alternatives import row_of
-from mmattn.runs import Runner
+from mmattn.runs import Runner, locks, processes, saving
 from mmattn.runs.cli import (
     UserError,
     add_common_arguments,
     check_file,
     load_config,
     one_line_errors,
+    rank,
 )
 from mmattn.runs.pretrained import start_from
+
+
+def count(text):
+    """A number of things, from the command line."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
+    return int(text)
 
 
 def parse_args():
@@ -44,6 +53,20 @@ def parse_args():
         help="scale the learning rate by the actual over the config's base batch size",
     )
     parser.add_argument('--no-validate', action='store_true', help='train only')
+    parser.add_argument(
+        '--skip-nonfinite',
+        type=count,
+        default=0,
+        metavar='N',
+        help='leave out up to N batches whose loss is not finite, instead of stopping at the first',
+    )
+    parser.add_argument(
+        '--max-unreadable',
+        type=count,
+        metavar='N',
+        help='how many images that cannot be read may be left out before the training stops '
+        '(default: one in a thousand, and ten in any case)',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -75,15 +98,24 @@ def merge_args(cfg, args):
     elif args.resume is not None:
         check_file(args.resume, 'checkpoint')
         cfg.resume, cfg.load_from = True, args.resume
+    cfg.skip_nonfinite, cfg.max_unreadable = args.skip_nonfinite, args.max_unreadable
+    if processes.attempt() > 0 and saving.pointed(cfg.work_dir):
+        # The launcher has started us again: on from the last checkpoint, wherever we began.
+        cfg.resume, cfg.load_from = True, None
 
 
 def main():
     args = parse_args()
     with one_line_errors(args.debug) as state:
         cfg = load_config(args)
-        merge_args(cfg, args)
-        state.runner = Runner.from_cfg(cfg)
-        state.runner.train()
+        with ExitStack() as stack:
+            if rank() == 0:
+                stack.enter_context(locks.owning(cfg.work_dir, 'a training'))
+            merge_args(cfg, args)
+            if rank() == 0:
+                saving.begin(cfg.work_dir, resumed=bool(cfg.get('resume')))
+            state.runner = Runner.from_cfg(cfg)
+            state.runner.train()
 
 
 if __name__ == '__main__':

@@ -29,12 +29,13 @@ from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from . import pickled
+from .errors import UserError
 
 Device = str | torch.device | dict | Callable | None
 HELP = 'if whoever made it may act as you, --trust-checkpoint lets it run'
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that is not loaded, in one line that says why."""
 
 

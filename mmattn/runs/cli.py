@@ -19,16 +19,16 @@ from mmengine.utils import import_modules_from_strings
 from mmattn import quiet
 from mmattn.papers import alternatives
 
-from . import checkpoint, plain_config
+from . import checkpoint, plain_config, processes, saving, signals
+from .errors import FAULT, INTERRUPTED, LOST, STOPPED, USER_ERROR, Stopped, UserError
 
 # Here and not in a function: data workers that are not forked import the tool, and so this file.
 quiet.install()
 
+# Tests put something else here; not into os, which data workers need as it is.
+leave = os._exit
+
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-
-
-class UserError(Exception):
-    """Something the user can mend, told in one line."""
 
 
 def add_common_arguments(parser):
@@ -217,6 +217,9 @@ def describe(error):
     # Errors of data loader workers carry a traceback, at whose end they say what they are.
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
     text = lines[-1] if lines[0].startswith('Caught ') else ' '.join(lines)
+    text = text.removeprefix(f'{UserError.__module__}.UserError: ')
+    if saving.is_full(error):
+        return f'{error.strerror}: {error.filename or "while writing to the work directory"}'
     if not text:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         text = f'{type(error).__name__} in {frame.filename}:{frame.lineno}: {frame.line}'
@@ -241,8 +244,10 @@ def one_line_errors(debug):
     """Turns errors of the set-up into one line on stderr and exit code 2.
 
     Yields an object whose ``runner`` the tool sets once it has one. Errors after the runner's first
-    iteration has begun are faults of the program and keep their traceback, but for missing files.
-    Of several processes only the first prints. Ctrl-C ends with code 130.
+    iteration has begun are faults of the program and keep their traceback, but for missing files,
+    full disks and errors that are the user's to mend. Of several processes only the first prints
+    what all of them meet.
+    Ctrl-C ends with code 130, SIGTERM and SIGUSR2 with 75.
 
     Args:
         debug (bool): Whether to let every exception through.
@@ -266,22 +271,33 @@ def one_line_errors(debug):
     before = signal.signal(signal.SIGINT, interrupt)
     hook, sys.excepthook = sys.excepthook, excepthook
     try:
-        yield State
-    except (Exception, KeyboardInterrupt) as error:
+        with signals.request.heard() as request:
+            yield State
+    except (Exception, KeyboardInterrupt, Stopped) as error:
         # What fails on the way out (workers or other processes have gone first) is no error.
         if State.interrupted or isinstance(error, KeyboardInterrupt):
-            if rank() == 0:
-                print(f'\ninterrupted{_resume_hint(State.runner)}', file=sys.stderr)
-            code = 130
-        else:
-            begun = State.runner is not None and State.runner.progress.begun
-            if debug or (begun and not isinstance(error, FileNotFoundError)):
+            message, code = f'\ninterrupted{_resume_hint(State.runner)}', INTERRUPTED
+        elif request.signum is not None:
+            message = f'stopped by {request.name}{_resume_hint(State.runner)}'
+            code = STOPPED
+        elif isinstance(error, Stopped):  # by a signal to another process
+            message, code = f'stopped{_resume_hint(State.runner)}', STOPPED
+        elif not debug and processes.is_lost(error):
+            message, code = None, processes.announced() or LOST
+            if os.environ['LOCAL_RANK'] == '0' and code == LOST:
+                print(f'error: another process is lost: {describe(error)}', file=sys.stderr)
+        elif debug or not _is_users(error, State.runner):
+            if 'MMATTN_ATTEMPT' not in os.environ:
                 raise
-            if rank() == 0:
-                told = isinstance(error, (UserError, checkpoint.CheckpointError))
-                hint = '' if told else ' (--debug shows the traceback)'
-                print(f'error: {describe(error)}{hint}', file=sys.stderr)
-            code = 2
+            message, code = None, _report_fault(State.runner)
+        else:
+            hint = '' if isinstance(error, UserError) else ' (--debug shows the traceback)'
+            message, code = f'error: {describe(error)}{hint}', USER_ERROR
+        if message is not None:
+            alone = isinstance(error, UserError) and _begun(State.runner) and not error.everywhere
+            if alone or rank() == 0:
+                print(message, file=sys.stderr)
+            processes.announce(code)
     else:
         return
     finally:
@@ -290,13 +306,39 @@ def one_line_errors(debug):
     # The other processes may be waiting in a collective call: no goodbyes.
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)
+    leave(code)
+
+
+def _begun(runner):
+    return runner is not None and runner.progress.begun
+
+
+def _is_users(error, runner):
+    """Whether the user can mend an error, to whom a traceback says nothing."""
+    mendable = isinstance(error, (UserError, FileNotFoundError)) or saving.is_full(error)
+    return mendable or not _begun(runner)
+
+
+def _report_fault(runner):
+    """Prints the traceback of a process among others, in one piece.
+
+    Returns:
+        int: The exit code: that of another process which has ended on purpose; or that of a fault
+        which a restart will not mend, if no step was done.
+    """
+    code = processes.announced()
+    if code is not None:
+        return code
+    text = f'process {rank()}:\n{traceback.format_exc()}'
+    sys.stderr.flush()
+    os.write(2, text.encode())
+    return 1 if runner is not None and runner.progress.steps else FAULT
 
 
 def _resume_hint(runner):
-    if runner is None:
+    if runner is None or runner.train_dataloader is None:
         return ''
-    last = Path(runner.work_dir) / 'last_checkpoint'
-    if not last.exists():
+    last = saving.pointed(runner.work_dir)
+    if last is None:
         return '; there is no checkpoint yet'
-    return f'; --resume goes on from {last.read_text(errors="replace").strip()}'
+    return f'; --resume goes on from {last}'

@@ -13,9 +13,13 @@ class ProgressHook(Hook):
     """Knows whether training or testing has begun: errors before are the user's to mend."""
 
     begun = False
+    steps = 0  # of training, done since the start of this process
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.begun = True
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.steps += 1
 
     def before_test_iter(self, runner, batch_idx, data_batch=None):
         self.begun = True

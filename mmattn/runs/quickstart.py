@@ -17,6 +17,7 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from mmattn.datasets import digits
+from mmattn.runs import locks
 
 PROCESSES = 2
 DATA_ROOT = Path('data/digits')
@@ -214,7 +215,15 @@ def table(results):
 
 
 def main(only=None):
-    """Run all tasks, or those whose name begins with `only`, as far as they are not finished."""
+    """Run all tasks, or those whose name begins with `only`, as far as they are not finished.
+
+    One at a time in this folder: another waits, and finds them finished.
+    """
+    with locks.owning(WORK_DIR, 'another quickstart', wait=True):
+        _run_all(only)
+
+
+def _run_all(only):
     root = Path(__file__).resolve().parents[2]
     started = time.time()
     tasks = [task for task in TASKS if task.name.startswith(only or '')]

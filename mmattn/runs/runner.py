@@ -1,95 +1,72 @@
 import os
-import socket
-import subprocess
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_distributed
+from mmengine.dist import is_distributed, is_main_process
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
-from mmengine.runner import find_latest_checkpoint
-from torch import distributed
 
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
-from . import checkpoint
+from . import checkpoint, processes, saving, unreadable
 from .hooks import ProgressHook
+from .loops import resumable
+from .nonfinite import NonFiniteLossHook
 from .seeding import SeedIterationHook, seeded
-
-
-def init_cpu_processes(launcher):
-    """Joins the processes of a launcher with gloo.
-
-    mmengine's own start binds every process to a GPU, whatever the backend.
-
-    Args:
-        launcher (str): 'pytorch' (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are
-            set), 'slurm' or 'mpi' (Open MPI).
-    """
-    env = os.environ
-    if launcher == 'slurm':
-        env.update(
-            RANK=env['SLURM_PROCID'],
-            WORLD_SIZE=env['SLURM_NTASKS'],
-            LOCAL_RANK=env['SLURM_LOCALID'],
-        )
-        if 'MASTER_ADDR' not in env:
-            env['MASTER_ADDR'] = subprocess.run(
-                ['scontrol', 'show', 'hostnames', env['SLURM_NODELIST']],
-                check=True,
-                text=True,
-                capture_output=True,
-            ).stdout.split()[0]
-    elif launcher == 'mpi':
-        env.update(
-            RANK=env['OMPI_COMM_WORLD_RANK'],
-            WORLD_SIZE=env['OMPI_COMM_WORLD_SIZE'],
-            LOCAL_RANK=env['OMPI_COMM_WORLD_LOCAL_RANK'],
-        )
-        env.setdefault('MASTER_ADDR', '127.0.0.1')
-    env.setdefault('MASTER_PORT', '29500')
-    # gloo looks up the machine's own name, which need not resolve on a machine alone.
-    interfaces = [name for _, name in socket.if_nameindex()]
-    if env['MASTER_ADDR'] in ('127.0.0.1', 'localhost') and 'lo' in interfaces:
-        env.setdefault('GLOO_SOCKET_IFNAME', 'lo')
-    distributed.init_process_group('gloo')
+from .signals import StopHook
 
 
 @register(RUNNERS, name='mmattn.Runner')
 class Runner(MMEngineRunner):
-    """mmengine's runner that also runs in several processes without GPUs, and resumes exactly.
+    """mmengine's runner for long trainings, with or without GPUs.
 
     - Without CUDA the processes of a launcher talk through gloo, and SyncBN becomes BN, as it has
       no CPU form.
-    - Training that was killed and resumed ends with the weights of uninterrupted training (see
-      :mod:`mmattn.runs.seeding`), as far as the device computes deterministically and the
-      checkpoints lie at the end of an epoch (or at any iteration, in iteration-based training).
-    - Checkpoints are read as data and run no code (see :mod:`mmattn.runs.checkpoint`).
+    - Training that was cut off anywhere and resumed ends with the weights of uninterrupted training
+      (see :mod:`mmattn.runs.seeding` and :mod:`mmattn.runs.loops`), as far as the device computes
+      deterministically.
+    - Checkpoints are whole or not there (:mod:`mmattn.runs.saving`), and are read as data and run
+      no code (:mod:`mmattn.runs.checkpoint`).
+    - Signals, losses that are not finite and images that cannot be read end in words
+      (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
+      ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
+      takes.
 
     Arguments are mmengine's, as keywords.
     """
 
     def __init__(self, **kwargs):
         checkpoint.install()
-        kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'))
+        report = os.path.join(kwargs['work_dir'], unreadable.NAME)
+        kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'), report)
+        faults = []
+        if kwargs.get('resume') and kwargs.get('load_from') is None:
+            kwargs['load_from'], faults = saving.last_whole(kwargs['work_dir'])
         if kwargs.get('resume'):
             kwargs['randomness'] = self._resumed_randomness(**kwargs)
         super().__init__(**kwargs)
         self.logger.info(mmcv_ops.in_use())
+        for fault in faults:
+            self.logger.warning(f'{fault}; resuming from {self._load_from}')
         self.progress = ProgressHook()
-        self.register_hook(self.progress)
-        self.register_hook(SeedIterationHook())
+        for hook in (
+            self.progress,
+            SeedIterationHook(),
+            NonFiniteLossHook(self.cfg.get('skip_nonfinite', 0)),
+            unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
+            StopHook(),
+        ):
+            self.register_hook(hook)
 
     @staticmethod
-    def _resumed_randomness(work_dir, load_from=None, randomness=None, **_):
+    def _resumed_randomness(load_from=None, randomness=None, **_):
         # mmengine takes the seed over from the checkpoint as well, but after it has given another
         # one to the sampler.
         randomness = dict(randomness or {})
-        path = load_from or find_latest_checkpoint(work_dir)
-        if randomness.get('seed') is None and path and os.path.isfile(path):
-            randomness['seed'] = checkpoint.load_meta(path).get('seed')
+        if randomness.get('seed') is None and load_from and os.path.isfile(load_from):
+            randomness['seed'] = checkpoint.load_meta(load_from).get('seed')
         return randomness
 
     def resume(self, *args, **kwargs):
@@ -107,8 +84,9 @@ class Runner(MMEngineRunner):
             info.pop('keep_ckpt_ids')
 
     def setup_env(self, env_cfg):
-        if self.distributed and not is_distributed() and not torch.cuda.is_available():
-            init_cpu_processes(self.launcher)
+        if self.distributed and not is_distributed():
+            dist_cfg = processes.join(self.launcher, env_cfg.get('dist_cfg', {}))
+            env_cfg = {**env_cfg, 'dist_cfg': dist_cfg}
         super().setup_env(env_cfg)
 
     def wrap_model(self, model_wrapper_cfg, model):
@@ -126,3 +104,15 @@ class Runner(MMEngineRunner):
                 'device_ids': None,
             }
         return super().wrap_model(model_wrapper_cfg, model)
+
+    def build_train_loop(self, loop):
+        return super().build_train_loop(resumable(loop))
+
+    def register_default_hooks(self, hooks=None):
+        super().register_default_hooks(saving.with_whole_checkpoints(hooks))
+
+    def save_checkpoint(self, out_dir, filename, file_client_args=None, **options):
+        if not is_main_process() or '://' in str(out_dir) or file_client_args is not None:
+            return super().save_checkpoint(out_dir, filename, file_client_args, **options)
+        with saving.replacing(os.path.join(out_dir, filename)) as temporary:
+            super().save_checkpoint(out_dir, temporary.name, **options)

@@ -10,6 +10,7 @@ processes also augments as training in one does.
 """
 
 import random
+from itertools import islice
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import Dataset, Sampler
+
+from . import signals, unreadable
 
 
 def mix(*numbers):
@@ -45,12 +48,11 @@ class SeededSampler(Sampler):
         self.seed = getattr(self.sampler, 'seed', None) or 0
         self.rank, self.world_size = get_dist_info()
         self.start = 0
-        # mmengine asks whether a sampler has these methods
-        if hasattr(self.sampler, 'skip'):
-            self.skip = self._skip
+        self.passed = 0  # samples that the next iterator leaves out
 
     def __iter__(self):
-        for number, index in enumerate(self.sampler, self.start):
+        passed, self.passed = self.passed, 0
+        for number, index in islice(enumerate(self.sampler, self.start), passed, None):
             index = SampleIndex(index)
             index.seed = mix(self.seed, number * self.world_size + self.rank)
             yield index
@@ -60,31 +62,96 @@ class SeededSampler(Sampler):
 
     def set_epoch(self, epoch):
         self.sampler.set_epoch(epoch)
-        # an infinite sampler knows no epochs
-        if hasattr(self.sampler, 'epoch'):
+        if self.is_finite:
             self.start = epoch * len(self.sampler)
 
-    def _skip(self, num_samples):
-        self.sampler.skip(num_samples)
-        self.start = num_samples
+    @property
+    def is_finite(self):
+        # an infinite sampler knows no epochs
+        return hasattr(self.sampler, 'epoch')
+
+
+class SeededBatchSampler(Sampler):
+    """A batch sampler that can leave out batches unread, whatever it makes of its samples.
+
+    Args:
+        batch_sampler (dict): Config of the batch sampler.
+        sampler (Sampler): What it draws from.
+        batch_size (int): Samples a batch.
+    """
+
+    def __init__(self, batch_sampler, sampler, batch_size):
+        self.batch_sampler = DATA_SAMPLERS.build(
+            batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
+        )
+        self.sampler = sampler
+        self.passed = 0
+
+    def __iter__(self):
+        # As a generator, this begins with the first batch: PyTorch makes iterators that it drops.
+        passed, self.passed = self.passed, 0
+        yield from islice(self.batch_sampler, passed, None)
+
+    def __len__(self):
+        return len(self.batch_sampler)
+
+
+def batches_after(dataloader, passed):
+    """Batches of a training data loader but for the first ones, which are not read.
+
+    The batches of a data loader that :func:`seeded` has not made are read nevertheless.
+    """
+    sampler = dataloader.batch_sampler
+    if isinstance(sampler, SeededBatchSampler):
+        sampler.passed = passed
+    elif isinstance(getattr(sampler, 'sampler', None), SeededSampler):
+        sampler.sampler.passed = passed * dataloader.batch_size
+    else:
+        return islice(dataloader, passed, None)
+    return iter(dataloader)
+
+
+def endless_batches(dataloader, passed):
+    """Yields the batches of a training data loader, epoch after epoch, but for the first ones."""
+    sampler, epoch = getattr(dataloader.batch_sampler, 'sampler', None), 0
+    if not isinstance(sampler, SeededSampler) or sampler.is_finite:
+        epoch, passed = divmod(passed, len(dataloader))
+    while True:
+        if hasattr(sampler, 'set_epoch'):
+            sampler.set_epoch(epoch)
+        yield from batches_after(dataloader, passed)
+        epoch, passed = epoch + 1, 0
 
 
 class SeededDataset(Dataset):
     """Seeds Python's, NumPy's and PyTorch's generators before each sample of another data set.
 
+    In the place of a sample whose image cannot be read comes the next one that can.
+
     Args:
         dataset (dict): Config of the data set.
+        report (str, optional): File in which unreadable images are noted. Without one they are
+            errors.
     """
 
-    def __init__(self, dataset):
+    def __init__(self, dataset, report=None):
         self.dataset = DATASETS.build(dataset)
+        self.report = report
 
     def __getitem__(self, index):
-        if isinstance(index, SampleIndex):
-            random.seed(index.seed)
-            np.random.seed(index.seed)
+        signals.shield_worker()
+        if self.report is None:
+            return self._seeded(index, index)
+        return unreadable.first_readable(
+            self.dataset, lambda other: self._seeded(other, index), index, self.report
+        )
+
+    def _seeded(self, index, place):
+        if isinstance(place, SampleIndex):
+            random.seed(place.seed)
+            np.random.seed(place.seed)
             # The CPU's alone: transforms use no other, and a worker may have no GPU.
-            torch.default_generator.manual_seed(index.seed)
+            torch.default_generator.manual_seed(place.seed)
         return self.dataset[index]
 
     def __len__(self):
@@ -103,24 +170,35 @@ class SeedIterationHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        # Far from the samples' numbers. `runner.seed` differs between ranks if the config says so.
-        seed = mix(runner.seed, runner.iter, 1)
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
+        seed_iteration(runner)
 
 
-def seeded(dataloader):
+def seed_iteration(runner):
+    """Seeds the generators for the present iteration."""
+    # Far from the samples' numbers. `runner.seed` differs between ranks if the config says so.
+    seed = mix(runner.seed, runner.iter, 1)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def seeded(dataloader, report=None):
     """The config of a training data loader with its samples seeded.
 
-    A loader whose data set or sampler is an object already is returned as it is.
+    Images that cannot be read are noted in ``report``, see unreadable.py. A loader whose data set
+    or sampler is an object already is returned as it is.
     """
     if not isinstance(dataloader, dict) or not all(
         isinstance(dataloader.get(key), dict) for key in ('dataset', 'sampler')
     ):
         return dataloader
-    return {
+    dataloader = {
         **dataloader,
-        'dataset': dict(type=SeededDataset, dataset=dataloader['dataset']),
+        'dataset': dict(type=SeededDataset, dataset=dataloader['dataset'], report=report),
         'sampler': dict(type=SeededSampler, sampler=dataloader['sampler']),
     }
+    if isinstance(dataloader.get('batch_sampler'), dict):
+        dataloader['batch_sampler'] = dict(
+            type=SeededBatchSampler, batch_sampler=dataloader['batch_sampler']
+        )
+    return dataloader

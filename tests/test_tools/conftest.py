@@ -44,7 +44,7 @@ def run_tool(workspace, monkeypatch):
     def run(tool, *args):
         forget_visualizers(Visualizer)
         with monkeypatch.context() as patch:
-            patch.setattr(cli.os, '_exit', exit_with)
+            patch.setattr(cli, 'leave', exit_with)
             patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
             patch.delenv('LOCAL_RANK', raising=False)
             runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')

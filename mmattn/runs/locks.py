@@ -1,0 +1,115 @@
+"""Who owns a folder: one training, test or quickstart at a time.
+
+The owner holds a lock of the operating system (`fcntl`), which ends with its process however that
+ends: nothing has to be cleaned up, and a file that is left behind is free. The file says who it is.
+Network file systems have these locks too, between machines, if the server has them (NFSv4 does,
+NFSv3 with `lockd`). Where there are none, what the file says decides.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import UserError
+
+NAME = '.owner'
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+@contextmanager
+def owning(folder, what, wait=False):
+    """Owns a folder inside.
+
+    Args:
+        folder (str or Path): Made if it does not exist.
+        what (str): What the owner is, for others to read: 'a training'.
+        wait (bool): Whether to wait for another owner's end instead of raising an error.
+
+    Raises:
+        UserError: If the folder has another owner.
+    """
+    path = Path(folder) / NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    with open(path, 'a+') as file:
+        while not _lock(file):
+            message = f'{folder} is in use by {_describe(file)}'
+            if not wait:
+                raise UserError(f'{message}; wait for its end, or choose another folder')
+            if not told:
+                print(f'{message}; waiting for its end', file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.5)
+        _write(file, json.dumps(dict(_self(), what=what, since=time.strftime('%Y-%m-%d %H:%M:%S'))))
+        try:
+            yield
+        finally:
+            _write(file, '')
+
+
+def _self():
+    return dict(pid=os.getpid(), machine=socket.gethostname())
+
+
+def _lock(file):
+    try:
+        # Not flock: it would be inherited by the data workers, and outlive their training.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno in UNSUPPORTED:
+            return not _may_be_alive(_read(file))
+        raise
+    return True
+
+
+def _may_be_alive(owner):
+    """Without locks: a process of another machine may be, and its user has to say if it is not."""
+    if not owner or owner == {**owner, **_self()}:
+        return False
+    if owner.get('machine') != socket.gethostname():
+        return True
+    try:
+        os.kill(owner['pid'], 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _read(file):
+    file.seek(0)
+    try:
+        owner = json.loads(file.read() or '{}')
+    except ValueError:
+        return {}
+    keys = dict(pid=int, machine=str, what=str, since=str)
+    is_ours = isinstance(owner, dict) and all(
+        isinstance(owner.get(key), kind) for key, kind in keys.items()
+    )
+    return owner if is_ours else {}
+
+
+def _write(file, text):
+    file.seek(0)
+    file.truncate()
+    file.write(text)
+    file.flush()
+
+
+def _describe(file):
+    owner = _read(file)
+    if not owner:
+        return 'another process'
+    return (
+        f'{owner["what"]} (process {owner["pid"]} on {owner["machine"]}, since {owner["since"]}; '
+        f'{file.name})'
+    )

@@ -1,0 +1,101 @@
+"""mmengine's training loops, which also go on inside an epoch, and read nothing to get there.
+
+mmengine resumes an epoch at its start, and some of its versions load all the batches that an
+iteration-based training has seen. Here the sampler alone counts up to the batch that comes next.
+As samples and iterations are seeded by their numbers (seeding.py), the training goes on bit for
+bit as if nothing had happened.
+"""
+
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from .seeding import batches_after, endless_batches
+
+BATCHES = 'batches_an_epoch'
+
+
+class EpochLoop(EpochBasedTrainLoop):
+    """Epochs, of which the first may have begun before."""
+
+    def run(self):
+        # Restored with the checkpoint, from training with the same or another number of processes.
+        hub, batches = self.runner.message_hub, len(self.dataloader)
+        before = hub.runtime_info.get(BATCHES)
+        hub.update_info(BATCHES, batches)
+        self._begin = 0
+        if before == batches:
+            self._begin = self._iter - self._epoch * batches
+        elif before and self._iter % before:
+            self.runner.logger.warning(
+                f'{batches} batches an epoch instead of {before}: epoch {self._epoch + 1}, '
+                f'of which {self._iter % before} were done, begins anew'
+            )
+        return super().run()
+
+    def run_epoch(self):
+        begin, self._begin = self._begin, 0
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        if begin < len(self.dataloader):
+            for idx, data_batch in enumerate(batches_after(self.dataloader, begin), begin):
+                self.run_iter(idx, data_batch)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+
+class _Nothing:
+    """Stands for a data loader of which mmengine would start to read at once."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return iter(())
+
+
+class IterLoop(IterBasedTrainLoop):
+    """Iterations, of which some may have been done before."""
+
+    def __init__(self, runner, dataloader, *args, **options):
+        if isinstance(dataloader, dict):
+            dataloader = runner.build_dataloader(
+                dataloader,
+                seed=runner.seed,
+                diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
+            )
+        super().__init__(runner, _Nothing(dataloader.dataset), *args, **options)
+        self.dataloader = dataloader
+
+    def run(self):
+        runner = self.runner
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        self.dataloader_iterator = endless_batches(self.dataloader, self._iter)
+        while self._iter < self._max_iters and not self.stop_training:
+            runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            if (
+                runner.val_loop is not None
+                and self._iter >= self.val_begin
+                and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
+            ):
+                runner.val_loop.run()
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+
+def resumable(loop):
+    """The config of a training loop with our loop in the place of mmengine's."""
+    if not isinstance(loop, dict):
+        return loop
+    kinds = {
+        'EpochBasedTrainLoop': EpochLoop,
+        EpochBasedTrainLoop: EpochLoop,
+        'IterBasedTrainLoop': IterLoop,
+        IterBasedTrainLoop: IterLoop,
+    }
+    loop = dict(loop)
+    if 'type' in loop:
+        return {**loop, 'type': kinds.get(loop['type'], loop['type'])}
+    return {'type': EpochLoop if loop.pop('by_epoch') else IterLoop, **loop}

@@ -1,0 +1,232 @@
+"""Checkpoints that are whole or not there, and finding the last one that is.
+
+A file is written under another name, synced and renamed; `last_checkpoint` follows, and only then
+is an outdated one removed. So a whole checkpoint is there at any moment, whatever ends the process,
+and a full disk costs the new one alone.
+"""
+
+import errno
+import os
+import zipfile
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+
+from .errors import UserError
+
+POINTER = 'last_checkpoint'
+STOPPED = 'stopped.pth'  # one at most, whatever the schedule counts in
+TEMPORARY = '.tmp'
+
+
+@contextmanager
+def replacing(path):
+    """Gives the path of another file that takes the place of ``path`` if all goes well."""
+    path = Path(path)
+    temporary = path.with_name(path.name + TEMPORARY)
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some file systems sync no folders
+            os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_text(path, text):
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+def is_full(error):
+    """Whether an error is that of a full disk or a spent quota."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+class CheckpointHook(MMEngineCheckpointHook):
+    """mmengine's, in an order that leaves a whole checkpoint at every moment.
+
+    If the disk is full, the training goes on without the new checkpoint, and says so; only at its
+    end that is an error.
+    """
+
+    saved_iter = None
+
+    def _save_checkpoint_with_step(self, runner, step, meta):
+        kept = [*self.keep_ckpt_ids] if self.max_keep_ckpts > 0 else []
+        outdated = []
+        if self.max_keep_ckpts > 0 and step not in kept[-1:]:
+            outdated = kept[: len(kept) + 1 - self.max_keep_ckpts]
+            self.keep_ckpt_ids.append(step)  # which drops the first of a full queue
+            runner.message_hub.update_info('keep_ckpt_ids', [*self.keep_ckpt_ids])
+        name, last = self.filename_tmpl.format(step), self.last_ckpt
+        self.last_ckpt = self._path(name)
+        runner.message_hub.update_info('last_ckpt', self.last_ckpt)
+        try:
+            runner.save_checkpoint(
+                self.out_dir,
+                name,
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                backend_args=self.backend_args,
+                **self.args,
+            )
+            if is_main_process():
+                write_text(Path(runner.work_dir) / POINTER, self.last_ckpt)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self.last_ckpt = last
+            if self.max_keep_ckpts > 0:
+                self.keep_ckpt_ids.clear()
+                self.keep_ckpt_ids.extend(kept)
+            message = f'{self._path(name)} was not saved: {error.strerror}; {self._remaining(last)}'
+            if meta['iter'] >= runner.max_iters:
+                raise UserError(message) from error
+            runner.logger.error(f'{message}; the training goes on')
+            return
+        self.saved_iter = meta['iter']
+        if is_main_process():
+            for path in map(self._path, map(self.filename_tmpl.format, outdated)):
+                if self.file_backend.isfile(path):
+                    self.file_backend.remove(path)
+                elif self.file_backend.isdir(path):
+                    self.file_backend.rmtree(path)  # DeepSpeed's checkpoints are folders
+
+    def _path(self, name):
+        return self.file_backend.join_path(self.out_dir, name)
+
+    @staticmethod
+    def _remaining(last):
+        return f'the last one is {last}' if last else 'there is none yet'
+
+
+def with_whole_checkpoints(hooks):
+    """The default hooks of a config with our checkpoint hook in the place of mmengine's."""
+    hooks = dict(hooks or {})
+    checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
+    if isinstance(checkpoint, dict) and checkpoint.get('type') in (
+        'CheckpointHook',
+        MMEngineCheckpointHook,
+    ):
+        hooks['checkpoint'] = {**checkpoint, 'type': CheckpointHook}
+    return hooks
+
+
+def _hook(runner):
+    return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
+
+
+def is_saved(runner):
+    """Whether the last checkpoint holds the present state."""
+    hook = _hook(runner)
+    return hook is not None and hook.saved_iter == runner.iter
+
+
+def save_stopped(runner):
+    """Saves the state after this training step, for --resume.
+
+    Returns:
+        str, optional: The path of the checkpoint, or None if the disk is full.
+    """
+    hook = _hook(runner)
+    folder = runner.work_dir if hook is None else hook.out_dir
+    path = os.path.join(folder, STOPPED)
+    try:
+        runner.save_checkpoint(
+            folder,
+            STOPPED,
+            meta=dict(epoch=runner.epoch, iter=runner.iter + 1),
+            by_epoch=False,
+            backend_args=None if hook is None else hook.backend_args,
+        )
+        if is_main_process():
+            write_text(Path(runner.work_dir) / POINTER, path)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        runner.logger.error(f'{path} was not saved: {error.strerror}')
+        return None
+    return path
+
+
+def begin(work_dir, resumed):
+    """Clears what an earlier run that was killed, or is not to be resumed, left in a folder."""
+    folder = Path(work_dir)
+    for path in folder.glob(f'*.pth{TEMPORARY}'):
+        path.unlink(missing_ok=True)
+    if not resumed:
+        # Or a restart of this training would go on with the other.
+        (folder / POINTER).unlink(missing_ok=True)
+
+
+def pointed(work_dir):
+    """What `last_checkpoint` says, or None."""
+    try:
+        return (Path(work_dir) / POINTER).read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def fault(path):
+    """What is wrong with a checkpoint: a word or two, or None if it is whole.
+
+    Nothing of it is run: the file's own checksums are compared.
+    """
+    try:
+        with zipfile.ZipFile(path) as file:
+            return 'damaged' if file.testzip() else None
+    except FileNotFoundError:
+        return 'missing'
+    except (OSError, zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError) as error:
+        if os.path.isfile(path) and not os.path.getsize(path):
+            return 'empty'
+        return 'truncated' if isinstance(error, zipfile.BadZipFile) else f'unreadable ({error})'
+
+
+def last_whole(work_dir):
+    """The last checkpoint of a folder that is whole.
+
+    `last_checkpoint` comes first, then those that a training writes, the newest first.
+
+    Returns:
+        tuple[str | None, list[str]]: Its path, None in a folder without checkpoints; and what is
+        wrong with those that were passed over, a phrase each.
+
+    Raises:
+        UserError: If there are checkpoints, and none is whole.
+    """
+    folder = Path(work_dir)
+    candidates, faults = [], []
+    last = pointed(work_dir)
+    if last is not None:
+        # As it was written, or beside it if the folder has been moved since.
+        moved = folder / Path(last).name
+        candidates.append(last if os.path.exists(last) or not moved.exists() else str(moved))
+    others = {
+        path for pattern in ('epoch_*.pth', 'iter_*.pth', STOPPED) for path in folder.glob(pattern)
+    }
+    others = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+    candidates += [str(path) for path in others if str(path) not in candidates]
+    for path in candidates:
+        if '://' in path:
+            return path, faults
+        wrong = fault(path)
+        if wrong is None:
+            return path, faults
+        faults.append(f'{path} is {wrong}')
+    if faults:
+        raise UserError(f'no checkpoint to resume from: {"; ".join(faults)}')
+    return None, faults

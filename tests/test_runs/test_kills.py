@@ -1,0 +1,92 @@
+"""Trainings that are killed at random end with the weights of one that was not.
+
+`MMATTN_KILLS=50 pytest -m slow tests/test_runs/test_kills.py -s` kills as often and says what.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+
+DIST_TRAIN = Path(__file__).parents[2] / 'tools' / 'dist_train.sh'
+TARGETS = ('first worker', 'second worker', 'all workers', 'launcher')
+
+
+class Training:
+    """Two processes, 40 iterations of a twentieth of a second, a checkpoint after each tenth."""
+
+    def __init__(self, folder, **kind):
+        cfg = toy.config(folder / 'work', size=40, interval=10, **kind)
+        cfg['train_dataloader']['dataset']['pause'] = 0.025
+        self.config, self.work, self.log = folder / 'run.py', folder / 'work', folder / 'log'
+        self.seconds = None
+        folder.mkdir()
+        toy.write(self.config, cfg)
+
+    def start(self, *options):
+        with open(self.log, 'a') as log:
+            return subprocess.Popen(
+                ['bash', DIST_TRAIN, self.config, '2', *options],
+                env=toy.environment(),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def end(self, process):
+        assert process.wait(timeout=400) == 0, self.log.read_text()[-3000:]
+        last = (self.work / 'last_checkpoint').read_text()
+        checkpoint = torch.load(last, weights_only=False)
+        assert checkpoint['meta']['iter'] == 40
+        return checkpoint['state_dict']
+
+
+def workers(launcher):
+    return [
+        int(pid) for pid in Path(f'/proc/{launcher}/task/{launcher}/children').read_text().split()
+    ]
+
+
+def kill(launcher, target):
+    """Kills; returns whether there was somebody to kill."""
+    pids = workers(launcher)
+    chosen = {
+        'first worker': pids[:1],
+        'second worker': pids[1:],
+        'all workers': pids,
+        'launcher': [launcher],
+    }[target]
+    for pid in chosen:
+        os.kill(pid, signal.SIGKILL)
+    return bool(chosen)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize('kind', [dict(iters=40), dict(epochs=4)], ids=['iterations', 'epochs'])
+def test_random_kills(tmp_path, kind):
+    times = int(os.environ.get('MMATTN_KILLS', 6)) // 2
+    whole = Training(tmp_path / 'whole', **kind)
+    begun = time.monotonic()
+    expected = whole.end(whole.start())
+    seconds = time.monotonic() - begun
+    dice, done = random.Random(str(kind)), []
+    while len(done) < times:
+        training = Training(tmp_path / f'killed_{len(done)}', **kind)
+        target = TARGETS[len(done) % len(TARGETS)]
+        delay = dice.uniform(0, seconds)
+        process = training.start()
+        time.sleep(delay)
+        killed = process.poll() is None and kill(process.pid, target)
+        if target == 'launcher' and killed:
+            process.wait()
+            process = training.start('--resume')
+        assert toy.same(training.end(process), expected), (target, delay)
+        done.append((target, delay, killed))
+        print(f'{len(done)}: {target} after {delay:.1f} of {seconds:.1f} s, {killed=}', flush=True)
+    assert sum(killed for _, _, killed in done) > times // 2

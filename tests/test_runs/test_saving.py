@@ -1,0 +1,160 @@
+"""A whole checkpoint is there at any moment, and is the one that is taken."""
+
+import errno
+import os
+
+import pytest
+import torch
+import toy
+from mmengine.runner import Runner as MMEngineRunner
+
+from mmattn.runs import saving
+from mmattn.runs.errors import UserError
+
+
+def test_replaced_or_not_there(tmp_path):
+    path = tmp_path / 'file'
+    path.write_text('old')
+    with pytest.raises(KeyboardInterrupt), saving.replacing(path) as temporary:
+        temporary.write_text('half of the n')
+        raise KeyboardInterrupt
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file']
+    saving.write_text(path, 'new')
+    assert path.read_text() == 'new' and os.listdir(tmp_path) == ['file']
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in folder.iterdir() if 'pth' in path.name)
+
+
+def fail_from(monkeypatch, step, error):
+    """Lets mmengine's saving fail in the middle of a file, from an iteration on."""
+    save = MMEngineRunner.save_checkpoint
+
+    def broken(self, out_dir, filename, *args, **options):
+        save(self, out_dir, filename, *args, **options)
+        if self.iter + 1 >= step:
+            with open(os.path.join(out_dir, filename), 'rb+') as file:
+                file.truncate(1000)
+            raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(MMEngineRunner, 'save_checkpoint', broken)
+
+
+@pytest.mark.parametrize('keep', [1, 2, -1])
+def test_keeps_as_many_as_asked(tmp_path, keep):
+    cfg = toy.config(tmp_path, iters=4)
+    cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = keep
+    toy.runner(cfg).train()
+    assert checkpoints(tmp_path) == [f'iter_{n}.pth' for n in range(1, 5)][-max(keep, 0) :]
+    assert saving.pointed(tmp_path) == str(tmp_path / 'iter_4.pth')
+
+
+def test_full_disk_costs_the_new_one_alone(tmp_path, monkeypatch):
+    cfg = toy.config(tmp_path, iters=4)
+    cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = 1
+    fail_from(monkeypatch, 3, errno.ENOSPC)
+    run, said = toy.runner(cfg), []
+    monkeypatch.setattr(run.logger, 'error', said.append)
+    with pytest.raises(UserError, match='iter_4.pth was not saved: No space left on device; the'):
+        run.train()
+    assert checkpoints(tmp_path) == ['iter_2.pth']
+    assert said == [
+        f'{tmp_path}/iter_3.pth was not saved: No space left on device; '
+        f'the last one is {tmp_path}/iter_2.pth; the training goes on'
+    ]
+    assert saving.pointed(tmp_path) == str(tmp_path / 'iter_2.pth')
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'iter_2.pth'), [])
+
+
+def test_no_checkpoint_is_lost_at_any_moment(tmp_path, monkeypatch):
+    """With one to keep, the old one goes when the pointer is at the new one."""
+    seen = []
+
+    def look(path, text):
+        seen.append((checkpoints(tmp_path), os.path.basename(text)))
+        write(path, text)
+
+    write = saving.write_text
+    monkeypatch.setattr(saving, 'write_text', look)
+    cfg = toy.config(tmp_path, iters=2)
+    cfg['default_hooks']['checkpoint']['max_keep_ckpts'] = 1
+    toy.runner(cfg).train()
+    assert seen == [
+        (['iter_1.pth'], 'iter_1.pth'),
+        (['iter_1.pth', 'iter_2.pth'], 'iter_2.pth'),
+    ]
+
+
+def truncated(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path):
+    os.truncate(path, 0)
+
+
+def damaged(path):
+    with open(path, 'rb+') as file:
+        file.seek(path.stat().st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 255]))
+
+
+def missing(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize('spoil', [truncated, empty, damaged, missing], ids=lambda f: f.__name__)
+def test_falls_back_to_the_one_before(tmp_path, spoil):
+    names = [tmp_path / f'iter_{number}.pth' for number in (1, 2, 10)]
+    for age, path in enumerate(names):
+        torch.save(dict(state_dict=dict(a=torch.arange(10000)), meta=dict(iter=age)), path)
+        os.utime(path, (age, age))
+    (tmp_path / 'last_checkpoint').write_text(str(names[2]))
+    assert saving.last_whole(tmp_path) == (str(names[2]), [])
+    spoil(names[2])
+    assert saving.last_whole(tmp_path) == (str(names[1]), [f'{names[2]} is {spoil.__name__}'])
+    truncated(names[1])
+    (tmp_path / 'best_iter_2.pth').write_bytes(names[0].read_bytes())  # has no optimizer
+    path, faults = saving.last_whole(tmp_path)
+    assert path == str(names[0]) and len(faults) == 2
+    truncated(names[0])
+    with pytest.raises(UserError, match='no checkpoint to resume from: ') as refused:
+        saving.last_whole(tmp_path)
+    assert all(f'{path} is ' in str(refused.value) for path in names)
+
+
+def test_pointer_that_is_no_path(tmp_path):
+    assert saving.last_whole(tmp_path) == (None, [])
+    torch.save({}, tmp_path / 'epoch_3.pth')
+    for text in (b'', b'\xff\xfe\0', b'\n'):
+        (tmp_path / 'last_checkpoint').write_bytes(text)
+        assert saving.last_whole(tmp_path) == (str(tmp_path / 'epoch_3.pth'), [])
+    # a folder that was moved, or mounted elsewhere
+    torch.save({}, tmp_path / 'other.pth')
+    (tmp_path / 'last_checkpoint').write_text('/elsewhere/other.pth')
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'other.pth'), [])
+
+
+def test_resumes_from_the_one_before_and_says_so(tmp_path, monkeypatch):
+    toy.runner(toy.config(tmp_path, iters=2)).train()
+    truncated(tmp_path / 'iter_2.pth')
+    said = []
+    monkeypatch.setattr(
+        'mmengine.logging.MMLogger.warning', lambda self, text, *_: said.append(text)
+    )
+    run = toy.runner(toy.config(tmp_path, iters=3, resume=True))
+    run.train()
+    assert len(run.train_dataloader.dataset.dataset.read) == 4
+    assert f'{tmp_path}/iter_2.pth is truncated; resuming from {tmp_path}/iter_1.pth' in said
+
+
+def test_begin_forgets_another_run(tmp_path):
+    (tmp_path / 'last_checkpoint').write_text('x.pth')
+    (tmp_path / 'iter_1.pth.tmp').write_text('half')
+    saving.begin(tmp_path, resumed=True)
+    assert os.listdir(tmp_path) == ['last_checkpoint']
+    saving.begin(tmp_path, resumed=False)
+    assert os.listdir(tmp_path) == []
