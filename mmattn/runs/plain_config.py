@@ -174,8 +174,10 @@ class _Python:
             tree = ast.parse(text)
         except SyntaxError as error:
             raise PlainConfigError(f'{self.path}:{error.lineno}: {error.msg}') from None
-        except (ValueError, MemoryError) as error:  # null bytes; more levels than the parser has
-            raise PlainConfigError(f'{self.path}: {error or "too many levels"}') from None
+        except MemoryError:  # the parser's, which has a small one of its own
+            raise PlainConfigError(f'{self.path}: too many levels') from None
+        except ValueError as error:  # null bytes
+            raise PlainConfigError(f'{self.path}: {error}') from None
         for number, statement in enumerate(tree.body):
             if number == 0 and ast.get_docstring(tree, clean=False) is not None:
                 continue
