@@ -9,11 +9,9 @@ import argparse
 import json
 import sys
 
-from mmengine.config import DictAction
-
 from mmattn.datasets.check import check
 from mmattn.datasets.prepare import DataError
-from mmattn.runs.cli import UserError, load_config
+from mmattn.runs.cli import UserError, add_config_arguments, load_config
 
 
 def parse_args():
@@ -31,19 +29,14 @@ def parse_args():
         '--workers', type=int, help='processes (default: one a processor; 0: no other)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the random files')
-    parser.add_argument('--data-root', metavar='DIR', help="takes the place of the config's data/")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE')
+    add_config_arguments(parser)
     return parser.parse_args()
 
 
 def load(path, args):
     """A config as the training would read it."""
-    common = dict(work_dir=None, launcher='none', local_rank=0)
-    return load_config(
-        argparse.Namespace(
-            config=path, cfg_options=args.cfg_options, data_root=args.data_root, **common
-        )
-    )
+    common = dict(work_dir=None, launcher='none', local_rank=0, trust_checkpoint=False)
+    return load_config(argparse.Namespace(**{**vars(args), **common, 'config': path}))
 
 
 def main():

@@ -8,6 +8,8 @@ _base_ = [
 ]
 
 crop_size = (96, 96)
+# Nine pixels in ten are background.
+class_weight = [0.2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]  # fmt: skip
 model = dict(
     data_preprocessor=dict(size=crop_size),
     backbone=dict(
@@ -17,12 +19,35 @@ model = dict(
         init_cfg=None,
         plugins=[dict(cfg=dict(type='DRTAM', reduction=4), position='after_stage')],
     ),
-    # Nine pixels in ten are background.
     decode_head=dict(
         in_channels=128,
         channels=64,
         dropout_ratio=0.0,
-        loss_decode=dict(class_weight=[0.2] + [1.0] * 20),
+        loss_decode=dict(
+            class_weight=[
+                0.2,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+                1,
+            ]  # fmt: skip
+        ),
     ),
     auxiliary_head=dict(in_channels=64, channels=32, dropout_ratio=0.0),
 )

@@ -31,11 +31,8 @@ leave = os._exit
 RANK_VARIABLES = ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
 
 
-def add_common_arguments(parser):
-    parser.add_argument(
-        '--work-dir',
-        help="folder for logs and checkpoints (default: the config's, or work_dirs/<config name>)",
-    )
+def add_config_arguments(parser):
+    """What `load_config` reads besides the config's path, in every tool that reads one."""
     parser.add_argument(
         '--alternative',
         nargs='+',
@@ -56,14 +53,23 @@ def add_common_arguments(parser):
         help="takes the place of the config's data/ (so does MMATTN_DATA, for all commands)",
     )
     parser.add_argument(
-        '--trust-checkpoint',
-        action='store_true',
-        help='let checkpoints run code: only for files that nobody but you could have written',
-    )
-    parser.add_argument(
         '--plain-config',
         action='store_true',
         help='read the config as data: no Python is run, only registered classes are built',
+    )
+
+
+def add_common_arguments(parser):
+    """What the tools that run a model have in common."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        '--work-dir',
+        help="folder for logs and checkpoints (default: the config's, or work_dirs/<config name>)",
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='let checkpoints run code: only for files that nobody but you could have written',
     )
     parser.add_argument('--launcher', choices=('none', 'pytorch', 'slurm', 'mpi'), default='none')
     # torch.distributed.launch passes it; everybody else sets LOCAL_RANK.

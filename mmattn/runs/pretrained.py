@@ -1,9 +1,7 @@
 """Starts a model's backbone from a checkpoint: every weight of it and of its gates, or an error."""
 
-import pickle
 import re
 from collections.abc import Iterable
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -16,6 +14,8 @@ from torch import Tensor, nn
 
 from mmattn.registry import register
 
+from . import checkpoint
+
 # What DistributedDataParallel, an EMA copy and torch.compile put before every name, and what an EMA
 # copy and mmcv's EMA hook put beside them.
 WRAPPERS = ('module.', '_orig_mod.', 'model.')
@@ -25,65 +25,21 @@ HEADS = re.compile(r'neck|data_preprocessor|fc|classifier|(\w+_)?head')
 SHOWN = 3
 
 
-class _StandIn:
-    """Takes whatever it is made of, and keeps nothing."""
-
-    def __new__(cls, *args: object) -> '_StandIn':
-        return super().__new__(cls)
-
-    def __init__(self, *args: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-# What mmengine's checkpoints hold besides tensors and plain values, the history of the losses: a
-# stand-in for each, by its name, so that nothing of it is run (`getattr` is among them).
-STAND_INS = [
-    type(name.split('.')[-1], (_StandIn,), dict(__module__=name.rpartition('.')[0]))
-    for name in (
-        'builtins.getattr',
-        'mmengine.logging.history_buffer.HistoryBuffer',
-        'numpy.dtype',
-        'numpy.ndarray',
-        'numpy.core.multiarray._reconstruct',
-        'numpy.core.multiarray.scalar',
-        'numpy._core.multiarray._reconstruct',
-        'numpy._core.multiarray.scalar',
-    )
-]
-# before torch 2.5, files with a history are refused
-safe_globals = getattr(torch.serialization, 'safe_globals', nullcontext)
-
-
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The weights in a checkpoint of mmengine, or of `torch.save(model.state_dict())`.
 
-    Nothing in the file is executed: besides tensors it may hold what mmengine itself writes.
-
     Raises:
-        ValueError: in one line, if the file is no checkpoint, holds other things or no weights.
+        CheckpointError: as `checkpoint.load` does.
+        ValueError: if the file holds no weights.
     """
-    try:
-        with safe_globals(STAND_INS):
-            found = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        unsafe = re.search(r'GLOBAL (\S+)', str(error))
-        if unsafe is None:
-            raise ValueError(
-                f'{path} is no checkpoint that torch.load reads with weights_only=True'
-            ) from error
-        raise ValueError(
-            f'{path} holds {unsafe[1]}, and reading it might execute code; allowed are tensors and '
-            'what mmengine writes: if you trust it, save its state dict in a file of its own'
-        ) from error
+    found = checkpoint.load(path)
     for key in ('state_dict', 'model'):
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
+        if isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not any(torch.is_tensor(v) for v in found.values()):
+    weights = {name: value for name, value in found.items() if torch.is_tensor(value)}
+    if not weights:
         raise ValueError(f'{path} holds no weights: expected a state dict, or one as state_dict')
-    return {name: value for name, value in found.items() if torch.is_tensor(value)}
+    return weights
 
 
 def backbone_of(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

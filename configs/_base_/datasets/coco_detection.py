@@ -6,7 +6,7 @@ train_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='RandomChoiceResize',
-        scales=[(1333, short) for short in range(640, 801, 32)],
+        scales=[(1333, 640), (1333, 672), (1333, 704), (1333, 736), (1333, 768), (1333, 800)],
         keep_ratio=True,
     ),
     dict(type='RandomFlip', prob=0.5),
