@@ -6,12 +6,12 @@ element of a normalisation, one per element of a ReLU, one per input element of 
 other reduction, and two for a softmax (its two reductions). Other element-wise arithmetic,
 interpolation and RoIAlign count nothing.
 
-The authors' count (`count_as`) is that of the tool behind a table, see `mmattn.analysis.counters`.
+The authors' count is that of the tool behind a table, see `mmattn.analysis.counters`.
 """
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
@@ -57,8 +57,6 @@ ONE_AN_ELEMENT = (
     aten._adaptive_avg_pool2d,
     aten.max_pool2d_with_indices,
 )
-
-
 SCOPES = {'image-classification': 'mmpretrain', 'semantic-segmentation': 'mmseg'}
 # What the second stage sees, whatever the image: the proposals and detections kept at test time.
 BOX_ROIS, MASK_ROIS = 1000, 100
@@ -126,43 +124,44 @@ def build(config):
     return built.to('meta')  # CAT's taps, too, which keep their values
 
 
-def count(model: nn.Module, size: tuple[int, int]) -> Complexity:
-    """Count a model of the meta device for one image of the size (H, W), by the one rule.
+def count(model: nn.Module, convention: Convention, gates: dict | None = None) -> Complexity:
+    """Count a model of the meta device for one image of the convention's size.
 
     Detectors count their heads on `BOX_ROIS` and `MASK_ROIS` regions, segmentors their decode head
-    only (the auxiliary head is for training). All parameters count.
-
-    Raises:
-        ValueError: for a model that is not an image classifier, a detector or a segmentor.
-    """
-    flops = {}
-    for name, run in _running(model, size):
-        with FlopCounter() as counter:
-            run()
-        flops[name] = counter.flops
-    params = sum(p.numel() for p in model.parameters())
-    return Complexity(params, sum(flops.values()), flops)
-
-
-def count_as(model: nn.Module, convention: Convention, gates: dict | None = None):
-    """Count a model as the authors' counter did, by what it saw of their code.
+    only (the auxiliary head is for training). By the one rule all parameters and parts count.
 
     Args:
-        model (nn.Module): On the meta device, with the convention's changes.
-        convention (Convention): With a counter.
+        model (nn.Module): An image classifier, a detector or a segmentor.
+        convention (Convention): With a counter for the authors' count, too.
         gates (dict, optional): Arguments of the gates' public code; by default the convention's.
 
-    Returns:
-        tuple[int, int]: Parameters and FLOPs.
+    Raises:
+        ValueError: for another model.
     """
-    counter, flops = convention.counter, 0
     gates = convention.gates if gates is None else gates
-    with _watched(model, gates) as layers:
-        for name, run in _running(model, convention.size):
-            layers.clear()
-            run()
-            if convention.parts is None or name in convention.parts:
-                flops += sum(counter.flops(layer) for layer in layers)
+    parts, layers = {}, {}
+    x = torch.empty(1, 3, *convention.size, device='meta')
+    watch = _watched(model, gates) if convention.counter else nullcontext([])
+    with use_impl('reference'), torch.no_grad(), watch as seen:
+        for name, run in _parts(model):
+            with FlopCounter() as counter:
+                x = run(x)
+            parts[name], layers[name] = counter.flops, seen.copy()
+            seen.clear()
+    params = sum(p.numel() for p in model.parameters())
+    as_authors = _as_authors(model, convention, gates, layers) if convention.counter else None
+    return Complexity(params, sum(parts.values()), parts, as_authors)
+
+
+def _as_authors(model, convention, gates, layers):
+    """Parameters and FLOPs by the convention's counter, of the layers seen in each part."""
+    counter = convention.counter
+    flops = sum(
+        counter.flops(layer)
+        for part, seen in layers.items()
+        if convention.parts is None or part in convention.parts
+        for layer in seen
+    )
     counted = [p for p in model.parameters() if p.requires_grad or not counter.trainable]
     return sum(p.numel() for p in counted) + _params_unlike_ours(model, gates, counted), flops
 
@@ -189,7 +188,7 @@ def public_layers(gate: Gate, shape: tuple[int, int, int], gates: dict) -> list[
 def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
     """Yields a list that fills with the layers that a counter of modules sees while model runs."""
     layers, calls, handles = [], Tally(), []
-    backbone = type(model.backbone).__name__
+    backbone = type(getattr(model, 'backbone', None)).__name__
 
     def listen(name, module):
         def heard(module, inputs, output):
@@ -216,22 +215,6 @@ def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _running(model: nn.Module, size: tuple[int, int]) -> Iterator[tuple[str, Callable[[], None]]]:
-    """(name, function) of each part, in running order, each to be called before the next."""
-    features = torch.empty(1, 3, *size, device='meta')
-
-    def bind(run):
-        def call():
-            nonlocal features
-            with use_impl('reference'), torch.no_grad():
-                features = run(features)
-
-        return call
-
-    for name, run in _parts(model):
-        yield name, bind(run)
 
 
 def _parts(model):
@@ -275,7 +258,7 @@ def _parts(model):
 
 @cache
 def measure(config: str, convention: Convention | None = None):
-    """`count` of a config file at the convention's size, and `count_as` where it has a counter.
+    """`count` of a config file; by the authors' count, of the model with the convention's changes.
 
     Args:
         config (str): The file.
@@ -286,15 +269,13 @@ def measure(config: str, convention: Convention | None = None):
     """
     name, config = config, Config.fromfile(config)
     convention = convention or DEFAULTS.get(config.get('default_scope'), Convention())
-    model = build(config)
-    counted = count(model, convention.size)
-    if convention.counter is None:
-        return counted, convention
+    gates = next((gates for row, gates in ROWS.items() if name.endswith(row)), None)
+    counted = count(build(config), convention, gates)
     if convention.changes:
         config.merge_from_dict(convention.changes)
-        model = build(config)
-    gates = next((gates for row, gates in ROWS.items() if name.endswith(row)), None)
-    return replace(counted, as_authors=count_as(model, convention, gates)), convention
+        changed = count(build(config), convention, gates)
+        counted = replace(counted, as_authors=changed.as_authors)
+    return counted, convention
 
 
 @dataclass(frozen=True)

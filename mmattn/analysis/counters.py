@@ -100,10 +100,10 @@ PTFLOPS = Counter(
     {**MMCV.costs, ('Linear',): {'products': 1, 'biases': 1}},
     trainable=True,
 )
-# As ECA-Net's table has it, whose numbers CAT's Table 4 repeats. No commit of thop has all four
-# terms: those that charge four a norm (until 2020) charge a linear layer twice and of a module that
-# runs several times the last call only, which gives seven of the eight cells (CBAM on ResNet-50
-# comes to 3.864).
+# As ECA-Net's table has it, whose numbers CAT's Table 4 repeats; the terms are inferred. No commit
+# of thop has all four: those that charge four a norm and one a ReLU (March to August 2019) charge a
+# linear layer twice, and of a module that runs several times the last call only, which gives seven
+# of the eight cells (CBAM on ResNet-50 comes to 3.864).
 THOP = Counter(
     'thop',
     {
@@ -194,14 +194,18 @@ CONVENTIONS = {
         evidence="its unit, GMac; all bare rows, over pytorch-cifar100's networks",
     ),
     ('cat', 4): Convention(
-        THOP, mega=2**20, giga=2**30, evidence="the formatting of ECA-Net's paras_flops.py"
+        THOP,
+        mega=2**20,
+        giga=2**30,
+        evidence="the formatting of ECA-Net's paras_flops.py; what thop charged is inferred",
     ),
     ('drtam', 1): _MMCLS,
     ('drtam', 2): _MMCLS,
     ('drtam', 3): _MMCLS,
     ('drtam', 4): _MMCLS,
     # Nine anchors a position where the toolbox's default has three: 0.0077 M and 0.032 G more, in
-    # all twelve cells. Parameters of the frozen stem and first stage, gates included, do not train.
+    # all twelve cells. Three scales stand for whatever made them nine: a count sees no more of it.
+    # Parameters of the frozen stem and first stage, gates included, do not train.
     ('drtam', 5): Convention(
         MMCV,
         changes={'model.rpn_head.anchor_generator.scales': [4, 8, 16]},

@@ -93,7 +93,7 @@ def as_authors(table, path, paper='drtam', **changes):
     convention = counters.CONVENTIONS[paper, table]
     config = Config.fromfile(papers.config_root() / path)
     config.merge_from_dict({**convention.changes, **changes})
-    params, flops = complexity.count_as(complexity.build(config), convention)
+    params, flops = complexity.count(complexity.build(config), convention).as_authors
     return round(params / 1e6, 2), round(flops / 1e9, 2)
 
 
@@ -372,15 +372,15 @@ def test_mask_rcnn_by_part():
 
 def test_frozen_parameters_do_not_count_where_the_tool_left_them_out():
     model = complexity.build(papers.config_root() / 'drtam/mask-rcnn_r50_fpn_4xb4-1x_coco.py')
-    params, _ = complexity.count_as(model, counters.Convention(counters.MMCV))
+    params, _ = complexity.count(model, counters.Convention(counters.MMCV)).as_authors
     assert params == 44_396_336 - 9_536 - 215_808  # the stem, the first stage
-    params, _ = complexity.count_as(model, counters.Convention(counters.THOP))
+    params, _ = complexity.count(model, counters.Convention(counters.THOP)).as_authors
     assert params == 44_396_336
 
 
 def test_what_is_no_network_is_refused():
     with pytest.raises(ValueError, match='Sequential is no image classifier'):
-        complexity.count(nn.Sequential(), (224, 224))
+        complexity.count(nn.Sequential(), counters.Convention())
 
 
 def test_the_command_line(tmp_path, capsys):
