@@ -1,5 +1,6 @@
-# Faster R-CNN without FPN: proposals from the third stage, the fourth stage on each region, gates and
-# all. Detectron2 has this for Pascal VOC, MMDetection as faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py.
+# Faster R-CNN without FPN: proposals from the third stage, the fourth stage on each region, gates
+# included. Detectron2 has it for Pascal VOC; MMDetection's is
+# faster-rcnn_r50-caffe-c4_ms-18k_voc0712.py.
 kept = ('num_classes', 'bbox_coder', 'reg_class_agnostic', 'loss_cls', 'loss_bbox')
 model = dict(
     type='C4FasterRCNN',

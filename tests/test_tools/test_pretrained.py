@@ -38,7 +38,7 @@ def start(tmp_path):
 def history():
     """What mmengine keeps beside the weights."""
     losses = HistoryBuffer([0.5, 0.25], [1, 1])
-    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3), last=losses.current)
+    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3))
 
 
 def prefixed(state, prefix):
