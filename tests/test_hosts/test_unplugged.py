@@ -34,6 +34,23 @@ def test_same_initial_values(case):
 
 
 @each_host
+@pytest.mark.parametrize('norm_eval', [True, False])
+def test_same_modes(case, norm_eval):
+    """What trains and learns, after the constructor and after each change of mode."""
+    models = [
+        build(norm_eval=norm_eval, frozen_stages=1) for build in (case.build, case.build_upstream)
+    ]
+    for mode in (None, True, False, True):
+        ours, theirs = (in_mode(m, mode) if mode is not None else m for m in models)
+        modes = {name: m.training for name, m in ours.named_modules()}
+        for name, module in theirs.named_modules():
+            assert modes[name] is module.training, name
+        assert [p.requires_grad for p in ours.parameters()] == [
+            p.requires_grad for p in theirs.parameters()
+        ]
+
+
+@each_host
 def test_same_gradients_with_checkpoints(case):
     grads = []
     for build in (case.build, case.build_upstream):
