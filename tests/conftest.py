@@ -38,6 +38,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def data_where_the_configs_say(monkeypatch):
+    """A user's own setting moves no test's data."""
+    monkeypatch.delenv('MMATTN_DATA', raising=False)
+
+
 def pytest_terminal_summary(terminalreporter):
     """Count what was not tested, by reason: a skipped check must not read as a passed one."""
     counts = Counter()

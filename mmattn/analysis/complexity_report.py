@@ -20,8 +20,9 @@ def _check(style):
 
 
 def _markdown(header: list[str], rows: list[list[str]], left: int) -> str:
-    """A table whose first `left` columns are words, the others numbers."""
+    """A table whose first `left` columns are words, the others numbers; no word is markup."""
     rule = ['---'] * left + ['---:'] * (len(header) - left)
+    rows = [[' '.join(cell.split()).replace('|', r'\|') for cell in cells] for cells in rows]
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in (header, rule, *rows))
 
 

@@ -121,6 +121,15 @@ def run(command, log):
         sys.exit(f'{"".join(last)}\nerror: {" ".join(map(str, command))} failed, see {log}')
 
 
+def _read(path):
+    """The dict in a JSON file; none where there is no such file, or a damaged one."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def train_and_test(task, tools, configs):
     """Result of one task: parameters, untrained and trained metric, seconds; kept in its folder."""
     config = configs / task.config
@@ -128,7 +137,7 @@ def train_and_test(task, tools, configs):
     record = work_dir / 'result.json'
     text = Config.fromfile(config, import_custom_modules=False).pretty_text + json.dumps(DATA)
     key = hashlib.sha256(text.encode()).hexdigest()
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = _read(record)
     if known.get('key') != key:
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir(parents=True)
@@ -166,12 +175,15 @@ def train_and_test(task, tools, configs):
             ],
             work_dir / 'test.log',
         )
-        untrained = json.loads((work_dir / 'untrained.json').read_text())
+        untrained, tested = _read(work_dir / 'untrained.json'), _read(work_dir / 'test.json')
+        for found, name in ((untrained, 'untrained.json'), (tested, 'test.json')):
+            if not found:
+                sys.exit(f'error: {work_dir / name} is damaged; without the folder it trains again')
         known.update(
             parameters=untrained['parameters'],
             # COCO's evaluator has no metrics for a model that detects nothing
             untrained=untrained['metrics'].get(task.metric, 0) * task.scale,
-            trained=json.loads((work_dir / 'test.json').read_text())[task.metric] * task.scale,
+            trained=tested[task.metric] * task.scale,
         )
     finally:
         known['seconds'] += time.time() - started

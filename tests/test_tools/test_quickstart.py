@@ -93,6 +93,23 @@ def test_failure_is_shown_and_can_be_mended(place):
     assert place()['seconds'] > seconds
 
 
+@pytest.mark.parametrize('text', ['', '{"key": ', '[]', 'null'])
+def test_a_damaged_record_trains_again(place, text):
+    record = quickstart.WORK_DIR / place.config.stem / 'result.json'
+    record.parent.mkdir(parents=True)
+    record.write_text(text)
+    assert place()['trained'] == 96
+    assert json.loads(record.read_text())['trained'] == 96
+
+
+def test_a_damaged_result_is_named(place):
+    tools = place.config.parents[1] / 'tools'
+    test = (tools / 'dist_test.sh').read_text()
+    (tools / 'dist_test.sh').write_text(test.replace('{"accuracy/top1": 96}', '{'))
+    with pytest.raises(SystemExit, match='error: .*test.json is damaged; without the folder'):
+        place()
+
+
 def test_scripts_get_this_interpreter(tmp_path):
     quickstart.run(['bash', '-c', 'echo "$PYTHON"'], tmp_path / 'log')
     assert (tmp_path / 'log').read_text().strip() == sys.executable
