@@ -38,52 +38,53 @@ class _StandIn:
         pass
 
 
-# What mmengine's checkpoints hold besides tensors and plain values, the history of the losses: a
-# stand-in for each, by its name, so that nothing of it is run (`getattr` is among them).
-STAND_INS = [
-    type(name.split('.')[-1], (_StandIn,), dict(__module__=name.rpartition('.')[0]))
-    for name in (
-        'builtins.getattr',
-        'mmengine.logging.history_buffer.HistoryBuffer',
-        'numpy.dtype',
-        'numpy.ndarray',
-        'numpy.core.multiarray._reconstruct',
-        'numpy.core.multiarray.scalar',
-        'numpy._core.multiarray._reconstruct',
-        'numpy._core.multiarray.scalar',
-    )
-]
+# Whose classes may be in a checkpoint besides tensors and plain values: the history of the losses,
+# schedulers, ... Each gets a stand-in of its name, so that nothing of it is run.
+FAMILIES = ('mmengine', 'mmcv', 'mmpretrain', 'mmcls', 'mmdet', 'mmseg', 'mmattn', 'numpy')
 # before torch 2.5, files with a history are refused
 safe_globals = getattr(torch.serialization, 'safe_globals', nullcontext)
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The weights in a checkpoint of mmengine, or of `torch.save(model.state_dict())`.
+    """The weights in a checkpoint of OpenMMLab, or of `torch.save(model.state_dict())`.
 
-    Nothing in the file is executed: besides tensors it may hold what mmengine itself writes.
+    Nothing in the file is executed: besides tensors it may hold what OpenMMLab writes, and that is
+    not even built.
 
     Raises:
         ValueError: in one line, if the file is no checkpoint, holds other things or no weights.
     """
-    try:
-        with safe_globals(STAND_INS):
-            found = torch.load(path, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        unsafe = re.search(r'GLOBAL (\S+)', str(error))
-        if unsafe is None:
-            raise ValueError(
-                f'{path} is no checkpoint that torch.load reads with weights_only=True'
-            ) from error
-        raise ValueError(
-            f'{path} holds {unsafe[1]}, and reading it might execute code; allowed are tensors and '
-            'what mmengine writes: if you trust it, save its state dict in a file of its own'
-        ) from error
+    names = ['builtins.getattr']  # mmengine's history has methods
+    while True:
+        try:
+            with safe_globals([_stand_in(name) for name in names]):
+                found = torch.load(path, map_location='cpu', weights_only=True)
+            break
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            unsafe = re.search(r'GLOBAL (\S+)', str(error))
+            if unsafe is None:
+                raise ValueError(
+                    f'{path} is no checkpoint that torch.load reads with weights_only=True'
+                ) from error
+            if unsafe[1] in names or unsafe[1].split('.')[0] not in FAMILIES:
+                raise ValueError(
+                    f'{path} holds {unsafe[1]}, and reading it might execute code; allowed are '
+                    'tensors and what OpenMMLab writes: if you trust it, save its state dict in a '
+                    'file of its own'
+                ) from error
+            names.append(unsafe[1])
     for key in ('state_dict', 'model'):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not any(torch.is_tensor(v) for v in found.values()):
         raise ValueError(f'{path} holds no weights: expected a state dict, or one as state_dict')
     return {name: value for name, value in found.items() if torch.is_tensor(value)}
+
+
+def _stand_in(name: str) -> type:
+    """For `torch.load`, a class by the full name of another thing, that is nothing."""
+    module, _, own = name.rpartition('.')
+    return type(own, (_StandIn,), dict(__module__=module))
 
 
 def backbone_of(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

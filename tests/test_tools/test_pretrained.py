@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.optim import ConstantLR
 from torch import nn
 
 from mmattn import CBAM, ECA
@@ -38,7 +39,8 @@ def start(tmp_path):
 def history():
     """What mmengine keeps beside the weights."""
     losses = HistoryBuffer([0.5, 0.25], [1, 1])
-    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3), last=losses.current)
+    scheduler = dict(method=ConstantLR.step, kind=ConstantLR)
+    return dict(losses=losses, seconds=np.float64(0.5), counts=np.arange(3), scheduler=scheduler)
 
 
 def prefixed(state, prefix):
