@@ -4,6 +4,8 @@ A training saves a checkpoint at the next step and ends with exit code 75, all i
 same step. Whatever else is going on ends at once, as does everything at a second signal.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 import time
@@ -102,8 +104,7 @@ class StopHook(Hook):
 def shield_worker():
     """Lets a data worker outlive the first SIGTERM, which a cluster may send to all processes.
 
-    The training needs it up to the step at which it saves. A second one, such as PyTorch's own at
-    the end of an iterator that does not come to its end, kills the worker.
+    The training needs it up to the step at which it saves. A second one kills the worker.
     """
     if get_worker_info() is None or signal.getsignal(signal.SIGTERM) is _first:
         return
@@ -112,4 +113,19 @@ def shield_worker():
 
 
 def _first(signum, frame):
-    signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signum, _second)
+
+
+def _second(signum, frame):
+    os._exit(0)
+
+
+@atexit.register
+def _end_workers():
+    # Python sends the data workers that are left one SIGTERM, and waits for them without end.
+    for _ in range(2):
+        children = [child for child in multiprocessing.active_children() if child.daemon]
+        for child in children:
+            child.terminate()
+        for child in children:
+            child.join(1)
