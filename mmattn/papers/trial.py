@@ -93,9 +93,9 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
 
     What is made smaller: images (sizes by 8), batches (2), a detector's proposals and detections.
     ImageNet's and CIFAR-100's readers are replaced by ones that do not insist on the published
-    files. No pretrained weights are loaded, and no residual starts at zero for the lack of them: gates
-    would get zeros. The model, its depth and number of classes, the other arguments of the transforms
-    and their order, losses, optimiser, schedule and evaluator stay as they are.
+    files. No pretrained weights are loaded, and no residual starts at zero for the lack of them:
+    gates would get zeros. The model, its depth and number of classes, the other arguments of the
+    transforms and their order, losses, optimiser, schedule and evaluator stay as they are.
 
     Args:
         cfg (Config): Of one of the papers' rows.
