@@ -127,8 +127,9 @@ def build(config):
 def count(model: nn.Module, convention: Convention, gates: dict | None = None) -> Complexity:
     """Count a model of the meta device for one image of the convention's size.
 
-    Detectors count their heads on `BOX_ROIS` and `MASK_ROIS` regions, segmentors their decode head
-    only (the auxiliary head is for training). By the one rule all parameters and parts count.
+    Detectors count their heads on `BOX_ROIS` and `MASK_ROIS` regions (with a last stage that runs
+    on regions, if there is one), segmentors their decode head only (the auxiliary head is for
+    training). By the one rule all parameters and parts count.
 
     Args:
         model (nn.Module): An image classifier, a detector or a segmentor.
@@ -220,11 +221,12 @@ def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
 def _parts(model):
     """(name, function) in running order; each takes and returns the feature maps."""
 
-    def on_rois(extractor, head, rois):
+    def on_rois(heads, extractor, head, rois):
         shape = (rois, extractor.out_channels, *extractor.roi_layers[0].output_size)
 
         def run(features):
-            head(torch.empty(shape, device='meta'))
+            x = torch.empty(shape, device='meta')
+            head(heads.shared_head(x) if heads.with_shared_head else x)
             return features
 
         return run
@@ -247,9 +249,9 @@ def _parts(model):
     elif hasattr(model, 'rpn_head'):
         yield 'rpn_head', aside(model.rpn_head)
         heads = model.roi_head
-        yield 'bbox_head', on_rois(heads.bbox_roi_extractor, heads.bbox_head, BOX_ROIS)
+        yield 'bbox_head', on_rois(heads, heads.bbox_roi_extractor, heads.bbox_head, BOX_ROIS)
         if heads.with_mask:
-            yield 'mask_head', on_rois(heads.mask_roi_extractor, heads.mask_head, MASK_ROIS)
+            yield 'mask_head', on_rois(heads, heads.mask_roi_extractor, heads.mask_head, MASK_ROIS)
     elif hasattr(model, 'bbox_head'):
         yield 'bbox_head', aside(model.bbox_head)
     else:

@@ -93,8 +93,9 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
 
     What is made smaller: images (sizes by 8), batches (2), a detector's proposals and detections.
     ImageNet's and CIFAR-100's readers are replaced by ones that do not insist on the published
-    files. The model, its depth and number of classes, the other arguments of the transforms and
-    their order, losses, optimiser, schedule and evaluator stay as they are.
+    files. No pretrained weights are loaded, and no residual starts at zero for the lack of them:
+    gates would get zeros. The model, its depth and number of classes, the other arguments of the
+    transforms and their order, losses, optimiser, schedule and evaluator stay as they are.
 
     Args:
         cfg (Config): Of one of the papers' rows.
@@ -113,6 +114,9 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
         if cfg.default_scope == 'mmpretrain':
             cfg[name].setdefault('collate_fn', dict(type='default_collate'))
     cfg.val_evaluator = _move(cfg.val_evaluator.to_dict(), data_root)
+    if cfg.default_scope in ('mmdet', 'mmseg'):
+        # Without torchvision's weights these hosts start residuals, hence gates' inputs, at zero.
+        cfg.model.backbone.zero_init_residual = False
     cfg.model.backbone.init_cfg = None
     if 'size' in cfg.model.get('data_preprocessor', {}):
         cfg.model.data_preprocessor = _shrink(cfg.model.data_preprocessor.to_dict())

@@ -64,6 +64,17 @@ def test_no_two_configs_are_the_same():
         assert found.setdefault(key, path) == path
 
 
+@pytest.mark.parametrize('name', ['drtam-release', 'nogep-avg'])
+def test_no_two_rows_of_a_table_are_the_same_with_an_alternative(name):
+    """The alternatives that set arguments of gates, in which a table's rows may differ."""
+    for item in alternatives.listed():
+        found = {}
+        for path in item.configs if item.name == name else []:
+            cfg = alternatives.combine(ROOT / path, [name])
+            key = json.dumps(alternatives.effective(cfg), sort_keys=True)
+            assert found.setdefault(key, path) == path, (item.paper, item.table)
+
+
 def test_what_a_detector_or_segmentor_can_start_from():
     """An ImageNet config with the same gates: a row's, or one in `pretraining` that says so."""
     started = [entry for entry in papers.entries() if entry.pretrained]

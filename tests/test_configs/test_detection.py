@@ -23,7 +23,7 @@ from mmattn import papers  # noqa: E402  (first: it has the operators where mmcv
 from mmdet.registry import DATASETS, MODELS, TASK_UTILS  # noqa: E402
 from mmdet.structures.mask import mask_target  # noqa: E402
 
-from mmattn.analysis import complexity  # noqa: E402
+from mmattn.analysis import complexity, counters  # noqa: E402
 from mmattn.papers import alternatives  # noqa: E402
 
 ROOT = papers.config_root()
@@ -141,6 +141,11 @@ def test_retinanet_as_detectron2_has_it():
         torch.testing.assert_close(conv.weight.var().item(), 1 / inputs, rtol=0.02, atol=0)
         assert not conv.bias.any()
     assert cfg.bbox_head.type == 'EMARetinaHead'
+    # Quadratic below an error of 0.1, linear above.
+    loss = MODELS.build(cfg.bbox_head.loss_bbox)
+    for error, wanted in ((0.02, 0.02**2 / 0.2), (0.1, 0.05), (0.6, 0.55)):
+        found = loss(torch.tensor([[error]]), torch.zeros(1, 1))
+        torch.testing.assert_close(found, torch.tensor(wanted))
 
 
 def test_every_detector_of_cat_can_start_from_msras_weights():
@@ -179,6 +184,19 @@ def test_c4_has_gates_in_its_last_stage(path):
     assert [type(block.cat).__name__ for block in last] == ['CAT'] * 3
     classes = read(path).model.roi_head.bbox_head.num_classes
     assert model.roi_head.bbox_head.fc_cls.out_features == classes + 1
+
+
+def test_c4_is_counted():
+    """Its last stage runs on 1000 regions of 14 x 14, with stride 2, gates included."""
+    counted = [
+        complexity.count(complexity.build(read(path, 'c4')), counters.DEFAULTS['mmdet'])
+        for path in (FASTER.replace('-cat', ''), FASTER)
+    ]
+    stage = 14 * 14 * 1024 * 512 + 3 * 49 * 512 * 512 * 9 + 49 * (1024 * 2048 + 5 * 512 * 2048)
+    bare, gated = (one.parts['bbox_head'] / 1000 for one in counted)
+    assert set(counted[0].parts) == {'backbone', 'rpn_head', 'bbox_head'}
+    assert stage < bare < 1.01 * stage  # and norms, activations, the two linear layers
+    assert bare + 3 * 49 * 2048 < gated < 1.02 * bare
 
 
 def test_without_gep_there_may_be_the_average_alone():

@@ -170,6 +170,8 @@ def test_the_overlay_changes_what_it_says_and_no_more(path):
     model, other = small.model.to_dict(), cfg.model.to_dict()
     for item in (model, other):
         item['backbone'].pop('init_cfg', None)
+        if cfg.default_scope != 'mmpretrain':
+            item['backbone'].pop('zero_init_residual', None)
         for key in ('train_cfg', 'test_cfg', 'data_preprocessor'):
             item.pop(key, None)
     assert model == other
@@ -186,6 +188,21 @@ def test_the_overlay_changes_what_it_says_and_no_more(path):
 
     for name in ('train_dataloader', 'val_dataloader'):
         assert list(transforms(small[name])) == list(transforms(cfg[name]))
+
+
+@pytest.mark.parametrize(
+    'path',
+    [
+        'cat/faster-rcnn_r50-cat-spatial_fpn_4xb2-18k_voc12.py',
+        'drtam/fcn_r50-d8-drtam-bott_4xb4-20k_voc12aug-512x512.py',
+    ],
+)
+def test_gates_have_something_to_do(path, digits, tmp_path):
+    """A residual whose last norm starts at zero would give them zeros."""
+    backbone = trial.build(path, digits, tmp_path).model.backbone
+    backbone.init_weights()
+    last = [m.norm3.weight for m in backbone.modules() if hasattr(m, 'norm3')]
+    assert last and all(weight.all() for weight in last)
 
 
 def test_sizes_are_divided():

@@ -10,8 +10,8 @@ model = dict(
     ),
     # torchvision's weights and layout ("pytorch": stride in the 3x3 convolution), the same
     # network as in the ImageNet tables. The gates are in no released checkpoint and start
-    # untrained; those of the frozen first stage stay so. To start from a gated backbone, set
-    # `init_cfg.checkpoint` to a checkpoint of the ImageNet config and add `prefix='backbone.'`.
+    # untrained; those of the frozen first stage stay so, unless tools/train.py --pretrained CHECKPOINT
+    # brings them (which, unlike another `init_cfg`, refuses a checkpoint that lacks one).
     backbone=dict(
         type='PluginResNet',
         depth=50,
