@@ -113,7 +113,8 @@ def main():
                 stack.enter_context(locks.owning(cfg.work_dir, 'a training'))
             merge_args(cfg, args)
             if rank() == 0:
-                saving.begin(cfg.work_dir, resumed=bool(cfg.get('resume')))
+                # A checkpoint that is named takes the place of the last one when it is loaded.
+                saving.begin(cfg.work_dir, resumed=cfg.get('resume') and cfg.load_from is None)
             state.runner = Runner.from_cfg(cfg)
             state.runner.train()
 

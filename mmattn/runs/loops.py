@@ -29,7 +29,17 @@ class EpochLoop(EpochBasedTrainLoop):
                 f'{batches} batches an epoch instead of {before}: epoch {self._epoch + 1}, '
                 f'of which {self._iter % before} were done, begins anew'
             )
-        return super().run()
+        self.runner.call_hook('before_train')
+        # One that was stopped at the end of an epoch has yet to end it.
+        whole = self._iter == self._epoch * (before or batches)
+        _validate_again(self, self._epoch if whole else 0)
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            self._decide_current_val_interval()
+            if _val_is_due(self, self._epoch, self._max_epochs):
+                self.runner.val_loop.run()
+        self.runner.call_hook('after_train')
+        return self.runner.model
 
     def run_epoch(self):
         begin, self._begin = self._begin, 0
@@ -69,20 +79,40 @@ class IterLoop(IterBasedTrainLoop):
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
+        _validate_again(self, self._iter)
         self.dataloader_iterator = endless_batches(self.dataloader, self._iter)
         while self._iter < self._max_iters and not self.stop_training:
             runner.model.train()
             self.run_iter(next(self.dataloader_iterator))
             self._decide_current_val_interval()
-            if (
-                runner.val_loop is not None
-                and self._iter >= self.val_begin
-                and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
-            ):
+            if _val_is_due(self, self._iter, self._max_iters):
                 runner.val_loop.run()
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model
+
+
+def _val_is_due(loop, step, last):
+    """Whether a validation follows a step (an epoch or an iteration) of which there are `last`."""
+    return (
+        loop.runner.val_loop is not None
+        and step >= loop.val_begin
+        and (step % loop.val_interval == 0 or step == last)
+    )
+
+
+def _validate_again(loop, step):
+    """Does the validation that follows the step at which a resumed training goes on.
+
+    The checkpoint is older than it, and so does not know how it ended, or whether it did: the best
+    checkpoint may be missing, or the last result.
+    """
+    last = loop._max_epochs if isinstance(loop, EpochLoop) else loop._max_iters
+    if step == 0:
+        return
+    loop._decide_current_val_interval()
+    if _val_is_due(loop, step, last):
+        loop.runner.val_loop.run()
 
 
 def resumable(loop):

@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import torch
-from mmengine.dist import is_distributed, is_main_process
+from mmengine.dist import all_gather_object, is_distributed, is_main_process
 from mmengine.model import is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
@@ -11,6 +11,7 @@ from mmattn import mmcv_ops
 from mmattn.registry import register
 
 from . import checkpoint, processes, saving, unreadable
+from .errors import UserError
 from .hooks import ProgressHook
 from .loops import resumable
 from .nonfinite import NonFiniteLossHook
@@ -69,8 +70,25 @@ class Runner(MMEngineRunner):
             randomness['seed'] = checkpoint.load_meta(load_from).get('seed')
         return randomness
 
-    def resume(self, *args, **kwargs):
-        super().resume(*args, **kwargs)
+    def load_or_resume(self):
+        super().load_or_resume()
+        if not is_distributed():
+            return
+        places = all_gather_object(self.iter)
+        if len(set(places)) > 1:
+            other = next(number for number, place in enumerate(places) if place != places[0])
+            raise UserError(
+                f'process 0 goes on from iteration {places[0]} and process {other} from '
+                f'{places[other]}: all machines must see the same checkpoints in {self.work_dir}',
+                everywhere=True,
+            )
+
+    def resume(self, filename, *args, **kwargs):
+        super().resume(filename, *args, **kwargs)
+        if is_main_process() and saving.pointed(self.work_dir) != filename:
+            # Whoever goes on from here before there is a new one begins at the same place.
+            path = filename if '://' in filename else os.path.abspath(filename)
+            saving.write_text(Path(self.work_dir) / saving.POINTER, path)
         # CheckpointHook deletes what these name when there is something better or newer, folders
         # too: they must be checkpoints of this run.
         info, folder = self.message_hub.runtime_info, Path(self.work_dir).resolve()

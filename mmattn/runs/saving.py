@@ -100,10 +100,53 @@ class CheckpointHook(MMEngineCheckpointHook):
         self.saved_iter = meta['iter']
         if is_main_process():
             for path in map(self._path, map(self.filename_tmpl.format, outdated)):
-                if self.file_backend.isfile(path):
-                    self.file_backend.remove(path)
-                elif self.file_backend.isdir(path):
-                    self.file_backend.rmtree(path)  # DeepSpeed's checkpoints are folders
+                self._remove(path)
+
+    def _save_best_checkpoint(self, runner, metrics):
+        # mmengine's removes the best one so far and then saves the better one. Here it knows of
+        # none to remove, and the old one goes when the new one is there.
+        before, info = self._best_paths(), runner.message_hub.runtime_info
+        known = {key: value for key, value in info.items() if key.startswith('best_')}
+        self._set_best_paths(dict.fromkeys(before))
+        try:
+            super()._save_best_checkpoint(runner, metrics)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._set_best_paths(before)
+            for key in [key for key in info if key.startswith('best_')]:
+                info.pop(key)
+            info.update(known)
+            message = f'the best checkpoint was not saved: {error.strerror}'
+            if runner.iter >= runner.max_iters:
+                raise UserError(message) from error
+            runner.logger.error(f'{message}; the training goes on')
+            return
+        after = {key: path or before[key] for key, path in self._best_paths().items()}
+        self._set_best_paths(after)
+        if is_main_process():
+            for path in {path for path in before.values() if path} - {*after.values()}:
+                self._remove(path)
+
+    def _best_paths(self):
+        """The best checkpoint of each metric that is watched, None where there is none yet."""
+        if not self.save_best:
+            return {}
+        if len(self.key_indicators) == 1:
+            return {'': self.best_ckpt_path}
+        return dict(self.best_ckpt_path_dict)
+
+    def _set_best_paths(self, paths):
+        if '' in paths:
+            self.best_ckpt_path = paths['']
+        elif paths:
+            self.best_ckpt_path_dict = paths
+
+    def _remove(self, path):
+        if self.file_backend.isfile(path):
+            self.file_backend.remove(path)
+        elif self.file_backend.isdir(path):
+            self.file_backend.rmtree(path)  # DeepSpeed's checkpoints are folders
 
     def _path(self, name):
         return self.file_backend.join_path(self.out_dir, name)
@@ -219,7 +262,8 @@ def last_whole(work_dir):
         path for pattern in ('epoch_*.pth', 'iter_*.pth', STOPPED) for path in folder.glob(pattern)
     }
     others = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-    candidates += [str(path) for path in others if str(path) not in candidates]
+    known = [*map(os.path.realpath, candidates)]
+    candidates += [str(path) for path in others if os.path.realpath(path) not in known]
     for path in candidates:
         if '://' in path:
             return path, faults

@@ -6,6 +6,7 @@ import os
 import pytest
 import torch
 import toy
+from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner as MMEngineRunner
 
 from mmattn.runs import saving
@@ -151,6 +152,16 @@ def test_resumes_from_the_one_before_and_says_so(tmp_path, monkeypatch):
     assert f'{tmp_path}/iter_2.pth is truncated; resuming from {tmp_path}/iter_1.pth' in said
 
 
+def test_each_fault_is_told_once(tmp_path, monkeypatch):
+    """`last_checkpoint` holds an absolute path, and --work-dir may be a relative one."""
+    (tmp_path / 'iter_2.pth').write_bytes(b'')
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'iter_2.pth'))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        saving.last_whole('.')
+    assert str(refused.value).count('is empty') == 1
+
+
 def test_begin_forgets_another_run(tmp_path):
     (tmp_path / 'last_checkpoint').write_text('x.pth')
     (tmp_path / 'iter_1.pth.tmp').write_text('half')
@@ -158,3 +169,90 @@ def test_begin_forgets_another_run(tmp_path):
     assert os.listdir(tmp_path) == ['last_checkpoint']
     saving.begin(tmp_path, resumed=False)
     assert os.listdir(tmp_path) == []
+
+
+class Scores(BaseMetric):
+    """A metric that takes the values it is given, one a validation."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = iter(values)
+
+    def process(self, data_batch, data_samples):
+        self.results.append(0)
+
+    def compute_metrics(self, results):
+        return dict(score=next(self.values))
+
+
+def validated(folder, values, **more):
+    """The config of a training with a validation after each iteration, which has one result."""
+    cfg = toy.config(folder, iters=len(values), **more)
+    loader = dict(cfg['train_dataloader'], sampler=dict(type='DefaultSampler'))
+    cfg['train_cfg']['val_interval'] = 1
+    cfg['default_hooks']['checkpoint'].update(save_best='score', rule='greater')
+    evaluator = dict(type=Scores, values=values)
+    return dict(cfg, val_dataloader=loader, val_cfg={}, val_evaluator=evaluator)
+
+
+def best(folder):
+    return [name for name in checkpoints(folder) if name.startswith('best')]
+
+
+def test_the_best_one_stays_until_there_is_a_better(tmp_path, monkeypatch):
+    seen, save = [], MMEngineRunner.save_checkpoint
+
+    def look(self, out_dir, filename, *args, **options):
+        if 'best' in filename:
+            seen.append(best(tmp_path))
+        save(self, out_dir, filename, *args, **options)
+
+    monkeypatch.setattr(MMEngineRunner, 'save_checkpoint', look)
+    toy.runner(validated(tmp_path, [0.1, 0.3, 0.2])).train()
+    assert seen == [[], ['best_score_iter_1.pth']]
+    assert best(tmp_path) == ['best_score_iter_2.pth']
+
+
+def test_full_disk_costs_the_new_best_one_alone(tmp_path, monkeypatch):
+    save = MMEngineRunner.save_checkpoint
+
+    def full(self, out_dir, filename, *args, **options):
+        if filename.startswith('best_score_iter_2'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(self, out_dir, filename, *args, **options)
+
+    monkeypatch.setattr(MMEngineRunner, 'save_checkpoint', full)
+    run, said = toy.runner(validated(tmp_path, [0.1, 0.4, 0.3])), []
+    monkeypatch.setattr(run.logger, 'error', said.append)
+    run.train()
+    message = 'the best checkpoint was not saved: No space left on device; the training goes on'
+    assert said == [message]
+    # the best of those that are there
+    assert best(tmp_path) == ['best_score_iter_3.pth']
+
+
+def test_a_validation_that_was_cut_off_is_done_again(tmp_path, monkeypatch):
+    run = toy.runner(validated(tmp_path, [0.1, 0.3, 0.2]))
+
+    def killed():
+        if run.iter == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Scores, 'process', lambda self, *_: (killed(), self.results.append(0)))
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert best(tmp_path) == ['best_score_iter_1.pth']
+    monkeypatch.undo()
+    again = toy.runner({**validated(tmp_path, [0.3, 0.2, 0]), 'resume': True})
+    again.train()
+    assert best(tmp_path) == ['best_score_iter_2.pth']
+
+
+def test_a_named_checkpoint_takes_the_place_of_the_last_one(tmp_path):
+    """A restart, or a second --resume, goes on from there until there is a new one."""
+    toy.runner(toy.config(tmp_path, iters=3)).train()
+    first = tmp_path / 'iter_1.pth'
+    run = toy.runner(toy.config(tmp_path, iters=3, resume=True, load_from=str(first)))
+    run.train_loop  # noqa: B018  (mmengine builds it where it is asked for)
+    run.load_or_resume()
+    assert saving.last_whole(tmp_path) == (str(first), [])

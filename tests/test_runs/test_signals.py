@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import toy
@@ -103,3 +106,13 @@ def test_data_workers_outlive_the_first(tmp_path):
                 time.sleep(0.05)
             os._exit(7)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+
+
+def test_a_training_with_waiting_workers_comes_to_its_end(tmp_path):
+    """Python's exit sends them two signals at once, of which they may see one."""
+    cfg = toy.config(tmp_path / 'work', epochs=1)
+    cfg['train_dataloader'].update(num_workers=1, persistent_workers=True)
+    path = toy.write(tmp_path / 'run.py', cfg)
+    train = Path(__file__).parents[2] / 'tools' / 'train.py'
+    ran = subprocess.run([sys.executable, train, path], env=toy.environment(), timeout=60)
+    assert ran.returncode == 0
