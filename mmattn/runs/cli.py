@@ -307,27 +307,12 @@ def one_line_errors(debug):
     else:
         return
     finally:
-        _end_workers(State.runner)
         signal.signal(signal.SIGINT, before)
         sys.excepthook = hook
     # The other processes may be waiting in a collective call: no goodbyes.
     sys.stdout.flush()
     sys.stderr.flush()
     leave(code)
-
-
-def _end_workers(runner):
-    """Ends data workers that wait for the next epoch.
-
-    Python's exit would send them two SIGTERM at once, which they can take for the one that they
-    outlive (signals.py), and wait for them for ever.
-    """
-    for split in ('train', 'val', 'test') if runner is not None else ():
-        # Not by runner.train_loop, which builds what is not there yet.
-        loader = getattr(getattr(runner, f'_{split}_loop'), 'dataloader', None)
-        iterator = getattr(loader, '_iterator', None)
-        if hasattr(iterator, '_shutdown_workers'):
-            iterator._shutdown_workers()
 
 
 def _begun(runner):

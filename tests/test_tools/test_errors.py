@@ -144,6 +144,33 @@ def test_missing_checkpoints(error_of, tmp_path):
     assert str(gone) in error_of('train', CONFIG, '--resume', '--work-dir', tmp_path)
 
 
+@pytest.mark.parametrize('option', ['--skip-nonfinite', '--max-unreadable'])
+def test_numbers(run_tool, capsys, option):
+    with pytest.raises(SystemExit):
+        run_tool('train', CONFIG, option, '-1')
+    assert "must be a number from 0 on, got '-1'" in capsys.readouterr().err
+
+
+def test_folder_of_another(error_of, tmp_path):
+    """A training and a test alike are refused by name."""
+    code = (
+        'from fcntl import *; import sys; file = open(sys.argv[1], "w"); lockf(file, LOCK_EX);'
+        'file.write(sys.argv[2]); file.flush(); print(flush=True); sys.stdin.read()'
+    )
+    owner = '{"pid": 7, "machine": "node3", "what": "a training", "since": "noon"}'
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    command = [sys.executable, '-c', code, tmp_path / '.owner', owner]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        for tool in (['train', CONFIG], ['test', CONFIG, checkpoint]):
+            line = error_of(*tool, '--work-dir', tmp_path)
+            assert line.startswith(
+                f'error: {tmp_path} is in use by a training (process 7 on node3, since noon;'
+            )
+        other.stdin.close()
+
+
 def test_options_that_the_config_cannot_serve(error_of, tmp_path):
     path = child(tmp_path, 'auto_scale_lr = dict(_delete_=True)')
     assert 'base_batch_size' in error_of('train', path, '--auto-scale-lr')

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.runs import quickstart
+from mmattn.runs import locks, quickstart
 
 ROOT = Path(__file__).parents[2]
 
@@ -134,6 +134,30 @@ def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
     quickstart.main()
     assert made == ['cifar', 'imagenet', 'voc', 'coco', 'vocseg']
     assert len(trained) == 6
+
+
+def test_second_quickstart_waits_for_the_first(tmp_path, monkeypatch):
+    """Two at once would train into the same folders."""
+    monkeypatch.chdir(tmp_path)
+    owners = []
+    monkeypatch.setattr(
+        quickstart,
+        '_run_all',
+        lambda only: owners.append((quickstart.WORK_DIR / locks.NAME).read_text()),
+    )
+    quickstart.main()
+    assert json.loads(owners[0])['pid'] == os.getpid()
+    # a process that owns the folder for a moment
+    code = (
+        'from fcntl import *; import sys, time; file = open(sys.argv[1], "r+"); '
+        'lockf(file, LOCK_EX); print(flush=True); time.sleep(1)'
+    )
+    command = [sys.executable, '-c', code, quickstart.WORK_DIR / locks.NAME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        quickstart.main()
+        assert other.poll() == 0
+    assert len(owners) == 2
 
 
 # Well below what was seen on several machines, far above what does not learn.
