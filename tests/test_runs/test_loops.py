@@ -8,6 +8,7 @@ import torch
 import toy
 from mmengine.dataset import InfiniteSampler
 from mmengine.hooks import Hook
+from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler
 
 from mmattn.runs import saving, signals
@@ -63,6 +64,7 @@ def test_goes_on_bit_for_bit(tmp_path, whole, iteration):
     assert resumed.optim_wrapper.get_lr() == whole.optim_wrapper.get_lr()
 
 
+@DATA_SAMPLERS.register_module('ToyPairs', force=True)
 class Pairs(BatchSampler):
     """Batches that depend on all samples before, as those grouped by aspect ratio."""
 
@@ -84,7 +86,7 @@ class Pairs(BatchSampler):
 def test_batch_samplers_of_others(tmp_path, workers):
     loader = toy.config(tmp_path, iters=25)['train_dataloader']
     loader.update(
-        batch_sampler=dict(type=Pairs), num_workers=workers, persistent_workers=workers > 0
+        batch_sampler=dict(type='ToyPairs'), num_workers=workers, persistent_workers=workers > 0
     )
     kind = dict(iters=25, interval=100, train_dataloader=loader)
     whole = toy.runner(toy.config(tmp_path / 'whole', **kind))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import toy
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS
 
 from mmattn.runs.errors import UserError
 
@@ -43,6 +44,7 @@ def test_names_spoilt_weights(tmp_path):
         run.train()
 
 
+@MODELS.register_module('ToyOfNoLayer', force=True)
 class OfNoLayer(toy.Toy):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return dict(
@@ -53,7 +55,7 @@ class OfNoLayer(toy.Toy):
 
 def test_names_the_loss_of_no_layer(tmp_path):
     cfg = toy.config(tmp_path, epochs=1)
-    cfg['model'] = dict(type=OfNoLayer)
+    cfg['model'] = dict(type='ToyOfNoLayer')
     with pytest.raises(UserError, match='loss is inf .* no layer, but loss_cls;'):
         toy.runner(cfg).train()
 

@@ -120,7 +120,7 @@ def test_bad_loss_ends_in_one_line(tmp_path):
 
 
 def test_second_training_is_refused_by_name(tmp_path):
-    training = Training(tmp_path / 'owned', pause=0.2, log_level='INFO')
+    training = Training(tmp_path / 'owned', pause=2, log_level='INFO')
     first = training.start(1)
     training.wait_for_steps()
     codes, said = finish(training.start(1))

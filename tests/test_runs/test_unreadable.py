@@ -33,8 +33,9 @@ class Images(BaseDataset):
         return [dict(img_path=str(path)) for path in sorted(folder.glob('*.png'))]
 
 
-for registry, part in ((DATASETS, Images), (TRANSFORMS, Mean)):
-    registry.register_module(module=part, force=True)
+DATASETS.register_module(name='ToyImages', module=Images, force=True)
+TRANSFORMS.register_module(name='ToyLoad', module=LoadImageFromFile, force=True)
+TRANSFORMS.register_module(name='ToyMean', module=Mean, force=True)
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ def train(tmp_path):
         cfg['train_dataloader'].update(
             num_workers=workers,
             dataset=dict(
-                type=Images,
+                type='ToyImages',
                 data_root=str(folder),
-                pipeline=[dict(type=LoadImageFromFile), dict(type=Mean)],
+                pipeline=[dict(type='ToyLoad'), dict(type='ToyMean')],
             ),
         )
         trained, said = toy.runner(cfg), []
