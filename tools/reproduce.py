@@ -7,8 +7,10 @@ stopped and tries again what failed. tools/leaderboard.py tells what came out.
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 from rich.console import Console
 
@@ -67,6 +69,9 @@ def parse_args():
         help='the GPUs to use, or the CPU slots where there are none (default: all)',
     )
     parser.add_argument('--tries', type=count, default=3, metavar='N', help='starts of a run')
+    parser.add_argument(
+        '--no-check', action='store_true', help='do not look at the data first (check_data --quick)'
+    )
     parser.add_argument('--dry-run', action='store_true', help='show what would run')
     parser.add_argument('--format', choices=('sh', 'json'), help='of --dry-run, for other machines')
     parser.add_argument('--watch', action='store_true', help='show how far it is, start nothing')
@@ -108,6 +113,22 @@ def confirm(runs, args):
         raise UserError('not started')
 
 
+def check_data(runs, args):
+    """Looks at the data of what is to be trained.
+
+    Raises:
+        UserError: if a training could not begin, or would read what is wrong.
+    """
+    left = [run for run in runs if watch.status(run, args.work_dir).state != 'done']
+    paths = dict.fromkeys(str(run.path) for run in left)
+    if args.no_check or not paths:
+        return
+    command = [sys.executable, str(Path(__file__).with_name('check_data.py')), '--quick', *paths]
+    command += ['--data-root', args.data_root] if args.data_root else []
+    if subprocess.run(command).returncode:
+        raise UserError('the data is not as it must be; --no-check trains all the same')
+
+
 def dry_run(runs, args):
     if args.format == 'json':
         print(json.dumps(plan.as_data(runs, args.work_dir, args.gpus_per_run), indent=1))
@@ -134,6 +155,7 @@ def keep_watching(runs, work_dir):
 
 def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    check_data(runs, args)
     confirm(runs, args)
     environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
     driver = local.Driver(

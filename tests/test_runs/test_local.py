@@ -223,18 +223,24 @@ def test_durations(seconds, text):
 
 
 class Table:
-    """Four real trainings, two of which start from a third."""
+    """Real trainings."""
 
-    rows = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
-
-    def __init__(self, folder, pause=0.0):
+    def __init__(self, folder, rows, pause=0.0):
         self.folder, self.work = folder, folder / 'work'
-        self.tables = toy_tables.tables(folder, self.rows, pause)
+        self.tables = toy_tables.tables(folder, rows, pause)
         self.log = folder / 'log'
 
     def start(self):
-        command = [sys.executable, REPRODUCE, 'mine', '--tables', self.tables, '--yes', '--gpus']
-        command += ['0,1', '--alternative', 'pretrained', '--work-dir', self.work]
+        command = [
+            sys.executable,
+            REPRODUCE,
+            'mine',
+            '--tables',
+            self.tables,
+            '--yes',
+            '--no-check',
+        ]
+        command += ['--gpus', '0,1', '--alternative', 'pretrained', '--work-dir', self.work]
         # Slots of its own, as several of these may run at once.
         environment = toy.environment(TMPDIR=str(self.folder))
         with open(self.log, 'a') as log:
@@ -259,19 +265,12 @@ class Table:
         return one['checkpoint_sha256'], base['checkpoint']['sha256']
 
 
-@pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
-    table = Table(tmp_path_factory.mktemp('undisturbed'))
-    begun = time.monotonic()
-    assert table.start().wait(timeout=300) == 0, table.log.read_text()[-3000:]
-    table.seconds = time.monotonic() - begun
-    return table
-
-
 @pytest.mark.timeout(400)
-def test_a_table_of_four(undisturbed):
-    assert len(undisturbed.result()) == 4
-    one, base = undisturbed.origin()
+def test_a_run_that_starts_from_another(tmp_path):
+    table = Table(tmp_path, {'base': None, 'one': 'base'})
+    assert table.start().wait(timeout=300) == 0, table.log.read_text()[-3000:]
+    assert len(table.result()) == 2
+    one, base = table.origin()
     assert one == base
 
 
@@ -298,19 +297,24 @@ def victims(table, driver):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_random_kills_leave_the_same_table(tmp_path, undisturbed):
+def test_random_kills_leave_the_same_table(tmp_path):
     """Of the driver, launchers and workers, each kill at a moment of its own."""
+    rows = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
+    undisturbed, begun = Table(tmp_path / 'undisturbed', rows), time.monotonic()
+    assert undisturbed.start().wait(timeout=600) == 0, undisturbed.log.read_text()[-3000:]
+    seconds, expected = time.monotonic() - begun, undisturbed.result()
+    assert len(expected) == 4
     times = int(os.environ.get('MMATTN_KILLS', 10))
-    expected, dice, done, tables = undisturbed.result(), random.Random(0), 0, 0
+    dice, done, tables = random.Random(0), 0, 0
     kinds = ('driver', 'worker', 'launcher')
     while done < times:
         tables += 1
-        table = Table(tmp_path / f'table_{tables}', pause=0.05)
+        table = Table(tmp_path / f'table_{tables}', rows, pause=0.05)
         process, before = table.start(), done
         # So few a table that no run is given up: a driver starts it three times.
         while done < min(times, before + 2):
             kind = kinds[done % len(kinds)]
-            deadline = time.monotonic() + dice.uniform(0, undisturbed.seconds * 0.7)
+            deadline = time.monotonic() + dice.uniform(0, seconds * 0.7)
             while time.monotonic() < deadline and process.poll() is None:
                 time.sleep(0.02)
             found = victims(table, process)[kind]

@@ -88,7 +88,7 @@ def tables(root, rows, pause=0.0):
     folder.mkdir(parents=True)
     listed = []
     for number, (name, start) in enumerate(rows.items()):
-        config(folder, name, pause, scale=1.0 + number)
+        config(folder, name, pause, scale=1 + number / 10)
         row = dict(group='toys', method=name, config=f'mine/{name}.py', paper=dict(score=1.0))
         listed.append(row | ({'pretrained': f'mine/{start}.py'} if start else {}))
     table = dict(
