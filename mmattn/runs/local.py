@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmattn.papers import config_root
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
 from .errors import FAULT, INTERRUPTED, STOPPED, USER_ERROR
 
 LAUNCH = Path(__file__).with_name('launch.py')
-TRAIN = Path(__file__).resolve().parents[2] / 'tools' / 'train.py'
+TRAIN = config_root().parent / 'tools' / 'train.py'  # a wheel has both in mmattn/.mim
 LOG = 'train.log'
 TAIL = 5  # lines of a failed run's log that are shown
 NOT_MENDED = (USER_ERROR, FAULT)  # by trying again
@@ -78,8 +79,9 @@ class Driver:
         self.environment = {**os.environ, **(environment or {})}
         self.jobs = {run.name: Job(run, run.folder(self.work_dir)) for run in runs}
         self.asked_to_stop = 0
+        self._full = False  # no slots are left in this round
 
-    def drive(self, look: Callable[[], Any] = lambda: None, pause: float = 0.3) -> bool:
+    def drive(self, look: Callable[[], Any] = lambda: None, pause: float = 1) -> bool:
         """Carry the plan through.
 
         Args:
@@ -91,6 +93,7 @@ class Driver:
         """
         with self._signals():
             while True:
+                self._full = False
                 for job in self.jobs.values():
                     self._update(job)
                 look()
@@ -163,7 +166,13 @@ class Driver:
             return None
 
     def _try_to_start(self, job: Job, before: Job | None) -> None:
-        lease = leases.take(job.folder / leases.NAME, 'a driver')
+        if self._full:
+            return
+        try:
+            lease = leases.take(job.folder / leases.NAME, 'a driver')
+        except OSError as error:
+            self._end(job, 'failed', f'{job.folder / leases.NAME}: {error.strerror}')
+            return
         if lease is None:
             if job.state != 'elsewhere':
                 self.say(
@@ -177,6 +186,7 @@ class Driver:
             self._end(job, 'done')
         slots = None if job.state in ENDED else self.slots.take(self.per_run, job.run.name)
         if slots is None:
+            self._full = job.state not in ENDED
             lease.release()
             return
         job.lease, job.slots = lease, slots
@@ -194,7 +204,7 @@ class Driver:
         config, *rest = job.run.arguments(self.work_dir, checkpoint)
         command += [config, '--launcher', 'pytorch', *rest, *self.options]
         environment = dict(self.environment)
-        root = str(TRAIN.parents[1])
+        root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [environment.get('PYTHONPATH')])]
         environment['PYTHONPATH'] = os.pathsep.join(paths)
         if self.slots.kind == 'gpu':

@@ -159,6 +159,20 @@ def test_a_checkpoint_that_is_not_the_records_is_not_started_from(pretend, how):
     assert not any(leases.is_held(job.folder / leases.NAME) for job in again.jobs.values())
 
 
+def test_a_disk_that_is_full_fails_the_run_and_leaves_the_driver(pretend, monkeypatch):
+    driver, take = pretend({'good': None, 'good_other': None}), leases.take
+
+    def full(path, what):
+        if Path(path).parent.parent.name == 'good':
+            raise OSError(28, 'No space left on device')
+        return take(path, what)
+
+    monkeypatch.setattr(leases, 'take', full)
+    assert not driver.drive(pause=0.05)
+    assert states(driver) == dict(good='failed', good_other='done')
+    assert 'No space left on device' in driver.failures()[0]
+
+
 def test_two_drivers_start_no_run_twice(pretend):
     rows = {f'short_{number}': None for number in range(6)}
     drivers = [pretend(rows, slots='0123') for _ in range(2)]
@@ -174,6 +188,36 @@ def test_two_drivers_start_no_run_twice(pretend):
     assert all(len(starts(drivers[0], name)) == 1 for name in rows)
     # Both have worked.
     assert all(any('started' in line for line in driver.said) for driver in drivers)
+
+
+def test_what_a_killed_driver_leaves_running_is_left_alone(pretend):
+    class Killed(BaseException):
+        pass
+
+    def look():
+        if starts(driver, 'slow'):
+            raise Killed
+
+    driver = pretend({'slow': None})
+    with pytest.raises(Killed):
+        driver.drive(look, pause=0.05)
+    (job,) = driver.jobs.values()
+    for lease in (job.lease, *job.slots.values()):
+        lease._file.close()  # as the kernel does
+    again, deadline = pretend({'slow': None}), time.monotonic() + 1.5
+
+    def look_again():
+        if time.monotonic() > deadline:
+            if job.process.poll() is None:
+                assert states(again) == dict(slow='elsewhere') and len(starts(again, 'slow')) == 1
+                job.process.kill()
+                job.process.wait()
+            elif len(starts(again, 'slow')) == 2:  # and then it is ours
+                signal.raise_signal(signal.SIGTERM)
+
+    again.drive(look_again, pause=0.05)
+    assert len(starts(again, 'slow')) == 2
+    assert again.said[0].startswith('mine/slow/seed0: in the hands of a driver')
 
 
 def test_a_signal_stops_the_trainings_and_the_driver(pretend):

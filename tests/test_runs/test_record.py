@@ -40,7 +40,7 @@ class Still(toy.Digits):
         return dict(inputs=inputs, data_samples=toy.Sample(index))
 
 
-def config(folder, resume=False, **more):
+def config(folder, resume=False, by_epoch=True, **more):
     loader = dict(
         batch_size=2,
         num_workers=0,
@@ -49,13 +49,17 @@ def config(folder, resume=False, **more):
     )
     cfg = toy.config(
         folder,
-        epochs=3,
+        epochs=3 if by_epoch else None,
+        iters=None if by_epoch else 15,
+        interval=1 if by_epoch else 5,
         val_dataloader=loader,
         val_evaluator=dict(type='ToyMetric'),
         val_cfg=dict(),
         resume=resume,
         **more,
     )
+    if not by_epoch:
+        cfg['train_cfg']['val_interval'] = 5
     cfg = Config(cfg)
     recording.ask(cfg, CONFIG, [], 1)
     return cfg
@@ -85,16 +89,17 @@ def test_a_training_writes_what_came_out(tmp_path):
     assert record.digest(record.resolved(runner.cfg)) == found['config_sha256']
 
 
+@pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
 @pytest.mark.parametrize('at', ['step', 'evaluation', 'last evaluation'])
-def test_a_training_that_is_cut_off_ends_with_the_same_record(tmp_path, at):
+def test_a_training_that_is_cut_off_ends_with_the_same_record(tmp_path, at, by_epoch):
     """At each of the points the process goes without a word, as after kill -9."""
     whole = tmp_path / 'whole'
-    train(whole)
+    train(whole, by_epoch=by_epoch)
 
     class Gone(BaseException):
         pass
 
-    runner = toy.runner(config(tmp_path / 'cut').to_dict())
+    runner = toy.runner(config(tmp_path / 'cut', by_epoch=by_epoch).to_dict())
     if at == 'step':
         step, calls = type(runner.model).train_step, []
 
@@ -107,18 +112,18 @@ def test_a_training_that_is_cut_off_ends_with_the_same_record(tmp_path, at):
         with mock.patch.object(type(runner.model), 'train_step', dying), pytest.raises(Gone):
             runner.train()
     else:
-        epoch = 2 if at == 'evaluation' else 3
+        iteration = 10 if at == 'evaluation' else 15
         evaluate = Score.compute_metrics
 
         def dying(self, results):
-            if runner.epoch == epoch:
+            if runner.iter == iteration:
                 raise Gone
             return evaluate(self, results)
 
         with mock.patch.object(Score, 'compute_metrics', dying), pytest.raises(Gone):
             runner.train()
     assert record.read(tmp_path / 'cut')['state'] == 'running'
-    train(tmp_path / 'cut', resume=True)
+    train(tmp_path / 'cut', resume=True, by_epoch=by_epoch)
     one, other = record.read(whole), record.read(tmp_path / 'cut')
     assert [start['outcome'] for start in other['starts']] == ['lost', 'done']
     for key in ('final', 'config_sha256', 'state'):
