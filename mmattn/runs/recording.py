@@ -151,6 +151,12 @@ class RecordHook(Hook):
         )
         self._write(runner)
 
+    def after_train(self, runner: Runner) -> None:
+        """A result belongs to a training, also where the config evaluates by another command."""
+        missed = runner.val_loop is not None and is_main_process()
+        if _agree(missed and not self._evaluated(runner.iter)):
+            runner.val_loop.run()
+
     def finish(self, runner: Runner) -> None:
         """The training has come to its end."""
         if self.record is None:

@@ -134,6 +134,14 @@ def test_a_training_that_is_cut_off_ends_with_the_same_record(tmp_path, at, by_e
     assert one['checkpoint']['weights_sha256'] == other['checkpoint']['weights_sha256']
 
 
+def test_a_config_that_does_not_evaluate_is_evaluated_at_its_end(tmp_path):
+    cfg = config(tmp_path)
+    cfg.train_cfg.val_begin = 9
+    toy.runner(cfg.to_dict()).train()
+    found = record.read(tmp_path)
+    assert [e['iter'] for e in found['evaluations']] == [15] and found['final']['last']
+
+
 def test_a_stop_and_a_fault_are_noted(tmp_path):
     runner = toy.runner(config(tmp_path).to_dict())
     with request.heard():
