@@ -24,23 +24,23 @@ REPRODUCED, GAIN, LOSS = 'reproduced', 'gain', 'loss'
 # What is decided before any run, as every format states it.
 RULES = (
     "A paper's number is one run. Of our n runs of a row (mean m, standard deviation s), one more "
-    'lies in m ± t(n − 1) s √(1 + 1/n) with 95 %. Outside of it ours is "higher" or "lower" than the '
-    'paper. Inside, it "agrees" only if the half-width is within the margin of the metric; otherwise '
-    'it is "undecided". Fewer than two runs have no verdict.',
+    'lies in m ± t(n − 1) s √(1 + 1/n) with 95 %. Outside of it ours is "higher" or "lower" than '
+    'the paper. Inside, it "agrees" only if the half-width is within the margin of the metric; '
+    'otherwise it is "undecided". Fewer than two runs have no verdict.',
     'Margins, in percent: '
     + ', '.join(f'{name} {margin:g}' for name, margin in judge.MARGINS.items())
-    + '.',
+    + '. The spread is never taken to be less than what the rounding of the evaluator hides.',
     "Gains are over the first row of a row's group, positive where ours is better (fewer errors, "
-    "too). Welch's test, or the paired test where every seed began with the same weights of the host "
-    '(records with the same host_sha256); p-values are corrected by Holm over all comparisons of the '
-    'table, those not yet run included; the 95 % intervals are of each comparison alone. '
-    '"Reproduced" is said only if two one-sided tests, corrected too, show our gain to lie within the '
-    "margin of the paper's. Power is the chance to see a gain as large as the paper's with so many "
-    'runs and such a spread.',
-    'Metrics are those of the checkpoint that the table counts, best or last; the other one is shown, '
-    'never mixed in. A run whose config is not that of the repository is modified and never averaged '
-    'in, and neither is a run that is not done.',
-    'The spread is never taken to be less than that of the rounding of the evaluator.',
+    'too). Runs are paired by their seed where both rows have the same seeds, by the same code, '
+    'versions, data, processes and batch, and none started from a pretrained network of ours; else '
+    "Welch's test is taken. P-values are corrected by Holm over all comparisons of the table, those "
+    'not yet run included; the 95 % intervals are of each comparison alone. "Reproduced" is said '
+    'only if two one-sided tests, corrected too, show our gain to lie within the margin of the '
+    'paper\'s; "gain" and "loss" if ours differs from none at 5 %. Power is the chance to see a '
+    "gain as large as the paper's with so many runs and such a spread, before the correction.",
+    'Metrics are those of the checkpoint that the table counts, best or last; the other one is '
+    'shown, never mixed in. A run whose config is not that of the repository is modified and never '
+    'averaged in, and neither is a run that is not done.',
 )
 
 
@@ -58,7 +58,7 @@ class Cell:
 
     @property
     def gain_word(self) -> str:
-        """What can be said of the gain; empty for a row that is over no baseline or has none yet."""
+        """What can be said of the gain; empty where there is none."""
         if self.gain is None:
             return ''
         if self.gain.reproduced:
@@ -414,7 +414,7 @@ def _gain(row, base, name):
     if is_number(ours.paper) and is_number(theirs.paper):
         paper = sign * (ours.paper - theirs.paper)
     paired = ours.ours.keys() == theirs.ours.keys() and all(
-        _host(row, seed) is not None and _host(row, seed) == _host(base, seed) for seed in ours.ours
+        _pair(row, base, seed) for seed in ours.ours
     )
     return judge.gain(
         [sign * value for value in ours.ours.values()],
@@ -426,8 +426,17 @@ def _gain(row, base, name):
     )
 
 
-def _host(row, seed):
-    return next((run.record.get('host_sha256') for run in row.runs if run.seed == seed), None)
+def _pair(row, base, seed):
+    """Whether a seed of both began with the same weights of the host and saw the same images: a
+    gate takes nothing from the host's random numbers, so they do where code and data are the same.
+    """
+    first, second = (
+        next(run.record for run in those.runs if run.seed == seed) for those in (row, base)
+    )
+    if first['pretrained'] or second['pretrained'] or first['commit'] is None:
+        return False
+    keys = ('commit', 'diff_sha256', 'data_sha256', 'versions', 'processes', 'batch')
+    return all(first[key] == second[key] for key in keys)
 
 
 def commands(row: Row, paper: str, table: int) -> list[str]:

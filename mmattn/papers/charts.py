@@ -67,9 +67,7 @@ def gains_chart(board: Board, column: str) -> str:
             title = f'{name_of(row)}: gain {number(gain.mean, sign=True)}, paper '
             title += f'{number(gain.paper, sign=True) or "none"}; {row.cells[column].gain_word}'
             lines.append(
-                Line(
-                    name_of(row), gain.paper, (), gain.mean, gain.low, gain.high, title, row.group
-                )
+                Line(name_of(row), gain.paper, (), gain.mean, gain.low, gain.high, title, row.group)
             )
     return _chart(lines, f'gain in {column} over the baseline', zero=True) if lines else ''
 

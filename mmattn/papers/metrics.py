@@ -1,7 +1,7 @@
 """What a column of a paper's table is called by our evaluators, and in which steps it comes.
 
-A paper's column `AP` is `coco/bbox_mAP` of one run and `pascal_voc/AP` of another, as fractions; its
-`top1_error` is what an `accuracy/top1` leaves of 100.
+A paper's column `AP` is `coco/bbox_mAP` of one run and `pascal_voc/AP` of another, as fractions;
+its `top1_error` is what an `accuracy/top1` leaves of 100.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Boards as one HTML page that needs no network: a table to sort and filter, plots, a part a row."""
+"""Boards as one HTML page that needs no network: tables to sort and filter, plots, all rows."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from importlib import resources
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from . import judge, render
 from .board import GAIN, LOSS, NO_PAPER, REPRODUCED, RULES, Board, Row, commands
@@ -76,14 +77,13 @@ def anchor(board: Board, row: Row) -> str:
 
 def _svg(chart):
     """Charts escape what they show; they are markup."""
-    return lambda *args: jinja2.utils.markupsafe.Markup(chart(*args))
+    return lambda *args: Markup(chart(*args))
 
 
 def _configs(row):
-    """The distinct configs of a row's runs but for the seed: (seeds, text)."""
+    """The distinct configs of a row's runs: (seeds, text)."""
     found = {}
     for run in row.runs:
-        text = run.record['config_text']
-        key = text.replace(f'seed={run.seed}', 'seed=')
-        found.setdefault(key, ([], text))[0].append(run.seed)
-    return list(found.values())
+        if run.record['config_text'] is not None:
+            found.setdefault(run.record['config_text'], []).append(run.seed)
+    return [(seeds, text) for text, seeds in found.items()]

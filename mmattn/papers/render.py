@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,6 +26,7 @@ COLOURS = {
     GAIN: 'blue',
     LOSS: 'magenta',
 }
+RIGHT = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
 HEADER = ('Network', 'Method', 'Metric', 'Paper', 'Ours', 'n', 'Difference', 'Verdict')
 HEADER += ('Gain, paper', 'Gain, ours', 'Verdict of the gain', 'State')
 
@@ -53,19 +55,21 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
     """Prints boards to a terminal (standard output by default)."""
     console = console or Console()
     for board in boards:
-        table = Table(title=Text(heading(board)), caption=Text(f'{board.checkpoint} checkpoint'))
-        for name in HEADER:
-            table.add_column(name, overflow='fold')
+        title = f'{heading(board)} ({board.checkpoint} checkpoint)'
+        table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in HEADER[1:]:
+            table.add_column(name, justify='right' if name in RIGHT else 'left')
         group = None
         for row in board.rows:
-            if group not in (None, row.group):
+            if row.group != group:
                 table.add_section()
-            group = row.group
+                table.add_row(Text(plain(row.group), style='bold'))
+                group = row.group
             for at, cell in enumerate(row.cells.values()):
-                words = _words(row, cell, first=at == 0)
+                words = _words(row, cell, first=at == 0)[1:]
                 texts = [Text(plain(word)) for word in words]
-                texts[7].stylize(COLOURS.get(cell.verdict.word, ''))
-                texts[10].stylize(COLOURS.get(cell.gain_word, ''))
+                texts[6].stylize(COLOURS.get(cell.verdict.word, ''))
+                texts[9].stylize(COLOURS.get(cell.gain_word, ''))
                 table.add_row(*texts)
         console.print(table)
         for line in remarks(board):
@@ -101,6 +105,7 @@ def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
     """With a true minus; empty for None."""
     if value is None:
         return ''
+    value = round(value, digits) + 0.0  # no -0
     return f'{value:{"+" if sign else ""}.{digits}f}'.replace('-', '−')
 
 
