@@ -1,13 +1,14 @@
 """Trains a model of mmpretrain, mmdetection or mmsegmentation."""
 
 import argparse
+import os
 from contextlib import ExitStack
 
 from mmengine.device import get_device
 
-from mmattn.papers import entries
+from mmattn.papers import config_name, entries
 from mmattn.papers.alternatives import row_of
-from mmattn.runs import Runner, locks, processes, saving
+from mmattn.runs import Runner, locks, processes, recording, saving
 from mmattn.runs.cli import (
     UserError,
     add_common_arguments,
@@ -67,6 +68,13 @@ def parse_args():
         help='how many images that cannot be read may be left out before the training stops '
         '(default: one in a thousand, and ten in any case)',
     )
+    parser.add_argument('--seed', type=count, metavar='N', help='of all random numbers')
+    parser.add_argument(
+        '--record',
+        action='store_true',
+        help='keep record.json in the work directory, as tools/reproduce.py lets its runs do: what '
+        'was trained, how it went, what came out (needs --seed)',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -93,6 +101,14 @@ def merge_args(cfg, args):
         config = row_of(args.config)
         row = next(entry.pretrained for entry in entries() if entry.config == config)
         raise UserError(f'--alternative pretrained needs --pretrained CHECKPOINT, one of {row}')
+    if args.seed is not None:
+        cfg.setdefault('randomness', {})['seed'] = args.seed
+    if args.record:
+        if args.seed is None:
+            raise UserError('--record needs --seed N')
+        config, root = config_name(args.config), args.data_root or os.environ.get('MMATTN_DATA')
+        names = {*args.alternative, *(['pretrained'] if args.pretrained else [])}
+        recording.ask(cfg, config, sorted(names), args.seed, root, args.pretrained)
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume is not None:

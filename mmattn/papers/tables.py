@@ -83,6 +83,14 @@ def config_root() -> Path:
     raise FileNotFoundError(f'no configs beside or in {package}')
 
 
+def config_name(path: str | Path) -> str:
+    """A config's path relative to `config_root()`, or its folder and name if it lies elsewhere."""
+    path, root = Path(path).resolve(), config_root().resolve()
+    if path.is_relative_to(root):
+        return path.relative_to(root).as_posix()
+    return f'{path.parent.name}/{path.name}'
+
+
 @lru_cache
 def load(paper: str) -> dict[int, dict[str, Any]]:
     """The tables of `configs/<paper>/paper_tables.yml`, by their number.

@@ -10,7 +10,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
-from . import checkpoint, processes, saving, unreadable
+from . import checkpoint, processes, recording, saving, unreadable
 from .hooks import ProgressHook
 from .loops import resumable
 from .nonfinite import NonFiniteLossHook
@@ -33,6 +33,7 @@ class Runner(MMEngineRunner):
       (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
+    - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`).
 
     Arguments are mmengine's, as keywords.
     """
@@ -59,6 +60,12 @@ class Runner(MMEngineRunner):
             StopHook(),
         ):
             self.register_hook(hook)
+        if self.cfg.get('record'):
+            self.register_hook(recording.RecordHook(self.cfg.record.to_dict()))
+
+    def train(self):
+        with recording.kept(self):
+            return super().train()
 
     @staticmethod
     def _resumed_randomness(load_from=None, randomness=None, **_):
