@@ -19,7 +19,7 @@ from .tables import Entry, config_root, entries, load
 OWN_KEYS = {'table', 'rows'}
 OWN_ROW_KEYS = {'group', 'method', 'config'}
 NO_PAPER = 'no paper has it'
-REPRODUCED, GAIN, LOSS = 'reproduced', 'gain', 'loss'
+REPRODUCED, EQUIVALENT, GAIN, LOSS = 'reproduced', 'equivalent', 'gain', 'loss'
 
 # What is decided before any run, as every format states it.
 RULES = (
@@ -32,12 +32,15 @@ RULES = (
     + '. The spread is never taken to be less than what the rounding of the evaluator hides.',
     "Gains are over the first row of a row's group, positive where ours is better (fewer errors, "
     'too). Runs are paired by their seed where both rows have the same seeds, by the same code, '
-    'versions, data, processes and batch, and none started from a pretrained network of ours; else '
-    "Welch's test is taken. P-values are corrected by Holm over all comparisons of the table, those "
-    'not yet run included; the 95 % intervals are of each comparison alone. "Reproduced" is said '
-    'only if two one-sided tests, corrected too, show our gain to lie within the margin of the '
-    'paper\'s; "gain" and "loss" if ours differs from none at 5 %. Power is the chance to see a '
-    "gain as large as the paper's with so many runs and such a spread, before the correction.",
+    'versions, data, processes and batch, and none started from a pretrained network of ours; '
+    "else Welch's test is taken. P-values are corrected by Holm over all comparisons of the table, "
+    'those not run yet included; the 95 % intervals are of each comparison alone.',
+    'A gain or loss is "seen" if ours differs from none at 5 %. It is "reproduced" if it has the '
+    "sign of the paper's, too, and two one-sided tests, corrected as well, show it to lie within "
+    'the margin of the paper\'s; otherwise it is called "gain" or "loss". Within the margin but '
+    'not seen it is "equivalent", which reproduces nothing: none at all is equivalent to a gain '
+    "smaller than the margin. Power is the chance to see a gain as large as the paper's with so many "
+    'runs and such a spread, before the correction.',
     'Metrics are those of the checkpoint that the table counts, best or last; the other one is '
     'shown, never mixed in. A run whose config is not that of the repository is modified and never '
     'averaged in, and neither is a run that is not done.',
@@ -63,9 +66,9 @@ class Cell:
             return ''
         if self.gain.reproduced:
             return REPRODUCED
-        if self.gain.p < 1 - judge.CONFIDENCE:
+        if self.gain.seen:
             return GAIN if self.gain.mean > 0 else LOSS
-        return judge.UNDECIDED
+        return EQUIVALENT if self.gain.equivalent else judge.UNDECIDED
 
     @property
     def better(self) -> bool | None:
@@ -269,7 +272,7 @@ def read_own(path: str | Path, paper: str) -> Own:
         raise ValueError(f'{path}: each row must have {", ".join(sorted(OWN_ROW_KEYS))}, as texts')
     for row in rows:
         config = Path(row['config'])
-        if config.is_absolute() or '..' in config.parts or len(config.parts) < 2:
+        if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
             raise ValueError(
                 f'{path}: a config must be <folder>/<name>.py beside the file, got {config}'
             )

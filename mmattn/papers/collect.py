@@ -182,9 +182,7 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
         del runs[identity]
         for place in places:
             others = ', '.join(other for other in places if other != place)
-            faults.append(
-                Fault(place, f'the same run as {others} with another record: none counts')
-            )
+            faults.append(Fault(place, f'the same run as {others}, another record: none counts'))
     _drop_copies(runs, faults)
     return list(runs.values()), faults
 

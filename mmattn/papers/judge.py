@@ -124,9 +124,20 @@ class Gain:
     paper: float | None
 
     @property
-    def reproduced(self) -> bool:
+    def seen(self) -> bool:
+        """Whether ours differs from none, by 5 % of error."""
+        return self.p < 1 - CONFIDENCE
+
+    @property
+    def equivalent(self) -> bool:
         """Whether ours is the paper's within the margin, by 5 % of error."""
         return self.p_equivalent is not None and self.p_equivalent < 1 - CONFIDENCE
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether ours is seen, of the paper's sign and equivalent to it. A gain that is smaller
+        than the margin is equivalent to none, too: that alone reproduces nothing."""
+        return self.equivalent and self.seen and self.mean * self.paper > 0
 
 
 def gain(

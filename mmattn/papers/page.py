@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from . import judge, render
-from .board import GAIN, LOSS, NO_PAPER, REPRODUCED, RULES, Board, Row, commands
+from .board import EQUIVALENT, GAIN, LOSS, NO_PAPER, REPRODUCED, RULES, Board, Row, commands
 from .charts import curves_chart, gains_chart, values_chart
 
 SIGNS = {
@@ -23,6 +23,7 @@ SIGNS = {
     judge.NOT_RUN: '–',
     NO_PAPER: '·',
     REPRODUCED: '=',
+    EQUIVALENT: '≈',
     GAIN: '▲',
     LOSS: '▼',
 }

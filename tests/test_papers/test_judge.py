@@ -114,7 +114,7 @@ def test_welch():
     above = stats.ttest_ind(a - 0.2, b[:4], equal_var=False, alternative='greater').pvalue
     below = stats.ttest_ind(a - 0.8, b[:4], equal_var=False, alternative='less').pvalue
     assert found.p_equivalent == pytest.approx(max(above, below))
-    assert found.reproduced == (max(above, below) < 0.05)
+    assert found.equivalent == (max(above, below) < 0.05)
 
 
 def test_pairs():
@@ -150,6 +150,23 @@ def test_gains_of_equal_runs(paired, step):
     assert (found.high - found.low == 0) == (step == 0)
     other = gain([70.0] * 3, [70.0] * 3, paper=1.0, margin=0.3, paired=paired, step=step)
     assert other.p == 1 and not other.reproduced
+
+
+def test_equivalent_to_less_than_the_margin_reproduces_nothing():
+    found = gain(spread(5, 0.02, 70.01), spread(5, 0.02, 70), paper=0.05, margin=0.3, paired=False)
+    assert found.equivalent and not found.seen and not found.reproduced
+    opposite = gain(spread(5, 0.02, 70), spread(5, 0.02, 70.1), 0.05, margin=0.3, paired=False)
+    assert opposite.equivalent and opposite.seen and not opposite.reproduced
+
+
+@pytest.mark.parametrize('paired', [False, True])
+def test_the_gain_of_a_row_that_no_paper_has(paired):
+    for found in (
+        gain([71.0, 71.2], [70.0, 70.1], paper=None, margin=0.3, paired=paired),
+        gain([71.0, 71.0], [70.0, 70.0], paper=None, margin=0.3, paired=paired),
+    ):
+        assert found.mean == pytest.approx(1, abs=0.1) and found.paper is None
+        assert found.p_equivalent is None and found.power is None and not found.reproduced
 
 
 def test_one_run_has_no_gain():
