@@ -3,6 +3,7 @@
 The paper's numbers stand in fields called `paper`, ours in fields called `ours`; no field has both.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,10 +12,9 @@ from typing import Any
 import yaml
 
 from . import judge
-from .alternatives import of_row
-from .collect import Fault, Known, Run, Source, collect, expected_config
+from .collect import Fault, Known, Run, Source, collect, fitting
 from .metrics import COUNTED, Metric, is_number, metrics_of
-from .tables import Entry, config_root, entries, load
+from .tables import Entry, entries, load
 
 OWN_KEYS = {'table', 'rows'}
 OWN_ROW_KEYS = {'group', 'method', 'config'}
@@ -39,8 +39,8 @@ RULES = (
     "sign of the paper's, too, and two one-sided tests, corrected as well, show it to lie within "
     'the margin of the paper\'s; otherwise it is called "gain" or "loss". Within the margin but '
     'not seen it is "equivalent", which reproduces nothing: none at all is equivalent to a gain '
-    "smaller than the margin. Power is the chance to see a gain as large as the paper's with so many "
-    'runs and such a spread, before the correction.',
+    "smaller than the margin. Power is the chance to see a gain as large as the paper's with so "
+    'many runs and such a spread, before the correction.',
     'Metrics are those of the checkpoint that the table counts, best or last; the other one is '
     'shown, never mixed in. A run whose config is not that of the repository is modified and never '
     'averaged in, and neither is a run that is not done.',
@@ -381,7 +381,7 @@ def _with_gains(rows, metrics):
         base = bases.get(row.group)
         if base is None or row.config == base.config:
             continue
-        names = tuple(name for name in row.alternatives if name in of_row(base.config))
+        names = tuple(name for name in row.alternatives if name in fitting(base.config))
         base = by_name.get((base.config, names))
         for name in metrics if base else ():
             gains[at, name] = found = _gain(row, base, name)
@@ -443,12 +443,15 @@ def _pair(row, base, seed):
 
 
 def commands(row: Row, paper: str, table: int) -> list[str]:
-    """How to train a row again and to see it."""
+    """How to train a row again and to see it; a row of one's own from beside its YAML."""
     config = row.config if row.own else f'configs/{row.config}'
-    words = ''.join(f' --alternative {name}' for name in row.alternatives)
+    words = ''.join(
+        ' --pretrained CHECKPOINT' if name == 'pretrained' else f' --alternative {name}'
+        for name in row.alternatives
+    )
+    sizes = re.search(r'_(\d+)xb\d+', row.config)
+    train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]
-    gpus = expected_config(str(config_root() / row.config), ()).gpus if not row.own else None
-    train = f'tools/dist_train.sh {config} {gpus or 1}{words}'
-    return [f'{train} --cfg-options randomness.seed={seed}' for seed in seeds] + [
+    return [f'{train} --seed {seed}' for seed in seeds] + [
         f'python tools/leaderboard.py {paper} {table}'
     ]

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from .board import Board, Row
 from .render import name_of, number
 
-WIDTH, LABEL, RIGHT, LINE, TOP, BOTTOM = 860, 250, 24, 26, 26, 30
+WIDTH, LABEL, RIGHT, TOP, BOTTOM = 860, 250, 24, 12, 30
+LINE, GROUP = 24, 28
 # Okabe and Ito's, which all kinds of colour blindness tell apart
 PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c6d1f', '#777777')
 
@@ -140,7 +141,7 @@ def _chart(lines, title, zero=False):
     ticks = _ticks(low, high, 7)
     low, high = min(low, ticks[0]), max(high, ticks[-1])
     groups = list(dict.fromkeys(line.group for line in lines))
-    height = TOP + LINE * len(lines) + 22 * len(groups) + BOTTOM
+    height = TOP + LINE * len(lines) + GROUP * len(groups) + BOTTOM
     reach = WIDTH - LABEL - RIGHT
 
     def x_of(value):
@@ -156,8 +157,8 @@ def _chart(lines, title, zero=False):
     for line in lines:
         if line.group != group:
             group = line.group
-            out.append(_text(4, y + 12, group, 'start', weight='600'))
-            y += 22
+            out.append(_text(4, y + GROUP - 10, group, 'start', weight='600'))
+            y += GROUP
         middle = y + LINE / 2
         out.append(f'<g><title>{escape(line.title)}</title>')
         out.append(_text(14, middle + 4, _cut(line.label), 'start'))
@@ -192,7 +193,9 @@ def _open(width, height, title, kind):
 
 
 def _text(x, y, words, anchor, fill=None, weight=None):
-    style = (f' fill="{fill}"' if fill else '') + (f' font-weight="{weight}"' if weight else '')
+    style = (f' style="fill:{fill}"' if fill else '') + (
+        f' font-weight="{weight}"' if weight else ''
+    )
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 

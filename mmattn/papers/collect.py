@@ -206,9 +206,9 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     right = (folder_of('', config, names, seed) / RECORD).as_posix()
     if place != right:
         raise RecordError(f'not at its place, which is {right}')
-    if list(names) != sorted({*names} & {*_fitting(config)}):
+    if list(names) != sorted({*names} & {*fitting(config)}):
         raise RecordError(
-            f'alternatives {", ".join(names)}: allowed are {", ".join(_fitting(config)) or "none"}'
+            f'alternatives {", ".join(names)}: allowed are {", ".join(fitting(config)) or "none"}'
         )
     _check_evaluations(record)
     expected = expected_config(str(known.roots[config] / config), names)
@@ -374,8 +374,26 @@ def _progress(record, length):
 
 
 @cache
-def _fitting(config):
-    return tuple(sorted(alternatives.of_row(config)))
+def _tables() -> dict[str, set[tuple[str, int]]]:
+    found: dict[str, set[tuple[str, int]]] = {}
+    for entry in entries():
+        found.setdefault(entry.config, set()).add((entry.paper, entry.table))
+    return found
+
+
+@cache
+def fitting(config: str) -> tuple[str, ...]:
+    """The names of a row's alternatives: those of `alternatives.of_row`, for many rows at once."""
+    tables = _tables().get(config, set())
+    return tuple(
+        sorted(
+            {
+                item.name
+                for item in alternatives.listed()
+                if (item.paper, item.table) in tables and item.fits(config)
+            }
+        )
+    )
 
 
 @cache

@@ -18,6 +18,7 @@ from mmattn.papers.judge import (  # noqa: E402
     MARGINS,
     NOT_RUN,
     UNDECIDED,
+    _power,
     against_paper,
     gain,
     holm,
@@ -140,6 +141,22 @@ def test_power():
     seen = (stats.ttest_ind(a, b, axis=1).pvalue < 0.05).mean()
     assert found.power == pytest.approx(seen, abs=0.03)
     assert 0.4 < seen < 0.7
+
+
+@pytest.mark.parametrize('freedom', [1, 1.7, 4, 20, 500])
+@pytest.mark.parametrize('effect', [-2.0, 0.0, 0.5, 3.0, 10.0])
+def test_power_is_that_of_the_noncentral_t(effect, freedom):
+    most = stats.t.ppf(0.975, freedom)
+    theirs = stats.nct.sf(most, freedom, effect) + stats.nct.cdf(-most, freedom, effect)
+    # of which scipy has no value in some places
+    assert math.isnan(theirs) or _power(effect, freedom) == pytest.approx(theirs, abs=0.002)
+
+
+def test_power_of_large_effects_is_a_number():
+    """scipy's is none from some 38 standard errors on."""
+    assert math.isnan(stats.nct.sf(3, 6, 60.0))
+    found = gain(spread(4, 0.05, 52.5), spread(4, 0.05, 50.4), paper=2.1, margin=0.5, paired=False)
+    assert found.power == pytest.approx(1)
 
 
 @pytest.mark.parametrize('paired', [False, True])

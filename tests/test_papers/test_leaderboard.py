@@ -16,9 +16,9 @@ pytest.importorskip('scipy.stats')
 
 import synthetic as made_up  # noqa: E402
 
-from mmattn.papers import entries, judge, load, packs  # noqa: E402
+from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
 from mmattn.papers.board import boards, read_own  # noqa: E402
-from mmattn.papers.collect import Folder, collect  # noqa: E402
+from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
 
@@ -301,6 +301,11 @@ def test_missing_seeds_are_said(tmp_path):
     assert row_of(board, BARE).notes == ['seeds missing: 2']
     assert row_of(board, CAT).notes == ['seeds missing: 0']
     assert row_of(one(tmp_path, seeds=3), BARE).notes == ['seeds missing: 1, 2']
+
+
+def test_the_alternatives_of_a_row_are_those_of_trainings():
+    for config in {entry.config for entry in entries()}:
+        assert set(fitting(config)) == set(alternatives.of_row(config))
 
 
 # --------------------------------------------------------------------------------------- verdicts
