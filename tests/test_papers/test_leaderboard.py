@@ -603,6 +603,54 @@ def test_verify(tmp_path):
     assert faults() == ['no log says what was evaluated']
 
 
+def test_verify_what_a_training_wrote(tmp_path, monkeypatch):
+    """Against mmengine's own logs, of a small training in the place of a row's."""
+    pytest.importorskip('mmengine')
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / 'test_runs'))
+    import test_record
+
+    folder = tmp_path / 'cat' / 'resnet50_1xb128_cifar100' / 'seed1'
+    backend = dict(type='Visualizer', name='logged', vis_backends=[dict(type='LocalVisBackend')])
+    cfg = test_record.config(folder, visualizer=backend)
+    cfg.default_hooks.logger = dict(type='LoggerHook')
+    test_record.toy.runner(cfg.to_dict()).train()
+    runs, faults = collect([Folder(tmp_path)])
+    assert not faults and runs[0].state == 'done' and runs[0].modified
+    assert packs.verify(tmp_path, runs) == []
+    found = json.loads((folder / 'record.json').read_text())
+    for item in (*found['evaluations'], {'metrics': found['final']['last']}):
+        item['metrics']['score'] += 0.001
+    found['final']['best'] = found['evaluations'][found['final']['best_epoch'] - 1]['metrics']
+    rewrite(folder / 'record.json', **found)
+    runs, faults = collect([Folder(tmp_path)])
+    assert not faults and len(packs.verify(tmp_path, runs)) == 3
+
+
+@pytest.mark.parametrize('config', [BARE, CIFAR, 'drtam/mask-rcnn_r50-ca-r32_fpn_4xb4-1x_coco.py'])
+def test_a_rows_own_training_is_not_modified(tmp_path, monkeypatch, config):
+    """What train.py would write of a row, with the data elsewhere and 3 for the seed."""
+    pytest.importorskip('mmpretrain')
+    pytest.importorskip('mmdet')
+    from mmattn.runs import cli
+    from mmattn.runs.record import digest, resolved
+
+    spec = importlib.util.spec_from_file_location('train_tool', TOOL.with_name('train.py'))
+    train = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(train)
+    words = ['train.py', str(entries_root() / config), '--seed', '3', '--record']
+    words += ['--data-root', str(tmp_path), '--work-dir', str(tmp_path / 'run')]
+    monkeypatch.setattr('sys.argv', words)
+    args = train.parse_args()
+    cfg = cli.load_config(args)
+    train.merge_args(cfg, args)
+    text = resolved(cfg, str(tmp_path))
+    values = top(75.0) if 'resnet50_' in config else {'coco/bbox_mAP': 0.4}
+    found = made_up.record(config, 3, values, config_text=text, config_sha256=digest(text))
+    made_up.save(tmp_path / 'runs', found)
+    runs, faults = collect([Folder(tmp_path / 'runs')])
+    assert not faults and runs[0].modified == () and runs[0].counts
+
+
 # --------------------------------------------------------------------------------- command line
 
 
