@@ -320,6 +320,17 @@ def test_errors_are_fewer_where_ours_is_better(tmp_path):
     assert 'lower (fewer errors)' in render([one(tmp_path, table=3)], 'markdown').replace('\\', '')
 
 
+def test_fewer_errors_are_a_gain(tmp_path):
+    gated = 'cat/resnet50-cat-r16_1xb128_cifar100.py'
+    for config, mean in ((CIFAR, 77.0), (gated, 79.0)):
+        for seed in range(2):
+            made_up.save(tmp_path, made_up.record(config, seed, top(mean + seed / 10)))
+    board = one(tmp_path, table=3)
+    cell, base = (row_of(board, config).cells['top1_error'] for config in (gated, CIFAR))
+    assert cell.gain.mean == pytest.approx(2)
+    assert cell.gain.paper == pytest.approx(base.paper - cell.paper) and cell.gain.paper > 0
+
+
 def test_gains_are_corrected_over_all_comparisons_of_the_table(tmp_path):
     for config, mean in ((BARE, 75.0), (CAT, 76.5)):
         for seed in range(3):
