@@ -102,7 +102,7 @@ def merge_args(cfg, args):
         row = next(entry.pretrained for entry in entries() if entry.config == config)
         raise UserError(f'--alternative pretrained needs --pretrained CHECKPOINT, one of {row}')
     if args.seed is not None:
-        cfg.setdefault('randomness', {})['seed'] = args.seed
+        cfg.randomness = dict(cfg.get('randomness') or {}, seed=args.seed)
     if args.record:
         if args.seed is None:
             raise UserError('--record needs --seed N')

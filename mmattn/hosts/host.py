@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from mmengine.model import PretrainedInit, initialize, update_init_info
+from mmengine.model import PretrainedInit, initialize
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -80,25 +80,38 @@ class PluginHost:
         if not self._slots.plugins or (pretrained and len(pretrained) == len(cfgs)):
             super().init_weights()  # draws nothing in plugins
             return
-        kept = [
-            (tensor, tensor.detach().clone())
-            for _, module in self._plugin_modules()
-            for tensor in (*module.parameters(), *module.buffers())
-        ]
         given = self.init_cfg
         if pretrained:
             self.init_cfg = [c for c in cfgs if c not in pretrained]
-        super().init_weights()
+        with self._without_plugins():
+            super().init_weights()
         self.init_cfg = given
-        with torch.no_grad():
-            for tensor, value in kept:
-                tensor.copy_(value)
         for plugin, module in self._plugin_modules():
             # For mmengine's log of what was drawn how, while it is being written.
-            if hasattr(module, '_params_init_info'):
-                update_init_info(module, f'As {plugin.name} starts by itself')
+            info = getattr(module, '_params_init_info', {})
+            for parameter in module.parameters():
+                if parameter in info:
+                    info[parameter]['init_info'] = f'As {plugin.name} starts by itself'
         if pretrained:
             initialize(self, pretrained)
+
+    @contextmanager
+    def _without_plugins(self) -> Iterator[None]:
+        """What draws all layers inside draws none of the plugins', nor numbers for them."""
+        ours = {id(module) for _, module in self._plugin_modules()}
+        places = [
+            (parent, name, child)
+            for parent in self.modules()
+            for name, child in parent.named_children()
+            if id(child) in ours
+        ]
+        for parent, name, _ in places:
+            setattr(parent, name, nn.Identity())  # in its place: the order of names stays
+        try:
+            yield
+        finally:
+            for parent, name, child in places:
+                setattr(parent, name, child)
 
     def _freeze_stages(self) -> None:
         """As upstream, with the slot after the stem, and without plugins that `freeze` excepts."""

@@ -21,9 +21,12 @@ one position run in the order of the list.
 
 import difflib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 import torch.utils.checkpoint as cp
 from mmcv.cnn.bricks.plugin import infer_abbr
 from mmengine.model import BaseModule, Sequential, initialize
@@ -94,6 +97,25 @@ def _check_init_cfg(init_cfg: Any, owner: str) -> None:
         )
 
 
+@contextmanager
+def _own_random_numbers(*place: int) -> Iterator[None]:
+    """Draws inside take nothing from the generator outside, which only gives them their seed.
+
+    So a seed gives a host the same weights with any plugins or none, and runs pair by their seeds.
+
+    Args:
+        place (int): Numbers that tell this plugin from others that are built at the same state.
+    """
+    generator = torch.default_generator
+    state = generator.get_state()
+    drawn = int(torch.randint(2**62, ()))
+    generator.manual_seed(int(np.random.SeedSequence((drawn, *place)).generate_state(1)[0]))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
 class Plugin:
     """One checked entry of `plugins`; `add_to` builds its modules and keeps them in `modules`.
 
@@ -141,7 +163,7 @@ class Plugin:
         _check_switches(own, self.name)
         for key, (default, _) in SWITCHES.items():
             setattr(self, key, own.get(key, (defaults or {}).get(key, default)))
-        self.modules = []
+        self.modules, self.number = [], 0
 
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
@@ -237,7 +259,8 @@ class Plugin:
                 )
             name, number = f'{abbr}{number}', number + 1
         try:
-            layer = self.cls(in_channels=in_channels, **self.args)
+            with _own_random_numbers(self.number, len(self.modules)):
+                layer = self.cls(in_channels=in_channels, **self.args)
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error
@@ -247,11 +270,12 @@ class Plugin:
 
     def init_weights(self) -> None:
         """Draw the modules' layers as the config or the plugin's own class has it, if they do."""
-        for module in self.modules:
-            if self.init_cfg is not None:
-                initialize(module, self.init_cfg)
-            elif isinstance(module, BaseModule):
-                module.init_weights()
+        for number, module in enumerate(self.modules):
+            with _own_random_numbers(self.number, number):
+                if self.init_cfg is not None:
+                    initialize(module, self.init_cfg)
+                elif isinstance(module, BaseModule):
+                    module.init_weights()
 
 
 class Slots:
@@ -293,6 +317,8 @@ class Slots:
                 raise ValueError(f'plugin_defaults: no key {key!r}; {_choices(key, [*SWITCHES])}')
         _check_switches(defaults, 'plugin_defaults')
         self.plugins = [Plugin(entry, host, positions, num_stages, defaults) for entry in plugins]
+        for number, plugin in enumerate(self.plugins):
+            plugin.number = number
 
     def at(self, position: str, stage: int | None = None) -> list[Plugin]:
         """The plugins of a position, in list order; stages count from 0, None is the stem's."""

@@ -207,9 +207,30 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
     tables = load(paper)
     if table is not None and table not in tables:
         raise ValueError(f'{paper} has the tables {sorted(tables)}, got {table!r}')
+    return _entries(paper, {n: tables[n] for n in (tables if table is None else [table])})
+
+
+def own_entries(path: str | Path) -> list[Entry]:
+    """The models of a file of one's own in the form of `paper_tables.yml`.
+
+    Its paper is called as its folder. Its configs are relative to the folder around that, where
+    they are found, as the papers' are; or else to `config_root()`.
+
+    Raises:
+        ValueError: if the file cannot be read, or as `parse` does.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: {error}') from error
+    return _entries(path.resolve().parent.name, parse(text, path))
+
+
+def _entries(paper: str, tables: dict[int, dict[str, Any]]) -> list[Entry]:
     found = []
-    for number in tables if table is None else [table]:
-        for row in tables[number]['rows']:
+    for number, table in tables.items():
+        for row in table['rows']:
             values = dict(_placements(row, row['paper']))
             pretrained = dict(_placements(row, row['pretrained'])) if 'pretrained' in row else {}
             for placement, config in _placements(row, row['config']):

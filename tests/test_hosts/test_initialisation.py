@@ -148,3 +148,42 @@ def test_a_norm_that_starts_at_zero_does(case):
     model.init_weights()
     assert gates(model)
     assert all(gate.norm.weight.item() == 0 for gate in gates(model).values())
+
+
+@each_host
+@pytest.mark.parametrize('kind', GATES)
+def test_a_seed_gives_the_host_the_same_weights_with_any_gate(case, kind):
+    """Or runs with and without a gate would not pair by their seeds."""
+
+    def host(plugins):
+        torch.manual_seed(7)
+        model = case.build(plugins)
+        model.init_weights()
+        following = torch.rand(3)  # as what is built next draws
+        plugins = plugin_keys(model)
+        return {k: v for k, v in model.state_dict().items() if k not in plugins}, following
+
+    (bare, after_bare), (gated, after_gated) = host(None), host(everywhere(case, (kind,)))
+    assert bare.keys() == gated.keys()
+    assert [key for key in bare if not torch.equal(bare[key], gated[key])] == []
+    assert torch.equal(after_bare, after_gated)
+
+
+@each_host
+def test_gates_of_a_seed_differ_from_each_other_and_from_other_seeds(case):
+    def draw(seed):
+        torch.manual_seed(seed)
+        model = case.build(everywhere(case, ('SE',)))
+        model.init_weights()
+        return [layer.weight for layer in layers(model)]
+
+    first, again, other = draw(0), draw(0), draw(1)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    alike = [
+        (a, b)
+        for i, a in enumerate(first)
+        for b in first[i + 1 :]
+        if a.shape == b.shape and torch.equal(a, b)
+    ]
+    assert not alike

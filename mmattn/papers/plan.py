@@ -1,0 +1,244 @@
+"""The graph of runs behind tables: what is trained, for which rows, and what waits for what."""
+
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from mmattn.runs import record
+from mmattn.runs.pretrained import start_from
+
+from .alternatives import AlternativeError, combine, combined_name, of_row
+from .tables import PAPERS, Entry, config_root, entries, load, own_entries
+
+PRETRAINED = 'pretrained'  # the alternative whose runs start from another
+
+
+class PlanError(ValueError):
+    """Something asked for that the tables do not have, in one line that says what they have."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training: a row's config, with alternatives, and a seed.
+
+    `config` is relative to `root`, `waits_for` the run whose last checkpoint it starts from.
+    `rows` are the rows, as ``cat 1: Faster-RCNN ResNet50, + CAT``, that it is for; a run that is
+    there for others to start from has none.
+    """
+
+    config: str
+    alternatives: tuple[str, ...]
+    seed: int
+    root: Path = field(compare=False)
+    waits_for: 'Run | None' = None
+    rows: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def name(self) -> str:
+        """As its folder: ``cat/resnet50_1xb128_cifar100/seed0``."""
+        return record.folder_of('', self.config, self.alternatives, self.seed).as_posix()
+
+    @property
+    def path(self) -> Path:
+        """Of its config."""
+        return self.root / self.config
+
+    @property
+    def _merged(self) -> list[str]:
+        """Its alternatives that have a file for it; `pretrained` of an own table has none."""
+        return [name for name in self.alternatives if name in of_row(self.config)]
+
+    def expected(self) -> str:
+        """The `config_text` of its record, if it ran as the repository has it."""
+        cfg = combine(self.path, self._merged)
+        if self.waits_for is not None:
+            start_from(cfg, '')
+        return record.resolved(cfg)
+
+    def folder(self, work_dir: str | Path) -> Path:
+        return Path(work_dir) / self.name
+
+    def arguments(self, work_dir: str | Path, checkpoint: str | None = None) -> list[str]:
+        """Those of `tools/train.py` or, without the first, what follows the number of processes in
+        `tools/dist_train.sh`.
+
+        Args:
+            checkpoint (str, optional): What it starts from.
+        """
+        found = [str(self.path), '--work-dir', str(self.folder(work_dir)), '--seed', str(self.seed)]
+        found += ['--record', '--resume']
+        if self._merged:
+            found += ['--alternative', *self._merged]
+        if checkpoint is not None:
+            found += ['--pretrained', checkpoint]
+        return found
+
+
+def make(
+    paper: str,
+    tables: Sequence[int],
+    seeds: int = 1,
+    rows: Sequence[str] = (),
+    alternatives: Sequence[str] = (),
+    own: str | Path | None = None,
+) -> list[Run]:
+    """The runs of tables, each once, those that others start from before them.
+
+    Args:
+        paper (str): 'cat' or 'drtam', or what `own` calls itself.
+        tables (Sequence[int]): Their numbers; none are all of the paper.
+        seeds (int): Seeds 0, ..., `seeds` - 1 of each row.
+        rows (Sequence[str]): Globs for the names of methods or of configs, without their folder;
+            none are all rows.
+        alternatives (Sequence[str]): For every row that each fits.
+        own (str or Path, optional): A file of tables in the form of `paper_tables.yml` instead of
+            the paper's.
+
+    Raises:
+        PlanError: for a table, row or alternative that is not there.
+        ValueError: as `tables.entries` does.
+    """
+    if seeds < 1:
+        raise PlanError(f'the number of seeds must be at least 1, got {seeds}')
+    found = _entries(paper, tables, own)
+    chosen = [entry for entry in found if not rows or any(_fits(entry, glob) for glob in rows)]
+    for glob in rows:
+        if not any(_fits(entry, glob) for entry in found):
+            names = ', '.join(dict.fromkeys(entry.name for entry in found))
+            raise PlanError(f'no row fits {glob!r}; the rows are {names}')
+    _check_alternatives(chosen, alternatives)
+    runs = {}
+    for seed in range(seeds):
+        for entry in chosen:
+            names = _names(entry, alternatives)
+            waits_for = None
+            if PRETRAINED in names:
+                start = _run(entry.pretrained, (), seed, own)
+                waits_for = runs.setdefault(start.name, start)
+            row = f'{entry.paper} {entry.table}: {entry.group}, {entry.name}'
+            run = _run(entry.config, names, seed, own, waits_for)
+            rows_before = runs[run.name].rows if run.name in runs else ()
+            # Replaced, not changed, as others may wait for it: they compare equal.
+            runs[run.name] = _run(entry.config, names, seed, own, waits_for, (*rows_before, row))
+    return in_order(runs.values())
+
+
+def in_order(runs: Iterable[Run]) -> list[Run]:
+    """The same, each after the one it waits for, otherwise in their order."""
+    runs, placed = list(runs), {}
+
+    def place(run):
+        if run.name not in placed:
+            if run.waits_for is not None:
+                place(next(other for other in runs if other.name == run.waits_for.name))
+            placed[run.name] = run
+
+    for run in runs:
+        place(run)
+    return list(placed.values())
+
+
+def as_shell(runs: Sequence[Run], work_dir: str | Path, processes: int) -> str:
+    """The plan as plain commands, in an order in which they can run one after the other."""
+    lines = ['#!/usr/bin/env bash', 'set -euo pipefail', '']
+    for run in runs:
+        path, *rest = run.arguments(work_dir)
+        words = ['tools/dist_train.sh', path, str(processes), *rest]
+        line = f'bash {shlex.join(words)}'
+        if run.waits_for is not None:
+            pointer = run.waits_for.folder(work_dir) / 'last_checkpoint'
+            line += f' --pretrained "$(cat {shlex.quote(str(pointer))})"'
+        lines.append(line)
+    return '\n'.join(lines) + '\n'
+
+
+def as_data(runs: Sequence[Run], work_dir: str | Path, processes: int) -> list[dict[str, Any]]:
+    """The plan for other schedulers: each run's name, rows, command, and what it waits for."""
+    found = []
+    for run in runs:
+        path, *rest = run.arguments(work_dir)
+        item = dict(
+            name=run.name,
+            config=run.config,
+            alternatives=list(run.alternatives),
+            seed=run.seed,
+            rows=list(run.rows),
+            folder=str(run.folder(work_dir)),
+            command=['bash', 'tools/dist_train.sh', path, str(processes), *rest],
+            waits_for=None,
+        )
+        if run.waits_for is not None:
+            pointer = run.waits_for.folder(work_dir) / 'last_checkpoint'
+            item['waits_for'] = run.waits_for.name
+            # The path in that file is the value of one more option.
+            item['pretrained_from'] = str(pointer)
+        found.append(item)
+    return found
+
+
+def _run(config, names, seed, own, waits_for=None, rows=()):
+    return Run(config, tuple(sorted(names)), seed, _root(config, own), waits_for, tuple(rows))
+
+
+def _root(config: str, own: str | Path | None) -> Path:
+    """Of the folder that holds the tables' folder, and that of all configs, the one with it.
+
+    Raises:
+        PlanError: if neither has it.
+    """
+    roots = [config_root()] if own is None else [Path(own).resolve().parents[1], config_root()]
+    for root in roots:
+        if (root / config).is_file():
+            return root
+    raise PlanError(f'config not found: {config}, below {" or ".join(map(str, roots))}')
+
+
+def _entries(paper: str, tables: Sequence[int], own: str | Path | None) -> list[Entry]:
+    if own is None:
+        numbers = tables or list(load(paper))
+        return [entry for number in numbers for entry in entries(paper, number)]
+    found = own_entries(own)
+    known = sorted({entry.table for entry in found})
+    for number in tables:
+        if number not in known:
+            raise PlanError(f'{own} has the tables {known}, got {number}')
+    return [entry for entry in found if not tables or entry.table in tables]
+
+
+def _fits(entry: Entry, glob: str) -> bool:
+    names = (entry.name, entry.method, Path(entry.config).name, Path(entry.config).stem)
+    return any(fnmatchcase(name, glob) for name in names)
+
+
+def _fitting(entry: Entry) -> set[str]:
+    """The alternatives of a row; a row of own tables has `pretrained`, if it says from what."""
+    own = entry.paper not in PAPERS and entry.pretrained is not None
+    return {*of_row(entry.config), *([PRETRAINED] if own else [])}
+
+
+def _names(entry: Entry, alternatives: Sequence[str]) -> tuple[str, ...]:
+    return tuple(sorted(_fitting(entry).intersection(alternatives)))
+
+
+def _check_alternatives(chosen: Sequence[Entry], alternatives: Sequence[str]) -> None:
+    fitting = sorted(set().union(*map(_fitting, chosen)))
+    for name in alternatives:
+        if name not in fitting:
+            listed = ', '.join(fitting) or 'none'
+            raise PlanError(f'no row has the alternative {name!r}; they have {listed}')
+    for entry in chosen:
+        names = _names(entry, alternatives)
+        if PRETRAINED in names and entry.pretrained is None:
+            raise PlanError(f'{entry.config} names no ImageNet network to start from')
+        try:
+            combine(_root(entry.config, None) / entry.config, names) if len(names) > 1 else None
+        except AlternativeError as error:
+            raise PlanError(str(error)) from error
+
+
+def title(run: Run) -> str:
+    """For people: ``resnet50_1xb128_cifar100, seed 0``."""
+    return f'{combined_name(run.config, run.alternatives)}, seed {run.seed}'

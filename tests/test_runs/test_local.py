@@ -1,0 +1,334 @@
+"""A plan is carried through, whatever its runs do; with trainings that only pretend, and real ones.
+
+`MMATTN_KILLS=50 pytest -m slow tests/test_runs/test_local.py -s` kills as often and says what.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+
+import pytest
+import toy
+import toy_tables
+
+from mmattn.papers import plan
+from mmattn.runs import leases, local, record, watch
+
+REPRODUCE = Path(__file__).parents[2] / 'tools' / 'reproduce.py'
+
+# Stands for the launcher. What it does is in the config's name.
+PRETENCE = """
+import hashlib, json, os, signal, sys, time
+args = sys.argv[1:]
+config, folder = args[2], args[args.index('--work-dir') + 1]
+kind = os.path.basename(config).removesuffix('.py').split('_')[0]
+name = '/'.join(config.split('/')[-2:])
+with open(f'{folder}/starts', 'a') as file:
+    file.write(json.dumps(args) + '\\n')
+tries = len(open(f'{folder}/starts').readlines())
+
+def finish():
+    with open(f'{folder}/epoch_1.pth', 'wb') as file:
+        file.write(b'weights')
+    sha = hashlib.sha256(b'weights').hexdigest()
+    found = json.loads(os.environ['RECORD'])
+    found.update(config=name, state='done', config_text='')
+    found['config_sha256'] = hashlib.sha256(b'').hexdigest()
+    found['checkpoint'] = dict(name='epoch_1.pth', sha256=sha, weights_sha256='')
+    found['alternatives'] = ['pretrained'] if '--pretrained' in args else []
+    with open(f'{folder}/record.json.new', 'w') as file:
+        json.dump(found, file)
+    os.replace(f'{folder}/record.json.new', f'{folder}/record.json')
+    sys.exit()
+
+if kind == 'slow':
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    time.sleep(60)
+if kind == 'bad' or (kind == 'flaky' and tries < 3):
+    print('first line')
+    sys.exit('boom')
+if kind == 'wrong':
+    print('error: no such data', file=sys.stderr)
+    sys.exit(2)
+if kind == 'short':
+    time.sleep(0.4)
+finish()
+"""
+
+
+@pytest.fixture
+def pretend(tmp_path, monkeypatch):
+    """Makes a driver whose trainings pretend: `pretend({'good': None, 'bad': 'good'})`."""
+    launch = tmp_path / 'pretence.py'
+    launch.write_text(PRETENCE)
+    monkeypatch.setattr(local, 'LAUNCH', launch)
+    monkeypatch.setenv('RECORD', json.dumps(record.new('', [], 0)))
+    monkeypatch.setattr(leases.tempfile, 'gettempdir', lambda: str(tmp_path))
+
+    def make(rows, slots='01', **options):
+        path = tmp_path / 'mine' / 'tables.yml'
+        if not path.exists():
+            toy_tables.tables(tmp_path, rows)
+        runs = plan.make('mine', [], own=path, alternatives=['pretrained'] * any(rows.values()))
+        said = []
+        driver = local.Driver(
+            runs, tmp_path / 'work', leases.Slots('cpu', slots), say=said.append, **options
+        )
+        driver.said = said
+        return driver
+
+    return make
+
+
+def states(driver):
+    return {Path(job.run.config).stem: job.state for job in driver.jobs.values()}
+
+
+def starts(driver, name):
+    job = next(job for job in driver.jobs.values() if Path(job.run.config).stem == name)
+    path = job.folder / 'starts'
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_what_is_done_is_not_done_again(pretend):
+    rows = {'good_base': None, 'good_one': 'good_base', 'good_two': 'good_base'}
+    driver = pretend(rows)
+    assert driver.drive(pause=0.05)
+    folder = next(job.folder for job in driver.jobs.values() if 'base' in job.run.config)
+    for name in ('good_one', 'good_two'):
+        (args,) = starts(driver, name)
+        assert args[args.index('--pretrained') + 1] == str(folder / 'epoch_1.pth')
+    again = pretend(rows)
+    assert again.drive(pause=0.05)
+    assert all(len(starts(again, name)) == 1 for name in rows)
+
+
+def test_a_plan_goes_on_past_runs_that_fail(pretend):
+    rows = {'bad': None, 'good_after': 'bad', 'flaky': None, 'wrong': None, 'good': None}
+    driver = pretend(rows)
+    assert not driver.drive(pause=0.05)
+    assert states(driver) == dict(
+        bad='failed', good_after='blocked', flaky='done', wrong='failed', good='done'
+    )
+    assert len(starts(driver, 'bad')) == len(starts(driver, 'flaky')) == 3
+    assert len(starts(driver, 'wrong')) == 1  # an error that no restart mends
+    assert starts(driver, 'good_after') == []
+    told = '\n'.join(driver.failures())
+    assert 'boom' in told and 'error: no such data' in told and 'waits for mine/bad/seed0' in told
+    found = record.read(driver.work_dir / 'mine' / 'bad' / 'seed0')
+    assert found['state'] == 'failed' and len(found['starts']) == 3
+    assert found['starts'][-1]['message'] == 'ended with exit code 1: boom'
+    # A new command tries again.
+    again = pretend(rows)
+    again.drive(pause=0.05)
+    assert len(starts(again, 'bad')) == 6
+
+
+def test_a_record_that_is_damaged_starts_nothing(pretend):
+    driver = pretend({'good': None, 'good_other': None})
+    folder = driver.work_dir / 'mine' / 'good' / 'seed0'
+    folder.mkdir(parents=True)
+    (folder / record.NAME).write_text('{"version": 1, "conf')
+    assert not driver.drive(pause=0.05)
+    assert states(driver) == dict(good='failed', good_other='done')
+    assert starts(driver, 'good') == []
+    assert 'is no record' in driver.failures()[0]
+
+
+@pytest.mark.parametrize('how', ['changed', 'gone'])
+def test_a_checkpoint_that_is_not_the_records_is_not_started_from(pretend, how):
+    rows = {'good_base': None, 'good_one': 'good_base'}
+    driver = pretend(rows)
+    assert driver.drive(pause=0.05)
+    one, base = (driver.work_dir / 'mine' / name for name in ('good_one+pretrained', 'good_base'))
+    (one / 'seed0' / record.NAME).unlink()
+    path = base / 'seed0' / 'epoch_1.pth'
+    path.unlink() if how == 'gone' else path.write_bytes(b'others')
+    again = pretend(rows)
+    assert not again.drive(pause=0.05)
+    assert states(again) == dict(good_base='done', good_one='failed')
+    assert 'epoch_1.pth' in again.failures()[0]
+    assert len(starts(again, 'good_one')) == 1
+    assert not any(leases.is_held(job.folder / leases.NAME) for job in again.jobs.values())
+
+
+def test_two_drivers_start_no_run_twice(pretend):
+    rows = {f'short_{number}': None for number in range(6)}
+    drivers = [pretend(rows, slots='0123') for _ in range(2)]
+    for driver in drivers:  # threads hear no signals
+        driver._signals = nullcontext
+    threads = [threading.Thread(target=d.drive, kwargs=dict(pause=0.02)) for d in drivers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    for driver in drivers:
+        assert set(states(driver).values()) == {'done'}
+    assert all(len(starts(drivers[0], name)) == 1 for name in rows)
+    # Both have worked.
+    assert all(any('started' in line for line in driver.said) for driver in drivers)
+
+
+def test_a_signal_stops_the_trainings_and_the_driver(pretend):
+    driver = pretend({'slow': None, 'slow_too': None, 'slow_three': None})
+
+    def look():
+        running = [job for job in driver.jobs.values() if job.process]
+        if len(running) == 2 and all(starts(driver, Path(j.run.config).stem) for j in running):
+            time.sleep(0.3)
+            signal.raise_signal(signal.SIGINT)
+
+    begun = time.monotonic()
+    assert not driver.drive(look, pause=0.05)
+    assert time.monotonic() - begun < 30 and driver.asked_to_stop == 1
+    assert set(states(driver).values()) == {'waiting'} and driver.failures() == []
+    assert starts(driver, 'slow_three') == []
+    assert record.read(driver.work_dir / 'mine' / 'slow' / 'seed0')['state'] == 'stopped'
+
+
+def test_no_more_runs_than_slots(pretend):
+    driver, most = pretend({f'short_{number}': None for number in range(4)}, per_run=2), []
+    driver.drive(lambda: most.append(sum(bool(j.process) for j in driver.jobs.values())), 0.02)
+    assert max(most) == 1 and set(states(driver).values()) == {'done'}
+
+
+def test_status_of_what_is_there(pretend):
+    driver = pretend({'good': None, 'bad': None, 'good_later': None})
+    runs = [job.run for job in driver.jobs.values()]
+    assert {watch.status(run, driver.work_dir).state for run in runs} == {'missing'}
+    assert watch.estimate(runs, driver.work_dir)[1] == [run.config for run in runs]
+    driver.drive(pause=0.05)
+    found = {run.config: watch.status(run, driver.work_dir) for run in runs}
+    assert {config: item.state for config, item in found.items()} == {
+        'mine/good.py': 'done',
+        'mine/bad.py': 'failed',
+        'mine/good_later.py': 'done',
+    }
+    assert 'boom' in found['mine/bad.py'].message
+
+
+@pytest.mark.parametrize(
+    'seconds, text',
+    [(5, '5 s'), (1200, '20 min'), (12000, '3 h 20 min'), (183600, '2 d 3 h'), (3599, '1 h 0 min')],
+)
+def test_durations(seconds, text):
+    assert watch.duration(seconds) == text
+
+
+class Table:
+    """Real trainings."""
+
+    def __init__(self, folder, rows, pause=0.0):
+        self.folder, self.work = folder, folder / 'work'
+        self.tables = toy_tables.tables(folder, rows, pause)
+        self.log = folder / 'log'
+
+    def start(self):
+        command = [
+            sys.executable,
+            REPRODUCE,
+            'mine',
+            '--tables',
+            self.tables,
+            '--yes',
+            '--no-check',
+        ]
+        command += ['--gpus', '0,1', '--alternative', 'pretrained', '--work-dir', self.work]
+        # Slots of its own, as several of these may run at once.
+        environment = toy.environment(TMPDIR=str(self.folder))
+        with open(self.log, 'a') as log:
+            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def result(self):
+        runs = plan.make('mine', [], own=self.tables, alternatives=['pretrained'])
+        found = {}
+        for run in runs:
+            known = record.read(run.folder(self.work))
+            assert known['state'] == 'done', (run.name, self.log.read_text()[-3000:])
+            assert known['config_text'] == run.expected()
+            scores = [e['metrics'] for e in known['evaluations']]
+            weights = known['checkpoint']['weights_sha256']
+            found[run.name] = weights, known['final'], scores
+        return found
+
+    def origin(self):
+        """What `one` started from, and what `base` ended with."""
+        one = record.read(self.work / 'mine' / 'one+pretrained' / 'seed0')['pretrained']
+        base = record.read(self.work / 'mine' / 'base' / 'seed0')
+        return one['checkpoint_sha256'], base['checkpoint']['sha256']
+
+
+@pytest.mark.timeout(400)
+def test_a_run_that_starts_from_another(tmp_path):
+    table = Table(tmp_path, {'base': None, 'one': 'base'})
+    assert table.start().wait(timeout=300) == 0, table.log.read_text()[-3000:]
+    assert len(table.result()) == 2
+    one, base = table.origin()
+    assert one == base
+
+
+def descendants():
+    """Processes by their parents, and the command lines."""
+    children, commands = {}, {}
+    for path in Path('/proc').glob('[0-9]*'):
+        with suppress(OSError, ValueError):
+            parent = int((path / 'stat').read_text().rsplit(')', 1)[1].split()[1])
+            children.setdefault(parent, []).append(int(path.name))
+            commands[int(path.name)] = (path / 'cmdline').read_bytes()
+    return children, commands
+
+
+def victims(table, driver):
+    """Who may be killed: the driver, launchers and workers of this table's runs, by kind."""
+    work, (_, commands) = str(table.work).encode(), descendants()
+    found = dict(driver=[driver.pid] if driver.poll() is None else [], launcher=[], worker=[])
+    for pid, command in commands.items():
+        if work in command and b'train.py' in command and pid != driver.pid:
+            found['launcher' if b'launch.py' in command else 'worker'].append(pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_random_kills_leave_the_same_table(tmp_path):
+    """Of the driver, launchers and workers, each kill at a moment of its own."""
+    rows = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
+    undisturbed, begun = Table(tmp_path / 'undisturbed', rows), time.monotonic()
+    assert undisturbed.start().wait(timeout=600) == 0, undisturbed.log.read_text()[-3000:]
+    seconds, expected = time.monotonic() - begun, undisturbed.result()
+    assert len(expected) == 4
+    times = int(os.environ.get('MMATTN_KILLS', 10))
+    dice, done, tables = random.Random(0), 0, 0
+    kinds = ('driver', 'worker', 'launcher')
+    while done < times:
+        tables += 1
+        table = Table(tmp_path / f'table_{tables}', rows, pause=0.05)
+        process, before = table.start(), done
+        # So few a table that no run is given up: a driver starts it three times.
+        while done < min(times, before + 2):
+            kind = kinds[done % len(kinds)]
+            deadline = time.monotonic() + dice.uniform(0, seconds * 0.7)
+            while time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.02)
+            found = victims(table, process)[kind]
+            if process.poll() is not None or not found:
+                if process.poll() is not None:
+                    break
+                continue
+            pid = dice.choice(found)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                done += 1
+                print(f'{done}: {kind} of table {tables}', flush=True)
+            if kind == 'driver':
+                process.wait()
+                process = table.start()
+        assert process.wait(timeout=600) == 0, table.log.read_text()[-3000:]
+        assert table.result() == expected

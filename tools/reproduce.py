@@ -1,0 +1,201 @@
+"""Trains the rows of a paper's tables, each with its seeds, and goes on where it was cut off.
+
+It shows what will run and starts it; the same command again skips what is done, resumes what was
+stopped and tries again what failed. tools/leaderboard.py tells what came out.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from mmattn.papers import plan
+from mmattn.papers.alternatives import AlternativeError
+from mmattn.runs import leases, local, watch
+from mmattn.runs.cli import UserError
+
+ASK = 24 * 3600  # seconds of GPU time from which on we ask
+
+
+def count(text):
+    """A number of things, from the command line."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f'must be a number from 1 on, got {text!r}')
+    return int(text)
+
+
+def names(text):
+    """Numbers of GPUs: 0,1,3."""
+    found = text.split(',')
+    if not all(name.isdigit() for name in found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f'must be different numbers as in 0,1,3, got {text!r}')
+    return found
+
+
+def parse_args():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
+    parser.add_argument('table', nargs='*', type=int, help='numbers of tables (default: all)')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        default=[],
+        metavar='PATTERN',
+        help="only rows whose method or config's name fits, as in '*CAT*' or 'retinanet_*'",
+    )
+    parser.add_argument('--seeds', type=count, default=1, metavar='N', help='seeds 0 to N - 1')
+    parser.add_argument(
+        '--alternative',
+        nargs='+',
+        default=[],
+        metavar='NAME',
+        help='for every row that it fits; `pretrained` trains the ImageNet networks first',
+    )
+    parser.add_argument('--tables', metavar='FILE', help='a file of your own in their form')
+    parser.add_argument('--work-dir', default='work_dirs/reproduce', metavar='DIR')
+    parser.add_argument('--data-root', metavar='DIR', help="takes the place of the configs' data/")
+    parser.add_argument(
+        '--gpus-per-run', type=count, default=1, metavar='N', help='processes of a run'
+    )
+    parser.add_argument(
+        '--gpus',
+        type=names,
+        metavar='0,1,...',
+        help='the GPUs to use, or the CPU slots where there are none (default: all)',
+    )
+    parser.add_argument('--tries', type=count, default=3, metavar='N', help='starts of a run')
+    parser.add_argument(
+        '--no-check', action='store_true', help='do not look at the data first (check_data --quick)'
+    )
+    parser.add_argument('--dry-run', action='store_true', help='show what would run')
+    parser.add_argument('--format', choices=('sh', 'json'), help='of --dry-run, for other machines')
+    parser.add_argument('--watch', action='store_true', help='show how far it is, start nothing')
+    parser.add_argument('--yes', action='store_true', help='do not ask before a day of GPU time')
+    return parser.parse_args()
+
+
+def find_slots(chosen, per_run):
+    """The GPUs of this machine, or a CPU slot a processor.
+
+    Raises:
+        UserError: if there are fewer than a run needs, or GPUs are named that are not there.
+    """
+    import torch
+
+    kind, there = 'gpu', torch.cuda.device_count()
+    if not there:
+        kind, there = 'cpu', len(os.sched_getaffinity(0))
+    found = chosen or [str(number) for number in range(there)]
+    if kind == 'gpu' and any(int(name) >= there for name in found):
+        raise UserError(f'--gpus: this machine has the GPUs 0 to {there - 1}, got {found}')
+    if len(found) < per_run:
+        raise UserError(f'a run needs {per_run} of {kind}, there are {len(found)}')
+    return leases.Slots(kind, found)
+
+
+def confirm(runs, args):
+    """Says what is left; asks before a day of GPU time or more, or if it is not known."""
+    left, unknown = watch.estimate(runs, args.work_dir)
+    text = f'{watch.duration(left)} of GPU time' if left or not unknown else ''
+    if unknown:
+        text += f'{" and " if text else ""}{len(unknown)} configs of which no run is done yet'
+    print(f'to do: {text}', flush=True)
+    if args.yes or (left < ASK and not unknown):
+        return
+    if not sys.stdin.isatty():
+        raise UserError('nobody to ask whether to start; --yes starts')
+    if input('start? [y/N] ').strip().lower() not in ('y', 'yes'):
+        raise UserError('not started')
+
+
+def check_data(runs, args):
+    """Looks at the data of what is to be trained.
+
+    Raises:
+        UserError: if a training could not begin, or would read what is wrong.
+    """
+    left = [run for run in runs if watch.status(run, args.work_dir).state != 'done']
+    paths = dict.fromkeys(str(run.path) for run in left)
+    if args.no_check or not paths:
+        return
+    command = [sys.executable, str(Path(__file__).with_name('check_data.py')), '--quick', *paths]
+    command += ['--data-root', args.data_root] if args.data_root else []
+    if subprocess.run(command).returncode:
+        raise UserError('the data is not as it must be; --no-check trains all the same')
+
+
+def dry_run(runs, args):
+    if args.format == 'json':
+        print(json.dumps(plan.as_data(runs, args.work_dir, args.gpus_per_run), indent=1))
+    elif args.format == 'sh':
+        print(plan.as_shell(runs, args.work_dir, args.gpus_per_run), end='')
+    else:
+        for run in runs:
+            after = f', after {run.waits_for.name}' if run.waits_for else ''
+            rows = '; '.join(run.rows) or 'for others to start from'
+            print(f'{run.name}{after}: {rows}')
+        print(f'{len(runs)} runs')
+
+
+def keep_watching(runs, work_dir):
+    console = Console()
+    while True:
+        if console.is_terminal:
+            console.clear()
+        watch.show(runs, work_dir, console)
+        if not console.is_terminal:
+            return
+        time.sleep(5)
+
+
+def drive(runs, args):
+    """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    check_data(runs, args)
+    confirm(runs, args)
+    environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
+    driver = local.Driver(
+        runs,
+        args.work_dir,
+        find_slots(args.gpus, args.gpus_per_run),
+        args.gpus_per_run,
+        args.tries,
+        say=lambda line: print(line, flush=True),
+        environment=environment,
+    )
+    done = driver.drive()
+    watch.show(runs, args.work_dir, Console())
+    for failure in driver.failures():
+        print(failure, file=sys.stderr)
+    if driver.asked_to_stop:
+        return 130
+    return 0 if done else 1
+
+
+def main():
+    args = parse_args()
+    try:
+        runs = plan.make(
+            args.paper, args.table, args.seeds, args.rows, args.alternative, args.tables
+        )
+        if args.dry_run:
+            dry_run(runs, args)
+        elif args.watch:
+            keep_watching(runs, args.work_dir)
+        else:
+            return drive(runs, args)
+    except (UserError, AlternativeError, ValueError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('\ninterrupted', file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
