@@ -3,7 +3,7 @@
 python tools/leaderboard.py cat 1
 python tools/leaderboard.py cat 1 2 --format html --out leaderboard.html
 python tools/leaderboard.py cat 1 --merge lab-a.tar.gz lab-b.tar.gz
-python tools/leaderboard.py cat 1 --verify work_dirs/papers
+python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
 """
 
 import argparse
@@ -31,7 +31,7 @@ def parse_args(argv=None):
     parser.add_argument(
         '--work-dir',
         type=Path,
-        default=Path('work_dirs/papers'),
+        default=Path('work_dirs/reproduce'),
         help='the root below which the runs lie (default: %(default)s)',
     )
     parser.add_argument(

@@ -244,7 +244,8 @@ def build(
 
 def read_own(path: str | Path, paper: str) -> Own:
     """A user's rows for a table of a paper: YAML with `table` and `rows`, each with `group` (an
-    existing one to be compared with its first row), `method` and `config` (relative to the file).
+    existing one to be compared with its first row), `method` and `config` (`<folder>/<name>.py`, where
+    `<folder>` is that of the file: as `reproduce.py --tables` finds it).
 
     Raises:
         FileNotFoundError: if the file or a config is not there.
@@ -270,17 +271,19 @@ def read_own(path: str | Path, paper: str) -> Own:
         for row in rows
     ):
         raise ValueError(f'{path}: each row must have {", ".join(sorted(OWN_ROW_KEYS))}, as texts')
+    root = path.resolve().parent.parent
     for row in rows:
         config = Path(row['config'])
         if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
             raise ValueError(
-                f'{path}: a config must be <folder>/<name>.py beside the file, got {config}'
+                f'{path}: a config must be <folder>/<name>.py, as {path.resolve().parent.name}/x.py '
+                f'for x.py beside the file, got {config}'
             )
-        if not (path.parent / config).is_file():
-            raise FileNotFoundError(f'{path}: there is no config {path.parent / config}')
+        if not (root / config).is_file():
+            raise FileNotFoundError(f'{path}: there is no config {root / config}')
         if row['config'] in Known.of_papers().roots:
             raise ValueError(f"{path}: {config} is a row of the papers'")
-    return Own(paper, contents['table'], rows, path.parent.resolve())
+    return Own(paper, contents['table'], rows, root)
 
 
 def _own_entry(own, row):

@@ -399,7 +399,7 @@ def own_rows(folder):
     text = (folder / 'mine' / 'resnet50-mine_8xb32_in1k.py').read_text()
     text = text.replace("'../", f"'{entries_root()}/").replace("'./", f"'{entries_root()}/cat/")
     (folder / 'mine' / 'resnet50-mine_8xb32_in1k.py').write_text(text)
-    path = folder / 'my_tables.yml'
+    path = folder / 'mine' / 'leaderboard.yml'
     path.write_text(
         'table: 4\nrows:\n- group: ResNet50\n  method: + Mine\n'
         '  config: mine/resnet50-mine_8xb32_in1k.py\n'
