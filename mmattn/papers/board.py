@@ -243,9 +243,10 @@ def build(
 
 
 def read_own(path: str | Path, paper: str) -> Own:
-    """A user's rows for a table of a paper: YAML with `table` and `rows`, each with `group` (an
-    existing one to be compared with its first row), `method` and `config` (`<folder>/<name>.py`, where
-    `<folder>` is that of the file: as `reproduce.py --tables` finds it).
+    """A user's rows for a table of a paper: YAML with `table` and `rows`.
+
+    Each row has `group` (that of the row it is compared with, the first of it), `method` and
+    `config`: `<folder>/<name>.py`, where `<folder>` is the file's, as for `reproduce.py`.
 
     Raises:
         FileNotFoundError: if the file or a config is not there.
@@ -276,8 +277,8 @@ def read_own(path: str | Path, paper: str) -> Own:
         config = Path(row['config'])
         if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
             raise ValueError(
-                f'{path}: a config must be <folder>/<name>.py, as {path.resolve().parent.name}/x.py '
-                f'for x.py beside the file, got {config}'
+                f'{path}: a config must be <folder>/<name>.py, '
+                f'as {path.resolve().parent.name}/x.py for x.py beside the file, got {config}'
             )
         if not (root / config).is_file():
             raise FileNotFoundError(f'{path}: there is no config {root / config}')

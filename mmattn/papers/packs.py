@@ -11,6 +11,7 @@ import math
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -73,16 +74,10 @@ class Pack:
                     elif name.endswith('.log') and member.size < MOST_BYTES:
                         text = pack.extractfile(member).read().decode(errors='replace')
                         ends[member.name] = text[-8000:]
-        except FileNotFoundError:
+        except (FileNotFoundError, PackError):
             raise
-        except (tarfile.TarError, gzip.BadGzipFile, EOFError, OSError) as error:
+        except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
             raise PackError(f'{self.path} is no pack: {error}') from error
-        except ValueError as error:  # zlib's and numbers of damaged heads
-            raise (
-                error
-                if isinstance(error, PackError)
-                else PackError(f'{self.path} is no pack: {error}')
-            ) from error
         return records, ends
 
 

@@ -573,12 +573,18 @@ def test_a_pack_is_never_unpacked(tmp_path, monkeypatch):
     assert sorted(tmp_path.parent.rglob('*')) == before
 
 
-@pytest.mark.parametrize('damage', [b'', b'no pack', None])
+@pytest.mark.parametrize('damage', [b'', b'no pack', 'cut', 'changed'])
 def test_a_damaged_pack(tmp_path, damage):
     made_up.save(tmp_path / 'runs', made_up.record(BARE, 0, top(75.0)))
     path = tmp_path / 'pack.tar.gz'
     packs.export(tmp_path / 'runs', path)
-    path.write_bytes(path.read_bytes()[:-300] if damage is None else damage)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
+    damages = {
+        'cut': whole[:-300],
+        'changed': whole[:middle] + bytes(40) + whole[middle + 40 :],
+    }
+    path.write_bytes(damages.get(damage, damage))
     with pytest.raises(packs.PackError, match='is no pack'):
         collect([packs.Pack(path)])
 
