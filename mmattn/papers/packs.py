@@ -59,7 +59,7 @@ class Pack:
         """Records and the ends of logs, by their places."""
         records, ends, total = {}, {}, 0
         try:
-            with tarfile.open(self.path, 'r:gz') as pack:
+            with gzip.open(self.path) as zipped, tarfile.open(fileobj=zipped, mode='r|') as pack:
                 for count, member in enumerate(pack):
                     total += member.size
                     if total > MOST_PACKED or count >= MOST_MEMBERS:
@@ -74,6 +74,9 @@ class Pack:
                     elif name.endswith('.log') and member.size < MOST_BYTES:
                         text = pack.extractfile(member).read().decode(errors='replace')
                         ends[member.name] = text[-8000:]
+                # To the end, where the checksum is.
+                while zipped.read(2**20):
+                    pass
         except (FileNotFoundError, PackError):
             raise
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:

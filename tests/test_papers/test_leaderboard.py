@@ -589,6 +589,17 @@ def test_a_damaged_pack(tmp_path, damage):
         collect([packs.Pack(path)])
 
 
+def test_no_byte_of_a_packs_data_changes_unseen(tmp_path):
+    made_up.save(tmp_path / 'runs', made_up.record(BARE, 0, top(75.0)))
+    path = tmp_path / 'pack.tar.gz'
+    packs.export(tmp_path / 'runs', path)
+    whole = path.read_bytes()
+    for at in range(20, len(whole), len(whole) // 60):  # past the head, which has a time and flags
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(packs.PackError, match='is no pack'):
+            collect([packs.Pack(path)])
+
+
 def logged(root, found):
     """The scalars that mmengine would have written for a record."""
     path = made_up.save(root, found)
