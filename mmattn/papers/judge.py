@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy import stats
 
 CONFIDENCE = 0.95
@@ -34,6 +35,8 @@ MARGINS = {
 }
 # More seeds than anybody will train.
 MOST_SEEDS = 1000
+# Of the numerical mean of a test's power, right to some 0.001.
+POINTS = 1000
 
 AGREES, HIGHER, LOWER = 'agrees', 'higher', 'lower'
 UNDECIDED, NOT_RUN = 'undecided', 'not run'
@@ -110,28 +113,40 @@ class Gain:
 
     `p` is that of no gain (two-sided), `p_equivalent` that of a gain which differs from the paper's
     by the margin or more; either may be corrected by `holm` over a table. `power` is the chance to
-    see, with so many runs and such a spread, a gain as large as the paper's.
+    see, with so many runs and such a spread, a gain as large as the paper's. Both are None where no
+    paper has the row.
     """
 
     mean: float
     low: float
     high: float
     p: float
-    p_equivalent: float
-    power: float
+    p_equivalent: float | None
+    power: float | None
     paired: bool
-    paper: float
+    paper: float | None
+
+    @property
+    def seen(self) -> bool:
+        """Whether ours differs from none, by 5 % of error."""
+        return self.p < 1 - CONFIDENCE
+
+    @property
+    def equivalent(self) -> bool:
+        """Whether ours is the paper's within the margin, by 5 % of error."""
+        return self.p_equivalent is not None and self.p_equivalent < 1 - CONFIDENCE
 
     @property
     def reproduced(self) -> bool:
-        """Whether ours is the paper's within the margin, by 5 % of error."""
-        return self.p_equivalent < 1 - CONFIDENCE
+        """Whether ours is seen, of the paper's sign and equivalent to it. A gain that is smaller
+        than the margin is equivalent to none, too: that alone reproduces nothing."""
+        return self.equivalent and self.seen and self.mean * self.paper > 0
 
 
 def gain(
     values: Sequence[float],
     baseline: Sequence[float],
-    paper: float,
+    paper: float | None,
     margin: float,
     paired: bool,
     step: float = 0.0,
@@ -140,7 +155,7 @@ def gain(
 
     Args:
         values, baseline (Sequence[float]): A metric of our runs of both rows.
-        paper (float): The gain that the paper prints.
+        paper (float, optional): The gain that the paper prints, if one does.
         margin (float): The largest difference from it that means nothing.
         paired (bool): Whether the i-th run of both began with the same weights of the host and saw
             the same images. Then their differences are tested, else Welch's test is.
@@ -155,7 +170,7 @@ def gain(
     """
     if not margin > 0:
         raise ValueError(f'margin must be above 0, got {margin}')
-    _check_finite([*values, *baseline], paper)
+    _check_finite([*values, *baseline], 0 if paper is None else paper)
     if paired and len(values) != len(baseline):
         raise ValueError(
             f'paired runs come in pairs, got {len(values)} of the row and {len(baseline)} of its '
@@ -177,18 +192,22 @@ def gain(
             sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1)) if error else 1
         )
     if error == 0:
-        same = mean == paper
-        return Gain(mean, mean, mean, float(mean == 0), float(not same), 1.0, paired, paper)
+        known = (None, None) if paper is None else (float(mean != paper), 1.0)
+        return Gain(mean, mean, mean, float(mean == 0), *known, paired, paper)
     t = stats.t(freedom)
     reach = t.ppf((1 + CONFIDENCE) / 2) * error
-    off = mean - paper
+    equivalent = power = None
+    if paper is not None:
+        off = mean - paper
+        equivalent = float(max(t.sf((off + margin) / error), t.cdf((off - margin) / error)))
+        power = _power(paper / error, freedom)
     return Gain(
         mean,
         mean - reach,
         mean + reach,
         p=float(2 * t.sf(abs(mean) / error)),
-        p_equivalent=float(max(t.sf((off + margin) / error), t.cdf((off - margin) / error))),
-        power=_power(paper / error, freedom),
+        p_equivalent=equivalent,
+        power=power,
         paired=paired,
         paper=paper,
     )
@@ -236,9 +255,12 @@ def _more(n, std, difference, margin):
 
 
 def _power(effect, freedom):
-    """The chance of a two-sided t-test to see an effect of so many standard errors."""
-    most = stats.t.ppf((1 + CONFIDENCE) / 2, freedom)
-    return float(stats.nct.sf(most, freedom, effect) + stats.nct.cdf(-most, freedom, effect))
+    """The chance of a two-sided t-test to see an effect of so many standard errors: the mean over
+    the spreads that may be seen, since scipy's noncentral t is not a number for large effects."""
+    chances = (np.arange(POINTS) + 0.5) / POINTS
+    spreads = np.sqrt(stats.chi2.ppf(chances, freedom) / freedom)
+    reach = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * spreads
+    return float(np.mean(stats.norm.sf(reach - effect) + stats.norm.cdf(-reach - effect)))
 
 
 def _check_finite(values, paper):

@@ -18,6 +18,7 @@ from mmattn.papers.judge import (  # noqa: E402
     MARGINS,
     NOT_RUN,
     UNDECIDED,
+    _power,
     against_paper,
     gain,
     holm,
@@ -114,7 +115,7 @@ def test_welch():
     above = stats.ttest_ind(a - 0.2, b[:4], equal_var=False, alternative='greater').pvalue
     below = stats.ttest_ind(a - 0.8, b[:4], equal_var=False, alternative='less').pvalue
     assert found.p_equivalent == pytest.approx(max(above, below))
-    assert found.reproduced == (max(above, below) < 0.05)
+    assert found.equivalent == (max(above, below) < 0.05)
 
 
 def test_pairs():
@@ -142,6 +143,22 @@ def test_power():
     assert 0.4 < seen < 0.7
 
 
+@pytest.mark.parametrize('freedom', [1, 1.7, 4, 20, 500])
+@pytest.mark.parametrize('effect', [-2.0, 0.0, 0.5, 3.0, 10.0])
+def test_power_is_that_of_the_noncentral_t(effect, freedom):
+    most = stats.t.ppf(0.975, freedom)
+    theirs = stats.nct.sf(most, freedom, effect) + stats.nct.cdf(-most, freedom, effect)
+    # of which scipy has no value in some places
+    assert math.isnan(theirs) or _power(effect, freedom) == pytest.approx(theirs, abs=0.002)
+
+
+@pytest.mark.parametrize('effect', [10.0, 17.0, 60.0, 1e6])
+def test_power_of_large_effects_is_a_number(effect):
+    """scipy's noncentral t is none for some of them, of fractional degrees of freedom."""
+    for freedom in (1.7, 3.4, 6):
+        assert 0.96 < _power(effect, freedom) <= 1
+
+
 @pytest.mark.parametrize('paired', [False, True])
 @pytest.mark.parametrize('step', [0.0, 0.01])
 def test_gains_of_equal_runs(paired, step):
@@ -150,6 +167,23 @@ def test_gains_of_equal_runs(paired, step):
     assert (found.high - found.low == 0) == (step == 0)
     other = gain([70.0] * 3, [70.0] * 3, paper=1.0, margin=0.3, paired=paired, step=step)
     assert other.p == 1 and not other.reproduced
+
+
+def test_equivalent_to_less_than_the_margin_reproduces_nothing():
+    found = gain(spread(5, 0.02, 70.01), spread(5, 0.02, 70), paper=0.05, margin=0.3, paired=False)
+    assert found.equivalent and not found.seen and not found.reproduced
+    opposite = gain(spread(5, 0.02, 70), spread(5, 0.02, 70.1), 0.05, margin=0.3, paired=False)
+    assert opposite.equivalent and opposite.seen and not opposite.reproduced
+
+
+@pytest.mark.parametrize('paired', [False, True])
+def test_the_gain_of_a_row_that_no_paper_has(paired):
+    for found in (
+        gain([71.0, 71.2], [70.0, 70.1], paper=None, margin=0.3, paired=paired),
+        gain([71.0, 71.0], [70.0, 70.0], paper=None, margin=0.3, paired=paired),
+    ):
+        assert found.mean == pytest.approx(1, abs=0.1) and found.paper is None
+        assert found.p_equivalent is None and found.power is None and not found.reproduced
 
 
 def test_one_run_has_no_gain():

@@ -1,0 +1,417 @@
+"""The records of runs, read, checked and compared with the repository: which may be counted.
+
+A run's record lies in `<root>/<paper>/<row>[+<alternative>...]/seed<k>/record.json`. Whatever is no
+whole, consistent record of a row at its own place is named as a `Fault` and never counted. A run
+that was trained by another config than the repository's is kept, as modified, with the keys.
+
+Nothing of a record is executed: its config is read as data.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from mmattn.runs import plain_config
+from mmattn.runs.record import NAME as RECORD
+from mmattn.runs.record import RecordError, check, folder_of, resolved
+from mmattn.runs.saving import TEMPORARY
+
+from . import alternatives
+from .metrics import is_number
+from .tables import config_root, entries
+
+# A record's own bounds: evaluations of hundreds of epochs and a config are some 100 kB.
+MOST_BYTES = 20 * 10**6
+TAIL_BYTES, TAIL_LINES = 8000, 20
+# paper, perhaps a folder in it, row, seed
+DEPTH = 4
+
+# What differs between two trainings of the same, beside what `record.resolved` leaves out.
+NO_CHANGE = re.compile(
+    r'(env_cfg|default_hooks\.checkpoint\.(max_keep_ckpts|out_dir)|default_hooks\.record'
+    r'|auto_scale_lr\.enable|custom_imports\.allow_failed_imports|test_(dataloader|cfg|evaluator))'
+    r'(\..*)?'
+)
+PER_GPU = 'train_dataloader.batch_size'  # judged by the batch over all processes
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file, or a set of runs, that is not counted, and why."""
+
+    place: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. `place` names its record; `modified` the keys in which its config is not the
+    repository's; `deviations` what else was other than the row's recipe."""
+
+    place: str
+    config: str
+    alternatives: tuple[str, ...]
+    seed: int
+    state: str
+    record: dict[str, Any] = field(repr=False)
+    modified: tuple[str, ...] = ()
+    deviations: tuple[str, ...] = ()
+    progress: float | None = None
+    last_lines: str = field(default='', repr=False)
+
+    @property
+    def counts(self) -> bool:
+        return self.state == 'done' and not self.modified
+
+    @property
+    def identity(self) -> tuple[str, tuple[str, ...], int]:
+        return self.config, self.alternatives, self.seed
+
+
+class Source(Protocol):
+    """Where records come from: a folder, or a pack (see `mmattn.papers.packs`)."""
+
+    name: str
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """Each record's (or would-be record's) place and contents."""
+
+    def last_lines(self, place: str) -> str:
+        """Of the log of the run whose record has that place; empty if there is none."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The root below which runs lie."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return str(self.root)
+
+    def records(self) -> Iterator[tuple[str, bytes]]:
+        """In the alphabet's order. Looks for `record.json*` down to the folders of runs, not into
+        what a run wrote; links are not followed.
+
+        Raises:
+            NotADirectoryError: if there is no such folder.
+        """
+        if not self.root.is_dir():
+            raise NotADirectoryError(f'there is no folder {self.root}')
+        yield from self._below(self.root, '', 0)
+
+    def last_lines(self, place: str) -> str:
+        logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
+        if not logs or not logs[-1].is_file():
+            return ''
+        with open(logs[-1], 'rb') as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors='replace')
+        return '\n'.join(text.splitlines()[-TAIL_LINES:])
+
+    def _below(self, folder, place, depth):
+        folder_name = os.path.basename(folder)
+        for item in sorted(os.scandir(folder), key=lambda item: item.name):
+            inner = f'{place}{item.name}'
+            if item.is_dir(follow_symlinks=False):
+                if depth < DEPTH and not re.fullmatch(r'seed\d+', folder_name):
+                    yield from self._below(item.path, f'{inner}/', depth + 1)
+            elif item.name.startswith(RECORD):
+                yield inner, _contents(item)
+
+
+@dataclass(frozen=True)
+class Known:
+    """The rows that records may be of: configs by their name, and the folder that holds each."""
+
+    roots: dict[str, Path]
+
+    @staticmethod
+    def of_papers() -> 'Known':
+        root, listed = config_root(), entries()
+        names = [entry.config for entry in listed]
+        names += [entry.pretrained for entry in listed if entry.pretrained]
+        return Known(dict.fromkeys(names, root))
+
+    def having(self, configs: Iterable[str], root: Path) -> 'Known':
+        """With rows of a user's own, which do not replace the papers'."""
+        return Known({**dict.fromkeys(configs, root), **self.roots})
+
+
+def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list[Run], list[Fault]]:
+    """All runs of some sources, and what cannot be counted.
+
+    A run that is there twice is counted once if both records are the same, and not at all if they
+    are not: which one is right nobody can tell from here. Nor do runs count whose checkpoints hold
+    the same weights.
+
+    Args:
+        sources (Iterable[Source]): Folders and packs.
+        known (Known, optional): By default the rows of both papers.
+
+    Raises:
+        NotADirectoryError: if a folder is not there.
+    """
+    known = known or Known.of_papers()
+    runs, faults, texts = {}, [], {}
+    twice = {}
+    for source in sources:
+        for place, contents in source.records():
+            full = f'{source.name}/{place}'
+            try:
+                run = read(full, place, contents, known)
+                if run.state in ('failed', 'stopped'):
+                    run = replace(run, last_lines=source.last_lines(place))
+            except RecordError as error:
+                faults.append(Fault(full, str(error)))
+                continue
+            before = runs.setdefault(run.identity, run)
+            if before is run:
+                texts[run.identity] = contents
+            elif texts[run.identity] == contents:
+                faults.append(Fault(full, f'the same record as {before.place}: counted once'))
+            else:
+                twice.setdefault(run.identity, [before.place]).append(full)
+    for identity, places in twice.items():
+        del runs[identity]
+        for place in places:
+            others = ', '.join(other for other in places if other != place)
+            faults.append(Fault(place, f'the same run as {others}, another record: none counts'))
+    _drop_copies(runs, faults)
+    return list(runs.values()), faults
+
+
+def read(full: str, place: str, contents: bytes, known: Known) -> Run:
+    """One record, checked.
+
+    Args:
+        full (str): What messages call it.
+        place (str): Relative to its root, with slashes.
+        contents (bytes): Of the file.
+        known (Known): The rows it may be of.
+
+    Raises:
+        RecordError: if it is none that counts.
+    """
+    record = _record(place, contents)
+    config, names, seed = record['config'], tuple(record['alternatives']), record['seed']
+    if config not in known.roots:
+        raise RecordError(f'foreign: {config!r} is in no table')
+    right = (folder_of('', config, names, seed) / RECORD).as_posix()
+    if place != right:
+        raise RecordError(f'not at its place, which is {right}')
+    if list(names) != sorted({*names} & {*fitting(config)}):
+        raise RecordError(
+            f'alternatives {", ".join(names)}: allowed are {", ".join(fitting(config)) or "none"}'
+        )
+    _check_evaluations(record)
+    expected = expected_config(str(known.roots[config] / config), names)
+    modified, deviations = [], []
+    if record['config_text'] is not None:
+        modified += _changed(expected.path, names, record['config_text'])
+    batch, lr = record.get('batch'), record.get('lr')
+    if expected.batch is not None and batch is not None:
+        if batch != expected.batch:
+            modified.append(f'batch {batch} for {expected.batch}')
+        elif PER_GPU in modified:
+            modified.remove(PER_GPU)
+    if expected.lr is not None and lr is not None and abs(lr - expected.lr) > 1e-9 * expected.lr:
+        modified.append(f'rate {lr:g} for {expected.lr:g}')
+    gpus = record.get('gpus')
+    if gpus is not None and expected.gpus is not None and gpus != expected.gpus:
+        deviations.append(f'{gpus or "no"} GPU{"" if gpus == 1 else "s"} for {expected.gpus}')
+    if record.get('diff_sha256'):
+        deviations.append('uncommitted changes')
+    return Run(
+        full,
+        config,
+        names,
+        seed,
+        record['state'],
+        record,
+        tuple(modified),
+        tuple(deviations),
+        _progress(record, expected.length),
+    )
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a row's own config says; `length` as ('epoch' or 'iter', how many)."""
+
+    path: str
+    config: dict[str, Any]
+    batch: int | None
+    lr: float | None
+    gpus: int | None
+    length: tuple[str, int] | None
+
+
+@cache
+def expected_config(path: str, names: tuple[str, ...]) -> Expected:
+    """The repository's config of a row with alternatives.
+
+    Raises:
+        RecordError: if it cannot be read.
+    """
+    try:
+        try:
+            # As data, which is ten times as fast; alternatives and a user's own may be code.
+            cfg = None if names else plain_config.load(path)
+        except plain_config.PlainConfigError:
+            cfg = None
+        cfg = alternatives.combine(path, names) if cfg is None else cfg
+    except (OSError, SyntaxError, alternatives.AlternativeError) as error:
+        raise RecordError(f"the repository's config cannot be read: {error}") from error
+    train = cfg.get('train_cfg') or {}
+    length = next(
+        (
+            (unit, train[key])
+            for unit, key in (('epoch', 'max_epochs'), ('iter', 'max_iters'))
+            if is_number(train.get(key)) and train[key] > 0
+        ),
+        None,
+    )
+    sizes = re.search(r'_(\d+)xb(\d+)', Path(path).stem)
+    batch = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+    if batch is None and sizes:
+        batch = int(sizes[1]) * int(sizes[2])
+    lr = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
+    gpus = int(sizes[1]) if sizes else None
+    return Expected(path, json.loads(resolved(cfg)), batch, lr, gpus, length)
+
+
+def _contents(item):
+    """Of a file, as far as a record may go, without waiting for what is no plain file."""
+    if not item.is_file(follow_symlinks=False):
+        return b''
+    try:
+        with open(item.path, 'rb') as file:
+            return file.read(MOST_BYTES + 1)
+    except OSError:
+        return b''
+
+
+def _record(place, contents):
+    name = place.rsplit('/', 1)[-1]
+    if name != RECORD:
+        half = name.startswith(f'{RECORD}{TEMPORARY}')
+        raise RecordError('half-written' if half else f'foreign: a record is called {RECORD}')
+    if len(contents) > MOST_BYTES:
+        raise RecordError(f'more than {MOST_BYTES} bytes')
+    try:
+        found = json.loads(contents, parse_constant=_refuse, object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f'truncated or no JSON: {" ".join(str(error).split())}') from error
+    check(found)
+    return found
+
+
+def _refuse(name):
+    raise ValueError(f'{name} is no number')
+
+
+def _once(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError('a key is there twice')
+    return found
+
+
+def _check_evaluations(record):
+    """A record whose evaluations and final metrics do not say the same was changed by hand."""
+    evaluations, final = record['evaluations'], record['final']
+    iters = [item['iter'] for item in evaluations]
+    if iters != sorted(iters):
+        raise RecordError('the evaluations are not in order')
+    if record['state'] != 'done':
+        return
+    if not evaluations or final is None:
+        raise RecordError('it says done, without evaluations or final metrics')
+    if final['last'] != evaluations[-1]['metrics']:
+        raise RecordError('tampered with: final.last is not the last evaluation')
+    if not any(
+        final['best'] == item['metrics']
+        for item in evaluations
+        if final['best_epoch'] in (None, item['epoch'])
+    ):
+        raise RecordError('tampered with: final.best is not the evaluation of best_epoch')
+
+
+def _drop_copies(runs, faults):
+    """Runs whose checkpoints hold the same weights: at most one of them was trained."""
+    same = {}
+    for identity, run in runs.items():
+        if run.state == 'done':
+            sha = run.record['checkpoint']['weights_sha256']
+            same.setdefault(sha, []).append(identity)
+    for identities in same.values():
+        if len(identities) > 1:
+            places = [runs.pop(identity).place for identity in identities]
+            for place in places:
+                others = ', '.join(other for other in places if other != place)
+                faults.append(Fault(place, f'the same weights as {others}: none counts'))
+
+
+def _progress(record, length):
+    """How much of the training is done, from 0 to 1: by its last word, else its last evaluation."""
+    if record['state'] == 'done':
+        return 1.0
+    now = record.get('progress') or {}
+    done, most = now.get('iter'), now.get('max_iters')
+    if not (is_number(done) and is_number(most) and most > 0):
+        if length is None:
+            return None
+        unit, most = length
+        done = record['evaluations'][-1][unit] if record['evaluations'] else 0
+    return min(1.0, max(0.0, done / most))
+
+
+@cache
+def _tables() -> dict[str, set[tuple[str, int]]]:
+    found: dict[str, set[tuple[str, int]]] = {}
+    for entry in entries():
+        found.setdefault(entry.config, set()).add((entry.paper, entry.table))
+    return found
+
+
+@cache
+def fitting(config: str) -> tuple[str, ...]:
+    """The names of a row's alternatives: those of `alternatives.of_row`, for many rows at once."""
+    tables = _tables().get(config, set())
+    return tuple(
+        sorted(
+            {
+                item.name
+                for item in alternatives.listed()
+                if (item.paper, item.table) in tables and item.fits(config)
+            }
+        )
+    )
+
+
+@cache
+def _changed(path, names, text):
+    """The keys in which a config's text is not the repository's config; cached, as the seeds of a
+    row have the same text.
+
+    Raises:
+        RecordError: for a text that is no config.
+    """
+    try:
+        found = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f'config_text is no JSON: {" ".join(str(error).split())}') from error
+    if not isinstance(found, dict):
+        raise RecordError('config_text must be an object')
+    return tuple(
+        difference.key
+        for difference in alternatives.differences(expected_config(path, names).config, found)
+        if not NO_CHANGE.fullmatch(difference.key)
+    )

@@ -1,0 +1,90 @@
+"""Boards as one HTML page that needs no network: tables to sort and filter, plots, all rows."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from . import judge, render
+from .board import EQUIVALENT, GAIN, LOSS, NO_PAPER, REPRODUCED, RULES, Board, Row, commands
+from .charts import curves_chart, gains_chart, values_chart
+
+SIGNS = {
+    judge.AGREES: '=',
+    judge.HIGHER: '▲',
+    judge.LOWER: '▼',
+    judge.UNDECIDED: '?',
+    judge.NOT_RUN: '–',
+    NO_PAPER: '·',
+    REPRODUCED: '=',
+    EQUIVALENT: '≈',
+    GAIN: '▲',
+    LOSS: '▼',
+}
+ORDER = (judge.AGREES, judge.HIGHER, judge.LOWER, judge.UNDECIDED, judge.NOT_RUN, NO_PAPER)
+
+
+def page(boards: Sequence[Board]) -> str:
+    """The page. All that comes from records, tables and files is escaped."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.globals.update(
+        render=render,
+        signs=SIGNS,
+        order=ORDER,
+        rules=RULES,
+        summary=summary,
+        anchor=anchor,
+        commands=commands,
+        configs=_configs,
+        css_class=lambda word: word.replace(' ', '-'),
+        values_chart=_svg(values_chart),
+        gains_chart=_svg(gains_chart),
+        curves_chart=_svg(curves_chart),
+        pretty=partial(json.dumps, indent=1, sort_keys=True, ensure_ascii=False),
+    )
+    text = resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
+    return environment.from_string(text).render(boards=boards)
+
+
+def summary(board: Board) -> dict[str, Any]:
+    """How many cells have which verdict, and how many runs are done."""
+    words = Counter(cell.verdict.word for row in board.rows for cell in row.cells.values())
+    runs = [run for row in board.rows for run in row.runs]
+    return dict(
+        verdicts={word: words[word] for word in ORDER if words[word]},
+        runs=len(runs),
+        counted=sum(run.counts for run in runs),
+        started=sum(bool(row.runs) for row in board.rows),
+        rows=len(board.rows),
+    )
+
+
+def anchor(board: Board, row: Row) -> str:
+    """A row's place in the page."""
+    name = '+'.join([row.config, row.group, row.method, *row.alternatives])
+    return f'row-{board.table}-{hashlib.sha256(name.encode()).hexdigest()[:10]}'
+
+
+def _svg(chart):
+    """Charts escape what they show; they are markup."""
+    return lambda *args: Markup(chart(*args))
+
+
+def _configs(row):
+    """The distinct configs of a row's runs: (seeds, text)."""
+    found = {}
+    for run in row.runs:
+        if run.record['config_text'] is not None:
+            found.setdefault(run.record['config_text'], []).append(run.seed)
+    return [(seeds, text) for text, seeds in found.items()]

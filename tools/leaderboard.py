@@ -1,0 +1,113 @@
+"""A paper's table beside our runs of it, judged.
+
+python tools/leaderboard.py cat 1
+python tools/leaderboard.py cat 1 2 --format html --out leaderboard.html
+python tools/leaderboard.py cat 1 --merge lab-a.tar.gz lab-b.tar.gz
+python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
+"""
+
+import argparse
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+# Some codebases print while they are imported; standard output is for the result alone.
+with redirect_stdout(sys.stderr):
+    from mmattn import quiet
+    from mmattn.papers import PAPERS, load, packs
+    from mmattn.papers.board import boards, read_own
+    from mmattn.papers.collect import Folder, collect
+    from mmattn.papers.render import FORMATS, render, show
+    from mmattn.runs.saving import write_text
+
+FAILED = 1
+SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('paper', choices=PAPERS)
+    parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/reproduce'),
+        help='the root below which the runs lie (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--merge', nargs='+', default=[], metavar='PACK', help='count the runs of packs, too'
+    )
+    parser.add_argument(
+        '--tables', nargs='+', default=[], metavar='YAML', help='rows of your own that join a table'
+    )
+    parser.add_argument(
+        '--seeds', type=int, help='seeds that each row should have (default: those seen)'
+    )
+    parser.add_argument(
+        '--complexity', action='store_true', help='count parameters and FLOPs: a second a row'
+    )
+    parser.add_argument('--format', choices=FORMATS, help='default: by the name of --out')
+    parser.add_argument('--out', type=Path, help='file to write (default: standard output)')
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        '--verify', type=Path, metavar='DIR', help='only compare records with logs and checkpoints'
+    )
+    instead.add_argument(
+        '--export', type=Path, metavar='PACK', help='only pack records and logs into a .tar.gz'
+    )
+    args = parser.parse_args(argv)
+    if args.seeds is not None and args.seeds < 1:
+        parser.error(f'--seeds must be 1 or more, got {args.seeds}')
+    unknown = [table for table in args.table if table not in load(args.paper)]
+    if unknown:
+        parser.error(f'{args.paper} has the tables {", ".join(map(str, load(args.paper)))}')
+    if args.format is None:
+        args.format = SUFFIXES.get(args.out.suffix, 'markdown') if args.out else 'terminal'
+    if args.out and args.format == 'terminal':
+        parser.error(f'--out takes the formats {", ".join(FORMATS[1:])}')
+    return args
+
+
+def main(argv=None):
+    quiet.install()
+    args = parse_args(argv)
+    try:
+        if args.verify:
+            return verify(args.verify)
+        if args.export:
+            count = packs.export(args.work_dir, args.export)
+            print(f'{count} records in {args.export}')
+            return 0
+        sources = [packs.Pack(path) for path in args.merge]
+        if args.work_dir.is_dir() or not sources:
+            sources.insert(0, Folder(args.work_dir))
+        own = [read_own(path, args.paper) for path in args.tables]
+        with redirect_stdout(sys.stderr):
+            found = boards(args.paper, args.table, sources, args.seeds, own, args.complexity)
+        if args.format == 'terminal':
+            show(found)
+            return 0
+        text = render(found, args.format)
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_text(args.out, text)
+            print(f'wrote {args.out}', file=sys.stderr)
+        else:
+            sys.stdout.write(text)
+    except (OSError, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def verify(root):
+    runs, faults = collect([Folder(root)])
+    faults += packs.verify(root, runs)
+    for fault in faults:
+        print(f'{fault.place}: {fault.reason}')
+    print(f'{len(runs)} runs, {len(faults)} faults')
+    return FAILED if faults else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
