@@ -15,6 +15,7 @@ from rich.text import Text
 
 from . import judge
 from .board import GAIN, LOSS, REPRODUCED, RULES, Board, Cell, Row
+from .collect import Run
 
 FORMATS = ('terminal', 'markdown', 'csv', 'json', 'html')
 # Told apart by the colour-blind, too, and never without the word.
@@ -197,7 +198,7 @@ def as_data(board: Board) -> dict[str, Any]:
     }
 
 
-def run_data(run) -> dict[str, Any]:
+def run_data(run: Run) -> dict[str, Any]:
     """What a run was, without its config and evaluations."""
     record = run.record
     keys = ('commit', 'diff_sha256', 'data_sha256', 'gpus', 'processes', 'batch', 'lr')
