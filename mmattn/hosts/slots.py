@@ -108,7 +108,8 @@ def _own_random_numbers(*place: int) -> Iterator[None]:
     """
     generator = torch.default_generator
     state = generator.get_state()
-    drawn = int(torch.randint(2**62, ()))
+    # On the CPU, where its value can be read, whatever device the model is built on.
+    drawn = int(torch.randint(2**62, (), device='cpu'))
     generator.manual_seed(int(np.random.SeedSequence((drawn, *place)).generate_state(1)[0]))
     try:
         yield
