@@ -364,7 +364,7 @@ def safetensors_or_error() -> Any:
 # -------------------------------------------------------------------------- where mmengine reads
 
 _trust = False
-_installed = False
+_before = None  # mmengine's readers, while ours are in their place
 
 
 def install(trust: bool | None = None) -> None:
@@ -374,12 +374,13 @@ def install(trust: bool | None = None) -> None:
         trust (bool, optional): Whether checkpoints may run code; None leaves it as it was (at
             first False).
     """
-    global _trust, _installed
+    global _trust, _before
     if trust is not None:
         _trust = trust
-    if _installed:
+    if _before is not None:
         return
-    _installed = True
+    names = ('load_from_http', '_safe_torch_load')
+    _before = {**CheckpointLoader._schemes}, {n: getattr(theirs, n, None) for n in names}
     CheckpointLoader.register_scheme('', load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
     CheckpointLoader.register_scheme(
@@ -393,6 +394,18 @@ def install(trust: bool | None = None) -> None:
         CheckpointLoader.register_scheme(
             ('open-mmlab://', 'openmmlab://'), load_from_openmmlab, force=True
         )
+
+
+def uninstall() -> None:
+    """Puts mmengine's own readers back, if `install` has replaced them."""
+    global _before
+    if _before is not None:
+        schemes, functions = _before
+        CheckpointLoader._schemes.clear()
+        CheckpointLoader._schemes.update(schemes)
+        for name, function in functions.items():
+            setattr(theirs, name, function)
+        _before = None
 
 
 def load_from_local(filename: str, map_location: Device = None) -> dict[str, Any]:
