@@ -127,10 +127,10 @@ def test_gates_run_on_each_region_and_learn():
     sum(v for k, v in total.items() if 'loss' in k).backward()
     assert len(sizes) == 8
     for name, shape in sizes.items():
-        # 16 regions of 7 x 7 in the last stage, an image of 96 x 128 at its stride before
+        # regions of 7 x 7, as many as were drawn, in the last stage; an image of 96 x 128 before
         stage = int(name.split('layer')[1][0])
         width = 7 if stage == 4 else 128 // 2 ** (stage + 1)
-        assert shape[0] == (16 if stage == 4 else 1) and shape[-1] == width, name
+        assert (shape[0] > 1 if stage == 4 else shape[0] == 1) and shape[-1] == width, name
     for name, gate in gates.items():
         learns = 'layer1' not in name  # the frozen stage
         assert all((p.grad is not None) is learns for p in gate.parameters()), name
