@@ -58,7 +58,7 @@ class Ended(Exception):
 class Rendezvous(StaticTCPRendezvous):
     """A fixed number of machines that meet once an attempt, in the store of machine 0."""
 
-    attempt = -1
+    attempt = done = -1
 
     def next_rendezvous(self):
         self.attempt += 1
@@ -122,6 +122,24 @@ class Rendezvous(StaticTCPRendezvous):
             return 0
         self._raise_if_ended()
         return int(self._store.check([f'begun_{self.attempt + 1}']))
+
+    def all_done(self):
+        """Whether the processes of all machines have ended well; to be asked when ours have."""
+        if self.world_size == 1:
+            return True
+        if self.done != self.attempt:
+            self.done = self.attempt
+            self._store.add(f'done_{self.attempt}', 1)
+        return self._store.add(f'done_{self.attempt}', 0) == self.world_size
+
+    def leave(self):
+        """Lets the store, which ends with machine 0, outlive the others' last look at it."""
+        deadline = time.monotonic() + GRACE
+        with suppress(DistError):
+            left = self._store.add('left', int(self.rank > 0))
+            while not self.rank and left < self.world_size - 1 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                left = self._store.add('left', 0)
 
     def end(self, code):
         """Tells the other machines that this one will not start again."""
@@ -189,7 +207,13 @@ class Agent(LocalElasticAgent):
             if self._is_final():
                 self._remaining_restarts = 0
             self._report()
+        if result.state == WorkerState.SUCCEEDED and not self._rdzv_handler.all_done():
+            # Elastic would wait where it hears no signal, nor that another machine starts again.
+            return RunResult(state=WorkerState.HEALTHY)
         return result
+
+    def _exit_barrier(self):
+        self._rdzv_handler.leave()
 
     def _is_final(self):
         codes = set(self.failed.values())
