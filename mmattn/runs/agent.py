@@ -149,6 +149,20 @@ class Rendezvous(StaticTCPRendezvous):
             time.sleep(1)  # the store ends with machine 0: long enough for all to have looked
 
 
+def _is_over(pid):
+    """Whether a process of ours has ended; it stays there to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _kill_group(pid):
+    """Kills what a process has started and left: its data workers."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+
+
 class Agent(LocalElasticAgent):
     def __init__(self, spec):
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull))
@@ -169,7 +183,7 @@ class Agent(LocalElasticAgent):
         now = time.monotonic()
         if self.signalled is None:
             self.signalled = now
-            running = [proc for proc in self._processes().values() if proc.poll() is None]
+            running = [proc for proc in self._processes().values() if not _is_over(proc.pid)]
             for process in running:
                 process.send_signal(signum)
             if running:
@@ -191,14 +205,17 @@ class Agent(LocalElasticAgent):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
     def _monitor_workers(self, worker_group):
-        processes = self._processes()
-        for rank, process in processes.items():
-            if process.poll():
+        for rank, process in self._processes().items():
+            if process.returncode is None and _is_over(process.pid):
+                _kill_group(process.pid)  # while its number cannot be another's yet
+                process.poll()
+            if process.returncode:
                 self.failed.setdefault(rank, process.returncode)
-        running = [rank for rank, process in processes.items() if process.returncode is None]
-        if self.failed and running:
-            self.deadline = self.deadline or time.monotonic() + GRACE
-            if time.monotonic() < self.deadline:
+        running = [rank for rank, proc in self._processes().items() if proc.returncode is None]
+        if running:
+            if self.failed:
+                self.deadline = self.deadline or time.monotonic() + GRACE
+            if not self.failed or time.monotonic() < self.deadline:
                 return RunResult(state=WorkerState.HEALTHY)
             self.killed = running
             self._shutdown()
@@ -242,11 +259,6 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, *args, **options):
         # Elastic's own asks with SIGTERM first, which here means to save a checkpoint.
-        for process in self._processes().values():
-            with suppress(ProcessLookupError):
-                if process.poll() == 0:
-                    continue
-                os.killpg(process.pid, signal.SIGKILL)  # its data workers too
         if self._pcontext:
             self._pcontext.close(signal.SIGKILL)
 

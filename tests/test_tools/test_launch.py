@@ -380,6 +380,23 @@ def test_killed_launcher_leaves_nobody_behind(start):
         time.sleep(0.05)
 
 
+def test_data_workers_of_a_killed_process_end_with_it(start):
+    launcher = start(
+        1,
+        """
+if attempt == 0:
+    child = os.fork()
+    if not child:
+        time.sleep(100)
+    say(child)
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    child = int(launcher.out(1)[0])
+    assert launcher.finish()[0] == 0
+    assert not alive(child)
+
+
 def alive(pid):
     try:
         state = Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
