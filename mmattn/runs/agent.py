@@ -58,7 +58,7 @@ class Ended(Exception):
 class Rendezvous(StaticTCPRendezvous):
     """A fixed number of machines that meet once an attempt, in the store of machine 0."""
 
-    attempt = -1
+    attempt = done = -1
 
     def next_rendezvous(self):
         self.attempt += 1
@@ -123,12 +123,44 @@ class Rendezvous(StaticTCPRendezvous):
         self._raise_if_ended()
         return int(self._store.check([f'begun_{self.attempt + 1}']))
 
+    def all_done(self):
+        """Whether the processes of all machines have ended well; to be asked when ours have."""
+        if self.world_size == 1:
+            return True
+        if self.done != self.attempt:
+            self.done = self.attempt
+            self._store.add(f'done_{self.attempt}', 1)
+        return self._store.add(f'done_{self.attempt}', 0) == self.world_size
+
+    def leave(self):
+        """Lets the store, which ends with machine 0, outlive the others' last look at it."""
+        deadline = time.monotonic() + GRACE
+        with suppress(DistError):
+            left = self._store.add('left', int(self.rank > 0))
+            while not self.rank and left < self.world_size - 1 and time.monotonic() < deadline:
+                time.sleep(0.05)
+                left = self._store.add('left', 0)
+
     def end(self, code):
         """Tells the other machines that this one will not start again."""
         if self._store is not None and self.world_size > 1:
             with suppress(DistError):
                 self._store.set('ended', str(code))
             time.sleep(1)  # the store ends with machine 0: long enough for all to have looked
+
+
+def _is_over(pid):
+    """Whether a process of ours has ended; it stays there to be waited for."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _kill_group(pid):
+    """Kills what a process has started and left: its data workers."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 class Agent(LocalElasticAgent):
@@ -151,7 +183,7 @@ class Agent(LocalElasticAgent):
         now = time.monotonic()
         if self.signalled is None:
             self.signalled = now
-            running = [proc for proc in self._processes().values() if proc.poll() is None]
+            running = [proc for proc in self._processes().values() if not _is_over(proc.pid)]
             for process in running:
                 process.send_signal(signum)
             if running:
@@ -173,14 +205,17 @@ class Agent(LocalElasticAgent):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
     def _monitor_workers(self, worker_group):
-        processes = self._processes()
-        for rank, process in processes.items():
-            if process.poll():
+        for rank, process in self._processes().items():
+            if process.returncode is None and _is_over(process.pid):
+                _kill_group(process.pid)  # while its number cannot be another's yet
+                process.poll()
+            if process.returncode:
                 self.failed.setdefault(rank, process.returncode)
-        running = [rank for rank, process in processes.items() if process.returncode is None]
-        if self.failed and running:
-            self.deadline = self.deadline or time.monotonic() + GRACE
-            if time.monotonic() < self.deadline:
+        running = [rank for rank, proc in self._processes().items() if proc.returncode is None]
+        if running:
+            if self.failed:
+                self.deadline = self.deadline or time.monotonic() + GRACE
+            if not self.failed or time.monotonic() < self.deadline:
                 return RunResult(state=WorkerState.HEALTHY)
             self.killed = running
             self._shutdown()
@@ -189,7 +224,13 @@ class Agent(LocalElasticAgent):
             if self._is_final():
                 self._remaining_restarts = 0
             self._report()
+        if result.state == WorkerState.SUCCEEDED and not self._rdzv_handler.all_done():
+            # Elastic would wait where it hears no signal, nor that another machine starts again.
+            return RunResult(state=WorkerState.HEALTHY)
         return result
+
+    def _exit_barrier(self):
+        self._rdzv_handler.leave()
 
     def _is_final(self):
         codes = set(self.failed.values())
@@ -218,11 +259,6 @@ class Agent(LocalElasticAgent):
 
     def _shutdown(self, *args, **options):
         # Elastic's own asks with SIGTERM first, which here means to save a checkpoint.
-        for process in self._processes().values():
-            with suppress(ProcessLookupError):
-                if process.poll() == 0:
-                    continue
-                os.killpg(process.pid, signal.SIGKILL)  # its data workers too
         if self._pcontext:
             self._pcontext.close(signal.SIGKILL)
 

@@ -23,7 +23,7 @@ class Training:
     """Two processes, 40 iterations of a twentieth of a second, a checkpoint after each tenth."""
 
     def __init__(self, folder, **kind):
-        cfg = toy.config(folder / 'work', size=40, interval=10, **kind)
+        cfg = toy.config(folder / 'work', size=20, **kind)
         cfg['train_dataloader']['dataset']['pause'] = 0.025
         self.config, self.work, self.log = folder / 'run.py', folder / 'work', folder / 'log'
         self.seconds = None
@@ -73,7 +73,9 @@ def kill(launcher, target):
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-@pytest.mark.parametrize('kind', [dict(iters=40), dict(epochs=4)], ids=['iterations', 'epochs'])
+@pytest.mark.parametrize(
+    'kind', [dict(iters=40, interval=10), dict(epochs=4, interval=1)], ids=['iterations', 'epochs']
+)
 def test_random_kills(tmp_path, kind):
     times = int(os.environ.get('MMATTN_KILLS', 6)) // 2
     whole = Training(tmp_path / 'whole', **kind)

@@ -109,6 +109,7 @@ def environment(**more):
         PYTHONPATH=os.pathsep.join(paths),
         PYTHON=sys.executable,
         OMP_NUM_THREADS='1',
+        PYTHONWARNINGS='ignore',  # older libraries with each other
         **more,
     )
 

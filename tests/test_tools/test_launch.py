@@ -146,6 +146,22 @@ if attempt == 0:
     assert ends[0][2] == '' and 'restart 1 of 3' in ends[1][2]
 
 
+def test_machine_that_is_done_starts_again_with_another(two):
+    """The last checkpoint is not the other's alone."""
+    nodes = two(
+        1,
+        """
+say(rank, attempt)
+if attempt == 0 and rank == 1:
+    time.sleep(0.5)
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    ends = [node.finish() for node in nodes]
+    assert [code for code, _, _ in ends] == [0, 0]
+    assert [out.split() for _, out, _ in ends] == [['0', '0', '0', '1'], ['1', '0', '1', '1']]
+
+
 @pytest.mark.parametrize('rank', [0, 1])
 def test_machines_end_together(two, rank):
     nodes = two(1, f'sys.exit(2) if rank == {rank} else time.sleep(100)')
@@ -296,8 +312,9 @@ def test_attempts_do_not_meet(start):
 
 
 @pytest.mark.parametrize('final', [2, 70, 75, 130])
-def test_final_codes_are_not_tried_again(start, final):
+def test_final_codes_are_not_tried_again(start, final, monkeypatch):
     """Even where another process fails first, as it loses the connection."""
+    monkeypatch.setattr(agent, 'GRACE', 60)
     code, out, err = start(2, f'say(rank); sys.exit({final} if rank else 1)').finish()
     assert (code, err) == (final, '') and sorted(out.split()) == ['0', '1']
 
@@ -361,6 +378,23 @@ def test_killed_launcher_leaves_nobody_behind(start):
     while any(alive(child) for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_data_workers_of_a_killed_process_end_with_it(start):
+    launcher = start(
+        1,
+        """
+if attempt == 0:
+    child = os.fork()
+    if not child:
+        time.sleep(100)
+    say(child)
+    os.kill(os.getpid(), signal.SIGKILL)
+""",
+    )
+    child = int(launcher.out(1)[0])
+    assert launcher.finish()[0] == 0
+    assert not alive(child)
 
 
 def alive(pid):
