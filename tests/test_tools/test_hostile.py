@@ -74,6 +74,7 @@ def test_a_trained_checkpoint_runs_no_code(error_of, tmp_path, trace, served, wa
         'load_from': ['--cfg-options', f'load_from={path}'],
         'init_cfg': [
             '--cfg-options',
+            f'{PRETRAINED}._delete_=True',
             f'{PRETRAINED}.type=Pretrained',
             f'{PRETRAINED}.checkpoint={path}',
         ],
