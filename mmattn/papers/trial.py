@@ -94,8 +94,9 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
     What is made smaller: images (sizes by 8), batches (2), a detector's proposals and detections.
     ImageNet's and CIFAR-100's readers are replaced by ones that do not insist on the published
     files. No pretrained weights are loaded, and no residual starts at zero for the lack of them:
-    gates would get zeros. The model, its depth and number of classes, the other arguments of the
-    transforms and their order, losses, optimiser, schedule and evaluator stay as they are.
+    gates would get zeros; pixels are scaled to 1 where only such weights would do that. The model,
+    its depth and number of classes, the other arguments of the transforms and their order, losses,
+    optimiser, schedule and evaluator stay as they are.
 
     Args:
         cfg (Config): Of one of the papers' rows.
@@ -118,6 +119,10 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
         # Without torchvision's weights these hosts start residuals, hence gates' inputs, at zero.
         cfg.model.backbone.zero_init_residual = False
     cfg.model.backbone.init_cfg = None
+    preprocessor = cfg.model.get('data_preprocessor', {})
+    if preprocessor.get('std') == [1.0, 1.0, 1.0]:
+        # MSRA's weights take pixels as they are; untrained ones make infinities of them.
+        preprocessor.std = [58.0, 58.0, 58.0]
     if 'size' in cfg.model.get('data_preprocessor', {}):
         cfg.model.data_preprocessor = _shrink(cfg.model.data_preprocessor.to_dict())
     if cfg.default_scope == 'mmdet':

@@ -205,6 +205,14 @@ def test_gates_have_something_to_do(path, digits, tmp_path):
     assert last and all(weight.all() for weight in last)
 
 
+def test_pixels_are_scaled_where_only_weights_would_do_it():
+    path = papers.config_root() / 'cat/mask-rcnn_r50-cat_fpn_2xb4-90k_coco.py'
+    msra = trial.overlay(alternatives.combine(path, ['msra']), 'elsewhere')
+    assert msra.model.data_preprocessor.std == [58.0] * 3
+    other = trial.overlay(alternatives.combine(path, []), 'elsewhere')
+    assert other.model.data_preprocessor.std == [58.395, 57.12, 57.375]
+
+
 def test_sizes_are_divided():
     item = dict(
         type='Resize',

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 import toy
 
@@ -30,6 +31,7 @@ def train(tmp_path, folders, *options, processes=1):
     return [process.returncode for process in running], said
 
 
+@pytest.mark.slow
 def test_train_like_one_machine_and_need_one_work_dir(tmp_path):
     assert train(tmp_path, [tmp_path / 'one'], processes=2)[0] == [0]
     codes, said = train(tmp_path, [tmp_path / 'shared', tmp_path / 'shared'])
