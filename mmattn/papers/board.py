@@ -449,10 +449,11 @@ def _pair(row, base, seed):
 def commands(row: Row, paper: str, table: int) -> list[str]:
     """How to train a row again and to see it; a row of one's own from beside its YAML."""
     config = row.config if row.own else f'configs/{row.config}'
-    words = ''.join(
-        ' --pretrained CHECKPOINT' if name == 'pretrained' else f' --alternative {name}'
-        for name in row.alternatives
-    )
+    words = ''
+    if named := [name for name in row.alternatives if name != 'pretrained']:
+        words += f' --alternative {" ".join(named)}'
+    if 'pretrained' in row.alternatives:
+        words += ' --pretrained CHECKPOINT'
     sizes = re.search(r'_(\d+)xb\d+', row.config)
     train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]

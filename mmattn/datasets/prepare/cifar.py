@@ -1,9 +1,10 @@
 """CIFAR-100, in its Python form."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from mmattn.unpickling import ARRAYS, ArrayUnpickler
 
 from .archives import Archive
 from .counts import Count, count, nothing
@@ -26,21 +27,11 @@ PARTS = (
     ),
 )
 
-# What a pickled array asks for, under NumPy's names of 2009 and of today.
-HARMLESS = {
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('numpy.core.multiarray', '_reconstruct'),
-    ('numpy._core.multiarray', '_reconstruct'),
-    ('_codecs', 'encode'),
-}
 
+class _Unpickler(ArrayUnpickler):
+    """Python 3 wrote the bytes in pickles of an old protocol by `_codecs.encode`."""
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, arrays and lists do not')
-        return super().find_class(module, name)
+    allowed = ARRAYS | {('_codecs', 'encode')}
 
 
 def load(file: BinaryIO) -> Mapping[str, Any]:
