@@ -51,7 +51,8 @@ class Runner(MMEngineRunner):
         super().__init__(**kwargs)
         self.logger.info(mmcv_ops.in_use())
         for fault in faults:
-            self.logger.warning(f'{fault}; resuming from {self._load_from}')
+            goes_on = f'resuming from {self._load_from}' if self._load_from else 'beginning anew'
+            self.logger.warning(f'{fault}; {goes_on}')
         self.progress = ProgressHook()
         for hook in (
             self.progress,
@@ -139,5 +140,8 @@ class Runner(MMEngineRunner):
     def save_checkpoint(self, out_dir, filename, file_client_args=None, **options):
         if not is_main_process() or '://' in str(out_dir) or file_client_args is not None:
             return super().save_checkpoint(out_dir, filename, file_client_args, **options)
+        run = saving.run_of(self.work_dir)
+        if run is not None:
+            options['meta'] = {**(options.get('meta') or {}), 'run': run}
         with saving.replacing(os.path.join(out_dir, filename)) as temporary:
             super().save_checkpoint(out_dir, temporary.name, **options)
