@@ -14,7 +14,7 @@ from . import checkpoint, processes, recording, saving, unreadable
 from .errors import UserError
 from .hooks import ProgressHook
 from .loops import resumable
-from .nonfinite import NonFiniteLossHook
+from .nonfinite import NonFiniteHook
 from .seeding import SeedIterationHook, seeded
 from .signals import StopHook
 
@@ -30,7 +30,7 @@ class Runner(MMEngineRunner):
       deterministically.
     - Checkpoints are whole or not there (:mod:`mmattn.runs.saving`), and are read as data and run
       no code (:mod:`mmattn.runs.checkpoint`).
-    - Signals, losses that are not finite and images that cannot be read end in words
+    - Signals, losses and gradients that are not finite, and images that cannot be read end in words
       (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
@@ -57,7 +57,7 @@ class Runner(MMEngineRunner):
         for hook in (
             self.progress,
             SeedIterationHook(),
-            NonFiniteLossHook(self.cfg.get('skip_nonfinite', 0)),
+            NonFiniteHook(self.cfg.get('skip_nonfinite', 0)),
             unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
             StopHook(),
         ):
