@@ -10,7 +10,7 @@ what is there. The rest is refused by its name, in any version of torch and NumP
 """
 
 from .errors import PickleError, UnknownNames
-from .machine import load, names_in
+from .machine import load, load_file, names_in
 from .makers import MAKERS, Storage, StorageKind
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     'StorageKind',
     'UnknownNames',
     'load',
+    'load_file',
     'names_in',
 ]

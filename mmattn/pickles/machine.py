@@ -1,5 +1,7 @@
 """The stack machine that a pickle is a program for, as far as data needs it."""
 
+import mmap
+import os
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
@@ -85,6 +87,21 @@ def load(file: BinaryIO, storage_of: Callable[[Any], Storage] | None = None) -> 
     ) as error:
         raise PickleError(f'{type(error).__name__}: {error}') from error
     return result
+
+
+def load_file(path: str | os.PathLike) -> Any:
+    """What a file describes that is one pickle, without tensors.
+
+    Raises:
+        OSError: if it cannot be read.
+        UnknownNames, PickleError: as `load` does.
+    """
+    with open(path, 'rb') as file:
+        if not file.read(1):
+            raise PickleError('it is empty')
+        # Unlike a file, a map gives no more room to what is read than there is in the file.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            return load(mapped)
 
 
 class _Machine:

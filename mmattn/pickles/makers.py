@@ -238,7 +238,7 @@ class History(Unfinished):
 
 def _attribute(owner: Any, name: str) -> Any:
     found = [full for full, maker in MAKERS.items() if maker is owner]
-    full = f'{found[0] if found else "?"}.{str(name)[:40]}'
+    full = f'{found[0]}.{str(name)[:40]}' if found else 'builtins.getattr'
     if full not in METHODS:
         raise UnknownNames({full})
     return METHODS[full]
