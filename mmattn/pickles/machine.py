@@ -12,7 +12,7 @@ from .errors import PickleError, UnknownNames
 from .makers import MAKERS, Maker, Storage, Unfinished, hashable, pairs
 
 # What a whole checkpoint stays far below; more is made to keep a reader busy.
-MAX_DEPTH, MAX_ITEMS = 100, 10**7
+MAX_DEPTH, MAX_ITEMS, MAX_OPCODES = 100, 10**7, 2 * 10**6
 
 
 def _full_name(module: str, name: str) -> str:
@@ -31,7 +31,7 @@ def names_in(file: BinaryIO) -> set[str]:
     # A name may also come from the stack: in a pickle that nobody has twisted, these are the last
     # two texts there. What is missed here is refused when it is met.
     names, pushed, memo = set(), [None, None], {}
-    for op, arg, _ in _opcodes(file):
+    for op, arg in _opcodes(file):
         if op in ('GLOBAL', 'INST'):
             names.add(_full_name(*arg.split(' ', 1)))
         elif op == 'STACK_GLOBAL' and None not in pushed:
@@ -47,8 +47,10 @@ def names_in(file: BinaryIO) -> set[str]:
 
 def _opcodes(file):
     try:
-        for op, arg, position in pickletools.genops(file):
-            yield op.name, arg, position
+        for number, (op, arg, _) in enumerate(pickletools.genops(file)):
+            if number >= MAX_OPCODES:
+                raise PickleError(f'more than {MAX_OPCODES} opcodes')
+            yield op.name, arg
     except (ValueError, UnicodeError, OverflowError) as error:
         raise PickleError(f'no whole pickle: {error}') from error
 
@@ -63,8 +65,8 @@ def load(file: BinaryIO, storage_of: Callable[[Any], Storage] | None = None) -> 
 
     Raises:
         UnknownNames: if the pickle wants anything that is not in `MAKERS`.
-        PickleError: if it is damaged, refers to itself, or is deeper or wider than `MAX_DEPTH` and
-            `MAX_ITEMS`.
+        PickleError: if it is damaged, refers to itself, or is deeper, wider or longer than
+            `MAX_DEPTH`, `MAX_ITEMS` and `MAX_OPCODES`.
     """
     start = file.tell()
     unknown = names_in(file) - set(MAKERS)
@@ -112,7 +114,7 @@ class _Machine:
         self.stack, self.marks, self.memo = [], [], {}
 
     def run(self):
-        for op, arg, _ in _opcodes(self.file):
+        for op, arg in _opcodes(self.file):
             if op == 'STOP':
                 return self.stack.pop()
             if op in self.VALUES:
