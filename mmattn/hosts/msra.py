@@ -14,7 +14,7 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from mmattn.unpickling import ArrayUnpickler
+from mmattn import pickles
 
 PREFIX = 'msra://'
 URL = 'https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/'
@@ -57,9 +57,13 @@ def load_from_msra(filename: str, map_location: Any = None) -> dict[str, Tensor]
             f'no file {path}; the published ones are {URL}R-50.pkl and R-101.pkl'
         )
     try:
-        with open(path, 'rb') as file:
-            blobs = ArrayUnpickler(file, encoding='latin1').load()
-    except Exception as error:  # a broken pickle may raise anything
+        blobs = pickles.load_file(path)
+    except pickles.UnknownNames as error:
+        raise ValueError(
+            f'{path} is no pickle of arrays: it asks for {error}; allowed: NumPy arrays in dicts, '
+            'lists and tuples'
+        ) from error
+    except pickles.PickleError as error:
         raise ValueError(f'{path} is no pickle of arrays: {error}') from error
     if isinstance(blobs, dict) and isinstance(blobs.get('blobs'), dict):
         blobs = blobs['blobs']  # Detectron's detectors have them one level deeper
