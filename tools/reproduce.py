@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
-from mmattn.runs import leases, local, watch
+from mmattn.runs import leases, local, locks, watch
 from mmattn.runs.cli import UserError
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
@@ -161,6 +161,7 @@ def keep_watching(runs, work_dir):
 
 def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    locks.make_folder(args.work_dir)
     check_data(runs, args)
     confirm(runs, args)
     environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
