@@ -4,17 +4,16 @@ The paper's numbers stand in fields called `paper`, ours in fields called `ours`
 """
 
 import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from . import judge
 from .collect import Fault, Known, Run, Source, collect, fitting
 from .metrics import COUNTED, Metric, is_number, metrics_of
-from .tables import Entry, entries, load
+from .tables import Entry, entries, load, read_yaml
 
 OWN_KEYS = {'table', 'rows'}
 OWN_ROW_KEYS = {'group', 'method', 'config'}
@@ -254,15 +253,16 @@ def read_own(path: str | Path, paper: str) -> Own:
     """
     path = Path(path)
     try:
-        contents = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: no YAML: {" ".join(str(error).split())}') from error
+        text = path.read_text(encoding='utf-8')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: no YAML: {error}') from error
+    contents = read_yaml(text, path)
     if not isinstance(contents, dict) or set(contents) != OWN_KEYS:
         raise ValueError(f'{path}: must have the keys {", ".join(sorted(OWN_KEYS))}')
-    if contents['table'] not in load(paper):
+    if type(contents['table']) is not int or contents['table'] not in load(paper):
         raise ValueError(
             f'{path}: {paper} has the tables {", ".join(map(str, load(paper)))}, '
-            f'got {contents["table"]!r}'
+            f'got {reprlib.repr(contents["table"])}'
         )
     rows = contents['rows']
     if not isinstance(rows, list) or not all(
@@ -278,7 +278,7 @@ def read_own(path: str | Path, paper: str) -> Own:
         if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
             raise ValueError(
                 f'{path}: a config must be <folder>/<name>.py, '
-                f'as {path.resolve().parent.name}/x.py for x.py beside the file, got {config}'
+                f'as {path.resolve().parent.name}/x.py for x.py beside the file, got {str(config)!r}'
             )
         if not (root / config).is_file():
             raise FileNotFoundError(f'{path}: there is no config {root / config}')
