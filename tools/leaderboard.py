@@ -14,6 +14,7 @@ from pathlib import Path
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
+    from mmattn.lines import one_line
     from mmattn.papers import own, packs
     from mmattn.papers.board import boards
     from mmattn.papers.collect import Folder, Known, collect
@@ -98,7 +99,7 @@ def main(argv=None):
         else:
             sys.stdout.write(text)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     return 0
 
@@ -107,7 +108,7 @@ def verify(root, files):
     runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:
-        print(f'{fault.place}: {fault.reason}')
+        print(one_line(f'{fault.place}: {fault.reason}'))
     print(f'{len(runs)} runs, {len(faults)} faults')
     return FAILED if faults else 0
 

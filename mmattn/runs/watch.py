@@ -8,7 +8,9 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mmattn.lines import one_line
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
@@ -117,7 +119,8 @@ def show(runs: Sequence[Run], work_dir: str | Path, console: Console) -> None:
     else:
         for item in found:
             words = [f'{n} {c}' for n, c in zip(names[1:], item.cells()[1:], strict=True) if c]
-            console.print(f'{item.cells()[0]}: {", ".join(words)}', markup=False, soft_wrap=True)
+            line = one_line(f'{item.cells()[0]}: {", ".join(words)}')
+            console.print(line, markup=False, soft_wrap=True)
     counts = ', '.join(
         f'{sum(item.state == state for item in found)} {state}'
         for state in dict.fromkeys(item.state for item in found)
@@ -129,7 +132,7 @@ def table(found: Sequence[Status], names: Sequence[str]) -> Table:
     """For rich."""
     made = Table(*names)
     for item in found:
-        made.add_row(*item.cells())
+        made.add_row(*(Text(one_line(cell)) for cell in item.cells()))
     return made
 
 
