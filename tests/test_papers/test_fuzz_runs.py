@@ -23,8 +23,8 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mmattn.papers import config_root, packs, plan  # noqa: E402
-from mmattn.papers.board import boards, read_own  # noqa: E402
+from mmattn.papers import config_root, own, packs, plan  # noqa: E402
+from mmattn.papers.board import boards  # noqa: E402
 from mmattn.papers.collect import Folder, collect  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
 from mmattn.runs import record, watch  # noqa: E402
@@ -120,9 +120,9 @@ def test_records(folder, values, state, config, changes):
     found = copy.deepcopy(WHOLE)
     found['state'] = state
     if config:
-        own = copy.deepcopy(CONFIG)
-        put(own, config)
-        found['config_text'] = json.dumps(own)
+        resolved = copy.deepcopy(CONFIG)
+        put(resolved, config)
+        found['config_text'] = json.dumps(resolved)
         found['config_sha256'] = record.digest(found['config_text'])
     put(found, values)
     data = json.dumps(found).encode()
@@ -235,25 +235,33 @@ def test_packs(folder, main, members, inside, outside):
         assert tree(folder) == before
 
 
-OWN = dict(
-    table=4, rows=[dict(group='ResNet50', method='+ Mine', config='mine/mine_8xb32_in1k.py')]
+ROW = dict(group='ResNet50', method='+ Mine', config='mine/mine_8xb32_in1k.py')
+TABLE = dict(
+    id=1,
+    caption='Mine.',
+    task='image-classification',
+    dataset='ImageNet-1K',
+    metrics=['top1'],
+    checkpoint='best',
+    rows=[ROW],
 )
+OWN = dict(tables=[dict(joins='cat 4', rows=[ROW]), TABLE])
 OWN_PLACES = list(places(OWN))
 YAML = st.sampled_from(
     (
-        'table: 4\nrows: &a [*a]',
-        'table: &a [*a]\nrows: []',
+        'tables:\n- joins: cat 4\n  rows: &a [*a]',
+        'tables: &a [*a]',
         '[' * 3000,
-        'table: 2001-99-99\nrows: []',
-        'table: !!python/object/apply:os.system [echo ran]\nrows: []',
-        '? {a: b}\n: c\ntable: 4\nrows: []',
-        'table: .inf\nrows: []',
-        'table: 0x' + 'f' * 9000 + '\nrows: []',
-        'table: 1_0e9_9:30\nrows: 5',
-        'a: &a [x, x, x]\nb: &b [*a, *a, *a]\ntable: 4\nrows: *b',
-        '{table: 4, table: 5, rows: []}',
+        'tables:\n- {joins: 2001-99-99, rows: []}',
+        'tables: !!python/object/apply:os.system [echo ran]',
+        '? {a: b}\n: c\ntables: []',
+        'tables:\n- {joins: .inf, rows: []}',
+        'tables:\n- {rows: [], joins: 0x' + 'f' * 9000 + '}',
+        'tables:\n- {joins: 1_0e9_9:30, rows: 5}',
+        'a: &a [x, x, x]\nb: &b [*a, *a, *a]\ntables: *b',
+        '{tables: [], tables: 5}',
         '\0',
-        '%YAML 9.9\n---\ntable: 4',
+        '%YAML 9.9\n---\ntables: []',
         '"' + 'x' * 10**5,
     )
 )
@@ -267,9 +275,9 @@ YAML = st.sampled_from(
 )
 def test_own_rows(folder, main, values, changes, text):
     if text is None:
-        own = copy.deepcopy(OWN)
-        put(own, values)
-        text = yaml.safe_dump(own, allow_unicode=True)
+        contents = copy.deepcopy(OWN)
+        put(contents, values)
+        text = yaml.safe_dump(contents, allow_unicode=True)
     data = text.encode(errors='surrogatepass')
     data = changed(data, changes) if changes else data
     with fresh(folder) as root:
@@ -282,11 +290,10 @@ def test_own_rows(folder, main, values, changes, text):
         assert code in (0, 2)
         if code == 2:
             said_well(code, out, err)
-            with pytest.raises((ValueError, OSError)):
-                read_own(path, 'cat')
-        for call in (lambda: plan.make('mine', [], own=path),):
-            with contextlib.suppress(ValueError, OSError):
-                call()
+            with pytest.raises(ValueError):
+                own.select('cat', [4], [path])
+        with contextlib.suppress(ValueError):
+            plan.make('mine', [], files=[path])
         assert tree(folder) == before
 
 
