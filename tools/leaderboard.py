@@ -15,9 +15,9 @@ from pathlib import Path
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
     from mmattn.lines import one_line
-    from mmattn.papers import PAPERS, load, packs
-    from mmattn.papers.board import boards, read_own
-    from mmattn.papers.collect import Folder, collect
+    from mmattn.papers import own, packs
+    from mmattn.papers.board import boards
+    from mmattn.papers.collect import Folder, Known, collect
     from mmattn.papers.render import FORMATS, render, show
     from mmattn.runs.saving import write_text
 
@@ -27,7 +27,7 @@ SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('paper', choices=PAPERS)
+    parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
     parser.add_argument(
         '--work-dir',
@@ -39,7 +39,11 @@ def parse_args(argv=None):
         '--merge', nargs='+', default=[], metavar='PACK', help='count the runs of packs, too'
     )
     parser.add_argument(
-        '--tables', nargs='+', default=[], metavar='YAML', help='rows of your own that join a table'
+        '--tables',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help="tables of your own, or rows that join a paper's",
     )
     parser.add_argument(
         '--seeds', type=int, help='seeds that each row should have (default: those seen)'
@@ -59,9 +63,6 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 1:
         parser.error(f'--seeds must be 1 or more, got {args.seeds}')
-    unknown = [table for table in args.table if table not in load(args.paper)]
-    if unknown:
-        parser.error(f'{args.paper} has the tables {", ".join(map(str, load(args.paper)))}')
     if args.format is None:
         args.format = SUFFIXES.get(args.out.suffix, 'markdown') if args.out else 'terminal'
     if args.out and args.format == 'terminal':
@@ -73,8 +74,9 @@ def main(argv=None):
     quiet.install()
     args = parse_args(argv)
     try:
+        own.select(args.paper, args.table, args.tables)
         if args.verify:
-            return verify(args.verify)
+            return verify(args.verify, args.tables)
         if args.export:
             count = packs.export(args.work_dir, args.export)
             print(f'{count} records in {args.export}')
@@ -82,9 +84,10 @@ def main(argv=None):
         sources = [packs.Pack(path) for path in args.merge]
         if args.work_dir.is_dir() or not sources:
             sources.insert(0, Folder(args.work_dir))
-        own = [read_own(path, args.paper) for path in args.tables]
         with redirect_stdout(sys.stderr):
-            found = boards(args.paper, args.table, sources, args.seeds, own, args.complexity)
+            found = boards(
+                args.paper, args.table, sources, args.seeds, args.tables, args.complexity
+            )
         if args.format == 'terminal':
             show(found)
             return 0
@@ -101,8 +104,8 @@ def main(argv=None):
     return 0
 
 
-def verify(root):
-    runs, faults = collect([Folder(root)])
+def verify(root, files):
+    runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:
         print(one_line(f'{fault.place}: {fault.reason}'))

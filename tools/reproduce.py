@@ -56,7 +56,13 @@ def parse_args():
         metavar='NAME',
         help='for every row that it fits; `pretrained` trains the ImageNet networks first',
     )
-    parser.add_argument('--tables', metavar='FILE', help='a file of your own in their form')
+    parser.add_argument(
+        '--tables',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help="tables of your own, or rows that join a paper's",
+    )
     parser.add_argument('--work-dir', default='work_dirs/reproduce', metavar='DIR')
     parser.add_argument('--data-root', metavar='DIR', help="takes the place of the configs' data/")
     parser.add_argument(

@@ -19,7 +19,9 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from .tables import PAPERS, config_root, entries, load
+from .tables import PAPERS, Entry, config_root, entries, load
+
+PRETRAINED = 'pretrained'  # the alternative whose runs start from another's checkpoint
 
 # What a run reads of a config; other names are variables of the config's own.
 READ = {*inspect.signature(Runner.__init__).parameters, 'custom_imports'}
@@ -113,6 +115,12 @@ def of_row(config: str) -> dict[str, Alternative]:
         for alternative in listed()
         if (alternative.paper, alternative.table) in tables and alternative.fits(config)
     }
+
+
+def fitting(entry: Entry) -> set[str]:
+    """The names of a row's alternatives; a user's own has `pretrained`, if it says from what."""
+    own = entry.near is not None and entry.pretrained is not None
+    return {*of_row(entry.config), *([PRETRAINED] if own else [])}
 
 
 def row_of(path: str | Path) -> str:

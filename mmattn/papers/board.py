@@ -4,19 +4,17 @@ The paper's numbers stand in fields called `paper`, ours in fields called `ours`
 """
 
 import re
-import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import judge
-from .collect import Fault, Known, Run, Source, collect, fitting
+from .collect import Fault, Known, Run, Source, collect
 from .metrics import COUNTED, Metric, is_number, metrics_of
-from .tables import Entry, entries, load, read_yaml
+from .own import Table, select
+from .tables import PAPERS, config_root
 
-OWN_KEYS = {'table', 'rows'}
-OWN_ROW_KEYS = {'group', 'method', 'config'}
 NO_PAPER = 'no paper has it'
 REPRODUCED, EQUIVALENT, GAIN, LOSS = 'reproduced', 'equivalent', 'gain', 'loss'
 
@@ -133,83 +131,56 @@ class Board:
         return f'{self.paper.upper()}, Table {self.table}'
 
 
-@dataclass(frozen=True)
-class Own:
-    """Rows of a user's own that join a paper's table; configs are relative to `root`."""
-
-    paper: str
-    table: int
-    rows: list[dict[str, str]]
-    root: Path
-
-
 def boards(
     paper: str,
     tables: Sequence[int],
     sources: Iterable[Source],
     seeds: int | None = None,
-    own: Iterable[Own] = (),
+    files: Sequence[str | Path] = (),
     complexity: bool = False,
 ) -> list[Board]:
-    """Tables of a paper with all that is known of their runs.
+    """Tables of a paper, or of a user's file, with all that is known of their runs.
 
     Args:
-        paper (str): One of `PAPERS`.
+        paper (str): One of `PAPERS`, or what a user's file calls itself.
         tables (Sequence[int]): Numbers of its tables; all if empty.
         sources (Iterable[Source]): Where the records are.
         seeds (int, optional): How many seeds (0, 1, ...) each row should have; by default those
             that any run of the table has.
-        own (Iterable[Own]): Further rows, see `read_own`.
+        files (Sequence[str or Path]): Tables and rows of a user's own, see own.py.
         complexity (bool): Whether to count parameters and FLOPs, which takes a second a row.
 
     Raises:
-        ValueError: for an unknown paper or table.
+        ValueError: as `own.select` does.
         NotADirectoryError: if the folder of a source is not there.
     """
-    own = list(own)
-    known = Known.of_papers()
-    for item in own:
-        known = known.having([row['config'] for row in item.rows], item.root)
-    listed = load(paper)
-    for table in tables:
-        if table not in listed:
-            raise ValueError(f'{paper} has the tables {", ".join(map(str, listed))}, got {table}')
+    chosen = select(paper, tables, files)
+    known = Known.with_files(files)
     runs, faults = collect(sources, known)
-    return [
-        build(
-            paper,
-            table,
-            runs,
-            faults,
-            seeds,
-            [item for item in own if (item.paper, item.table) == (paper, table)],
-            complexity,
-        )
-        for table in tables or listed
-    ]
+    return [build(table, runs, faults, seeds, known, complexity) for table in chosen]
 
 
 def build(
-    paper: str,
-    table: int,
+    table: Table,
     runs: Sequence[Run],
     faults: Sequence[Fault] = (),
     seeds: int | None = None,
-    own: Sequence[Own] = (),
+    known: Known | None = None,
     complexity: bool = False,
 ) -> Board:
-    """One table; arguments as those of `boards`, `runs` and `faults` those of `collect`."""
-    described = load(paper)[table]
+    """One table; `runs` and `faults` are those of `collect`, to which `known` was given; the other
+    arguments as those of `boards`."""
+    known, described = known or Known.of_papers(), table.described
     metrics = metrics_of(described)
-    listed = [(entry, False) for entry in entries(paper, table)]
-    listed += [(_own_entry(item, row), True) for item in own for row in item.rows]
+    listed = [(entry, False) for entry in table.entries]
+    listed += [(entry, True) for entry in table.joined]
     by_config = {}
     for run in runs:
         by_config.setdefault(run.config, {}).setdefault(run.alternatives, []).append(run)
     configs = {entry.config for entry, _ in listed}
     expected = range(seeds) if seeds else {run.seed for run in runs if run.config in configs}
     expected = sorted(expected)
-    counted = _complexities(paper, table) if complexity else {}
+    counted = _complexities(table) if complexity else {}
     rows = []
     for entry, is_own in listed:
         found = by_config.get(entry.config, {})
@@ -227,76 +198,28 @@ def build(
                 )
             )
     return Board(
-        paper,
-        table,
+        table.paper,
+        table.number,
         described['caption'],
         described['dataset'],
         described['task'],
         described['checkpoint'],
         metrics,
         [name for name in described['metrics'] if name in COUNTED],
-        _with_gains(rows, metrics),
+        _with_gains(rows, metrics, known),
         expected,
         list(faults),
     )
 
 
-def read_own(path: str | Path, paper: str) -> Own:
-    """A user's rows for a table of a paper: YAML with `table` and `rows`.
-
-    Each row has `group` (that of the row it is compared with, the first of it), `method` and
-    `config`: `<folder>/<name>.py`, where `<folder>` is the file's, as for `reproduce.py`.
-
-    Raises:
-        FileNotFoundError: if the file or a config is not there.
-        ValueError: if it is of another form.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as error:
-        raise ValueError(f'{path}: no YAML: {error}') from error
-    contents = read_yaml(text, path)
-    if not isinstance(contents, dict) or set(contents) != OWN_KEYS:
-        raise ValueError(f'{path}: must have the keys {", ".join(sorted(OWN_KEYS))}')
-    if type(contents['table']) is not int or contents['table'] not in load(paper):
-        raise ValueError(
-            f'{path}: {paper} has the tables {", ".join(map(str, load(paper)))}, '
-            f'got {reprlib.repr(contents["table"])}'
-        )
-    rows = contents['rows']
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict)
-        and set(row) == OWN_ROW_KEYS
-        and all(isinstance(value, str) for value in row.values())
-        for row in rows
-    ):
-        raise ValueError(f'{path}: each row must have {", ".join(sorted(OWN_ROW_KEYS))}, as texts')
-    root = path.resolve().parent.parent
-    for row in rows:
-        config = Path(row['config'])
-        if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
-            raise ValueError(
-                f'{path}: a config must be <folder>/<name>.py, '
-                f'as {path.resolve().parent.name}/x.py for x.py beside the file, got {str(config)!r}'
-            )
-        if not (root / config).is_file():
-            raise FileNotFoundError(f'{path}: there is no config {root / config}')
-        if row['config'] in Known.of_papers().roots:
-            raise ValueError(f"{path}: {config} is a row of the papers'")
-    return Own(paper, contents['table'], rows, root)
-
-
-def _own_entry(own, row):
-    return Entry(own.paper, own.table, row['group'], row['method'], row['config'], {})
-
-
-def _complexities(paper, table):
-    """The counted columns of each config; imported here, as it builds models."""
+def _complexities(table):
+    """The counted columns of each config of a paper's; imported here, as it builds models."""
+    if table.paper not in PAPERS:
+        return {}
     from mmattn.analysis.complexity import table_rows
 
     found = {}
-    for row in table_rows(paper, table):
+    for row in table_rows(table.paper, table.number):
         # gmac is 10^9 as gflops is
         found[row.config] = {'params': row.params, 'gflops': row.flops, 'gmac': row.flops}
     return found
@@ -371,7 +294,7 @@ def _unjudged(values, margin, step):
     return replace(found, word=word, difference=None, more=None)
 
 
-def _with_gains(rows, metrics):
+def _with_gains(rows, metrics, known):
     """The rows with what they gain over their baselines, p-values corrected over the table."""
     plain = {}
     for row in rows:
@@ -385,7 +308,7 @@ def _with_gains(rows, metrics):
         base = bases.get(row.group)
         if base is None or row.config == base.config:
             continue
-        names = tuple(name for name in row.alternatives if name in fitting(base.config))
+        names = tuple(name for name in row.alternatives if name in known.fitting(base.config))
         base = by_name.get((base.config, names))
         for name in metrics if base else ():
             gains[at, name] = found = _gain(row, base, name)
@@ -447,12 +370,15 @@ def _pair(row, base, seed):
 
 
 def commands(row: Row, paper: str, table: int) -> list[str]:
-    """How to train a row again and to see it; a row of one's own from beside its YAML."""
-    config = row.config if row.own else f'configs/{row.config}'
-    words = ''.join(
-        ' --pretrained CHECKPOINT' if name == 'pretrained' else f' --alternative {name}'
-        for name in row.alternatives
-    )
+    """How to train a row again and to see it; a user's own, which is not in `configs/`, from beside
+    the folder that holds it."""
+    is_ours = (config_root() / row.config).is_file()
+    config = f'configs/{row.config}' if is_ours else row.config
+    words = ''
+    if named := [name for name in row.alternatives if name != 'pretrained']:
+        words += f' --alternative {" ".join(named)}'
+    if 'pretrained' in row.alternatives:
+        words += ' --pretrained CHECKPOINT'
     sizes = re.search(r'_(\d+)xb\d+', row.config)
     train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from mmattn import tars
 from mmattn.lines import one_line
-from mmattn.runs.record import NAME, file_digest
+from mmattn.runs.checkpoint import sha256_of
+from mmattn.runs.record import NAME
 from mmattn.runs.saving import replacing
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
@@ -143,7 +144,7 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
         checkpoint = record['checkpoint']
         if checkpoint is not None:
             file = folder / Path(checkpoint['name']).name
-            if file.is_file() and file_digest(file) != checkpoint['sha256']:
+            if file.is_file() and sha256_of(file) != checkpoint['sha256']:
                 faults.append(Fault(run.place, f'{file.name} has another hash'))
     return faults
 

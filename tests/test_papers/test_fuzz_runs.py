@@ -23,8 +23,8 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mmattn.papers import config_root, packs, plan  # noqa: E402
-from mmattn.papers.board import boards, read_own  # noqa: E402
+from mmattn.papers import config_root, own, packs, plan  # noqa: E402
+from mmattn.papers.board import boards  # noqa: E402
 from mmattn.papers.collect import Folder, collect  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
 from mmattn.runs import record, watch  # noqa: E402
@@ -120,9 +120,9 @@ def test_records(folder, values, state, config, changes):
     found = copy.deepcopy(WHOLE)
     found['state'] = state
     if config:
-        own = copy.deepcopy(CONFIG)
-        put(own, config)
-        found['config_text'] = json.dumps(own)
+        other = copy.deepcopy(CONFIG)
+        put(other, config)
+        found['config_text'] = json.dumps(other)
         found['config_sha256'] = record.digest(found['config_text'])
     put(found, values)
     data = json.dumps(found).encode()
@@ -235,16 +235,15 @@ def test_packs(folder, main, members, inside, outside):
         assert tree(folder) == before
 
 
-OWN = dict(
-    table=4, rows=[dict(group='ResNet50', method='+ Mine', config='mine/mine_8xb32_in1k.py')]
-)
+ROW = dict(group='ResNet50', method='+ Mine', config='mine/mine_8xb32_in1k.py')
+OWN = dict(tables=[dict(joins='cat 4', rows=[ROW])])
 OWN_PLACES = list(places(OWN))
 YAML = st.sampled_from(
     (
-        'table: 4\nrows: &a [*a]',
-        'table: &a [*a]\nrows: []',
+        'tables: &a [*a]',
+        'tables: [{joins: cat 4, rows: &a [*a]}]',
         '[' * 3000,
-        'table: 2001-99-99\nrows: []',
+        'tables: 2001-99-99',
         'table: !!python/object/apply:os.system [echo ran]\nrows: []',
         '? {a: b}\n: c\ntable: 4\nrows: []',
         'table: .inf\nrows: []',
@@ -267,9 +266,9 @@ YAML = st.sampled_from(
 )
 def test_own_rows(folder, main, values, changes, text):
     if text is None:
-        own = copy.deepcopy(OWN)
-        put(own, values)
-        text = yaml.safe_dump(own, allow_unicode=True)
+        listed = copy.deepcopy(OWN)
+        put(listed, values)
+        text = yaml.safe_dump(listed, allow_unicode=True)
     data = text.encode(errors='surrogatepass')
     data = changed(data, changes) if changes else data
     with fresh(folder) as root:
@@ -283,10 +282,7 @@ def test_own_rows(folder, main, values, changes, text):
         if code == 2:
             said_well(code, out, err)
             with pytest.raises((ValueError, OSError)):
-                read_own(path, 'cat')
-        for call in (lambda: plan.make('mine', [], own=path),):
-            with contextlib.suppress(ValueError, OSError):
-                call()
+                own.read(path)
         assert tree(folder) == before
 
 

@@ -17,7 +17,7 @@ pytest.importorskip('scipy.stats')
 import synthetic as made_up  # noqa: E402
 
 from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards, read_own  # noqa: E402
+from mmattn.papers.board import boards, commands  # noqa: E402
 from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
@@ -380,6 +380,16 @@ def test_an_alternative_is_a_row_of_its_own_over_its_own_baseline(tmp_path):
     assert row_of(board, CAT, ('zero-init-residual',)).cells['top1'].gain is None
 
 
+def test_the_commands_of_a_row_name_all_its_alternatives_at_once(tmp_path):
+    names = ('cat-concat', 'zero-init-residual')
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(75.0), alternatives=names))
+    board = one(tmp_path)
+    train, show_it = commands(row_of(board, CAT, names), 'cat', 4)
+    # train.py takes the last --alternative of several
+    assert train.split()[3:-2] == ['--alternative', *names]
+    assert show_it == 'python tools/leaderboard.py cat 4'
+
+
 def test_groups_without_a_bare_row_have_no_gains(tmp_path):
     for entry in entries('drtam', 3)[:2]:
         for seed in range(2):
@@ -401,8 +411,8 @@ def own_rows(folder):
     (folder / 'mine' / 'resnet50-mine_8xb32_in1k.py').write_text(text)
     path = folder / 'mine' / 'leaderboard.yml'
     path.write_text(
-        'table: 4\nrows:\n- group: ResNet50\n  method: + Mine\n'
-        '  config: mine/resnet50-mine_8xb32_in1k.py\n'
+        'tables:\n- joins: cat 4\n  rows:\n  - group: ResNet50\n    method: + Mine\n'
+        '    config: mine/resnet50-mine_8xb32_in1k.py\n'
     )
     return path
 
@@ -414,7 +424,7 @@ def entries_root():
 
 
 def test_a_gate_of_ones_own_joins_the_table(tmp_path):
-    own = read_own(own_rows(tmp_path / 'own'), 'cat')
+    own = own_rows(tmp_path / 'own')
     root = tmp_path / 'runs'
     for seed in range(3):
         made_up.save(root, made_up.record(BARE, seed, top(75.0 + 0.01 * seed)))
@@ -423,7 +433,7 @@ def test_a_gate_of_ones_own_joins_the_table(tmp_path):
         mine['checkpoint']['weights_sha256'] += 'mine'
         made_up.save(root, mine)
     assert 'foreign' in one(root).faults[0].reason
-    board = one(root, own=[own])
+    board = one(root, files=[own])
     row = row_of(board, 'mine/resnet50-mine_8xb32_in1k.py')
     cell = row.cells['top1']
     assert row.own and cell.paper is None and cell.verdict.word == 'no paper has it'
@@ -433,21 +443,41 @@ def test_a_gate_of_ones_own_joins_the_table(tmp_path):
         assert 'Mine' in render([board], style)
 
 
-@pytest.mark.parametrize(
-    'text, words',
-    [
-        ('{', 'no YAML'),
-        ('a: 1', 'must have the keys rows, table'),
-        ('table: 9\nrows: []', r'cat has the tables 1, 2, 3, 4, 5, 6, got 9'),
-        ('table: 4\nrows: [{group: a}]', 'each row must have config, group, method'),
-        ('table: 4\nrows: [{group: a, method: b, config: ../x/y.py}]', 'beside the file'),
-        ('table: 4\nrows: [{group: a, method: b, config: cat/none.py}]', 'there is no config'),
-    ],
-)
-def test_bad_rows_of_ones_own(tmp_path, text, words):
-    (tmp_path / 'my.yml').write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
-        read_own(tmp_path / 'my.yml', 'cat')
+def test_a_table_of_ones_own(tmp_path, capsys):
+    """No paper has it; its rows are compared with each other as a paper's are."""
+    path = own_rows(tmp_path / 'own')
+    mine = 'mine/resnet50-mine_8xb32_in1k.py'
+    rows = f'  - {{group: A, method: bare, config: {BARE}}}\n'
+    rows += f'  - {{group: A, method: + Mine, config: {mine}, pretrained: {BARE}}}\n'
+    path.write_text(
+        'tables:\n- id: 2\n  caption: Mine.\n  task: image-classification\n  dataset: ImageNet-1K\n'
+        f'  metrics: [top1]\n  checkpoint: last\n  rows:\n{rows}'
+    )
+    root = tmp_path / 'runs'
+    started = started_config(tmp_path / 'own' / mine)
+    for seed in range(3):
+        made_up.save(root, made_up.record(BARE, seed, top(75.0 + 0.01 * seed)))
+        found = made_up.record(BARE, seed, top(77.0 + 0.01 * seed), **started)
+        found.update(config=mine, alternatives=['pretrained'])
+        found['checkpoint']['weights_sha256'] += 'mine'
+        made_up.save(root, found)
+    board = boards('mine', [], [Folder(root)], files=[path])[0]
+    assert (board.title, board.faults) == ('MINE, Table 2', [])
+    row = row_of(board, mine, ('pretrained',))
+    assert row.state == '3 done' and row.cells['top1'].verdict.word == 'no paper has it'
+    for style in ('markdown', 'csv', 'json', 'html'):
+        assert 'Mine' in render([board], style)
+    assert tool('mine', '--tables', path, '--work-dir', root, '--format', 'csv') == 0
+    assert 'no paper has it' in capsys.readouterr().out
+
+
+def started_config(path):
+    """The config of a record of a user's row that starts from another's checkpoint."""
+    from mmattn.papers.plan import expected
+    from mmattn.runs.record import digest, resolved
+
+    text = resolved(expected(path, ['pretrained']))
+    return dict(config_text=text, config_sha256=digest(text))
 
 
 # ---------------------------------------------------------------------------------------- formats
@@ -713,7 +743,9 @@ def test_the_tool(tmp_path, capsys):
     [
         (('cat', '4', '--work-dir', '/no/such'), 'there is no folder /no/such'),
         (('cat', '4', '--merge', '/no/such'), '/no/such'),
-        (('cat', '4', '--tables', '/no/such'), '/no/such'),
+        (('cat', '4', '--tables', '/no/such'), '/no/such: No such file'),
+        (('dog',), "paper must be one of cat, drtam, got 'dog'"),
+        (('cat', '9'), 'cat has the tables 1, 2, 3, 4, 5, 6, got 9'),
         (('cat', '--verify', '/no/such'), 'there is no folder /no/such'),
         (('cat', '--export', '/no/such/x', '--work-dir', '/no/such'), '/no/such'),
     ],
@@ -727,8 +759,6 @@ def test_the_tool_says_what_is_wrong_in_a_line(args, words, capsys):
 @pytest.mark.parametrize(
     'args, words',
     [
-        (('dog',), 'invalid choice'),
-        (('cat', '9'), 'cat has the tables 1, 2, 3, 4, 5, 6'),
         (('cat', '--seeds', '0'), 'must be 1 or more'),
         (('cat', '--format', 'terminal', '--out', 'x'), '--out takes the formats'),
     ],

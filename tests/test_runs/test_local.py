@@ -76,7 +76,7 @@ def pretend(tmp_path, monkeypatch):
         path = tmp_path / 'mine' / 'tables.yml'
         if not path.exists():
             toy_tables.tables(tmp_path, rows)
-        runs = plan.make('mine', [], own=path, alternatives=['pretrained'] * any(rows.values()))
+        runs = plan.make('mine', [], files=[path], alternatives=['pretrained'] * any(rows.values()))
         said = []
         driver = local.Driver(
             runs, tmp_path / 'work', leases.Slots('cpu', slots), say=said.append, **options
@@ -291,7 +291,7 @@ class Table:
             return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
 
     def result(self):
-        runs = plan.make('mine', [], own=self.tables, alternatives=['pretrained'])
+        runs = plan.make('mine', [], files=[self.tables], alternatives=['pretrained'])
         found = {}
         for run in runs:
             known = record.read(run.folder(self.work))
