@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+from mmattn.runs.atomic import replacing
 from mmattn.runs.record import NAME, file_digest
-from mmattn.runs.saving import replacing
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
 
