@@ -392,26 +392,9 @@ def _progress(record, length):
 
 
 @cache
-def _tables() -> dict[str, set[tuple[str, int]]]:
-    found: dict[str, set[tuple[str, int]]] = {}
-    for entry in entries():
-        found.setdefault(entry.config, set()).add((entry.paper, entry.table))
-    return found
-
-
-@cache
 def fitting(config: str) -> tuple[str, ...]:
-    """The names of a row's alternatives: those of `alternatives.of_row`, for many rows at once."""
-    tables = _tables().get(config, set())
-    return tuple(
-        sorted(
-            {
-                item.name
-                for item in alternatives.listed()
-                if (item.paper, item.table) in tables and item.fits(config)
-            }
-        )
-    )
+    """The names of a row's alternatives, kept, as many runs ask for those of few rows."""
+    return tuple(sorted(alternatives.of_row(config)))
 
 
 @cache

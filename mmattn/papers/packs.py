@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mmattn.runs.atomic import replacing
-from mmattn.runs.record import NAME, file_digest
+from mmattn.runs.record import NAME
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
 
@@ -121,6 +121,8 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
     Raises:
         NotADirectoryError: if there is no such root.
     """
+    from mmattn.runs.checkpoint import sha256_of  # which takes torch
+
     root, faults = Path(root), []
     if not root.is_dir():
         raise NotADirectoryError(f'there is no folder {root}')
@@ -137,7 +139,7 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
         checkpoint = record['checkpoint']
         if checkpoint is not None:
             file = folder / Path(checkpoint['name']).name
-            if file.is_file() and file_digest(file) != checkpoint['sha256']:
+            if file.is_file() and sha256_of(file) != checkpoint['sha256']:
                 faults.append(Fault(run.place, f'{file.name} has another hash'))
     return faults
 

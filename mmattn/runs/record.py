@@ -128,15 +128,6 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def new(config: str, alternatives: Sequence[str], seed: int) -> dict[str, Any]:
     """The record of a run of which nothing is known yet. Its state is 'stopped': it may start."""
     empty = dict.fromkeys(KEYS)

@@ -7,10 +7,8 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import cv2
@@ -467,18 +465,6 @@ def test_headers():
     picture = io.BytesIO()
     Image.new('L', (3, 3)).save(picture, 'JPEG', progressive=True)
     assert samples.jpeg_header(picture.getvalue()) == (8, 1)
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 def test_command_line(tool, root, tmp_path):

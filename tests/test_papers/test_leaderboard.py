@@ -18,7 +18,7 @@ pytest.importorskip('scipy.stats')
 import synthetic as made_up  # noqa: E402
 
 from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards  # noqa: E402
+from mmattn.papers.board import boards, commands  # noqa: E402
 from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
@@ -379,6 +379,16 @@ def test_an_alternative_is_a_row_of_its_own_over_its_own_baseline(tmp_path):
     assert found['cat-concat',].gain.mean == pytest.approx(2)
     # `zero-init-residual` does, and the bare row was not trained with it
     assert row_of(board, CAT, ('zero-init-residual',)).cells['top1'].gain is None
+
+
+def test_the_commands_of_a_row_name_all_its_alternatives_at_once(tmp_path):
+    names = ('cat-concat', 'zero-init-residual')
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(75.0), alternatives=names))
+    board = one(tmp_path)
+    train, show_it = commands(row_of(board, CAT, names), 'cat', 4)
+    # train.py takes the last --alternative of several
+    assert train.split()[3:-2] == ['--alternative', *names]
+    assert show_it == 'python tools/leaderboard.py cat 4'
 
 
 def test_groups_without_a_bare_row_have_no_gains(tmp_path):

@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from mmattn import pickles
 from mmattn.hosts.slots import Slots
 from mmattn.papers import config_root, tables
-from mmattn.runs import checkpoint, pickled, plain_config
+from mmattn.runs import checkpoint, plain_config
 
 COUNT = int(os.environ.get('MMATTN_FUZZ', 0))
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_stem')
@@ -75,7 +76,7 @@ def attempt(read, *expected):
 
 # --------------------------------------------------------------------------------- checkpoints
 
-NAMES = [*pickled.MAKERS, 'os.system', 'builtins.exec', 'builtins.getattr', 'torch.load']
+NAMES = [*pickles.MAKERS, 'os.system', 'builtins.exec', 'builtins.getattr', 'torch.load']
 TEXTS = ('storage', 'cpu', '0', 'f8', 'O', '<', 'min', '_metadata', 'latin1', 'statistics_methods')
 
 
@@ -122,11 +123,11 @@ PARTS = st.sampled_from(
 @given(st.lists(st.one_of(TOKENS, PARTS), max_size=40), st.booleans())
 def test_pickles(parts, storages):
     data = b'\x80\x02' + b''.join(parts) + b'.'
-    memory = pickled.Storage(torch.zeros(4).untyped_storage(), torch.float32)
+    memory = pickles.Storage(torch.zeros(4).untyped_storage(), torch.float32)
     attempt(
-        lambda: pickled.load(io.BytesIO(data), (lambda _: memory) if storages else None),
-        pickled.PickleError,
-        pickled.UnknownNames,
+        lambda: pickles.load(io.BytesIO(data), (lambda _: memory) if storages else None),
+        pickles.PickleError,
+        pickles.UnknownNames,
     )
 
 

@@ -17,22 +17,6 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'quickstart' / 'resnet18-cat_digits-cifar.py'
 
 
-@pytest.fixture
-def error_of(run_tool, capsys):
-    """The one line with which a tool ends."""
-
-    def run(tool, *args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_tool(tool, *args)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
-        assert ended.value.code == 2
-        assert len(lines) == 1
-        return lines[0]
-
-    return run
-
-
 def child(tmp_path, text):
     path = tmp_path / 'child.py'
     path.write_text(f"_base_ = '{CONFIG}'\n{text}\n")
