@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+from .leases import UNSUPPORTED
 
 NAME = '.owner'
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 def make_folder(folder):
