@@ -18,6 +18,7 @@ from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
 from mmattn.runs import cluster, leases, local, locks, watch
 from mmattn.runs.cli import UserError
+from mmattn.runs.progress import Progress
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
 SLURM_PAUSE = float(os.environ.get('MMATTN_SLURM_PAUSE', 10))  # seconds between two questions
@@ -160,13 +161,13 @@ def dry_run(runs, args):
 
 def keep_watching(runs, work_dir):
     console = Console()
-    while True:
-        if console.is_terminal:
-            console.clear()
+    if not console.is_terminal:
         watch.show(runs, work_dir, console)
-        if not console.is_terminal:
-            return
-        time.sleep(5)
+        return
+    with Progress(runs, work_dir, console) as progress:
+        while True:
+            progress()
+            time.sleep(1)
 
 
 def on_cluster(runs, args, options):
@@ -194,7 +195,7 @@ def drive(runs, args):
     options = dict(
         per_run=args.gpus_per_run,
         tries=args.tries,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: progress.say(line),
         environment=environment,
     )
     if args.slurm or args.cluster:
@@ -202,8 +203,11 @@ def drive(runs, args):
     else:
         slots = find_slots(args.gpus, args.gpus_per_run)
         driver, pause = local.Driver(runs, args.work_dir, slots, **options), 1
-    done = driver.drive(pause=pause)
-    watch.show(runs, args.work_dir, Console())
+    progress = Progress(runs, args.work_dir, where=driver.where)
+    with progress:
+        done = driver.drive(progress, pause)
+    if not progress.console.is_terminal:
+        watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():
         print(failure, file=sys.stderr)
     if driver.asked_to_stop:

@@ -111,6 +111,11 @@ class Driver:
         """Whether a driver that was asked to stop waits for a job's end."""
         return False
 
+    def where(self, run: Run) -> str:
+        """Where a run is, for `watch.status`."""
+        job = self.jobs[run.name]
+        return 'running' if job.state in ('running', 'elsewhere') else 'waiting'
+
     def release(self, job: Job) -> None:
         """Give back what a job holds."""
         if job.lease is not None:

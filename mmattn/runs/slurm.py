@@ -83,7 +83,7 @@ class Driver(driver.Driver):
             raise UserError(f'--slurm needs the commands of Slurm; not found: {", ".join(absent)}')
         self.cluster, self.environment = cluster, dict(environment or {})
         self.nodes, self.per_node = cluster.shape(per_run)
-        self.queue: dict[str, tuple[str, str]] | None = None
+        self.queue: dict[str, tuple[str, str, str]] | None = None
 
     def begin_round(self) -> None:
         """Ask Slurm once for all jobs."""
@@ -97,7 +97,7 @@ class Driver(driver.Driver):
     def adopt(self, job: Job) -> bool:
         if self.queue is None or job.name not in self.queue:
             return False
-        job.number, _ = self.queue[job.name]
+        job.number = self.queue[job.name][0]
         self.say(f'{title(job.run)}: is job {job.number} already')
         return True
 
@@ -110,7 +110,7 @@ class Driver(driver.Driver):
             return False  # and is adopted in the next round
         code = snapshot.make(self.work_dir / CODE)
         job.number = self._submit(job, self._task(job, checkpoint, code), code)
-        self.queue[job.name] = job.number, ''
+        self.queue[job.name] = job.number, 'PENDING', ''
         self.say(
             f'{title(job.run)}: submitted as job {job.number} (try {job.tries + 1} of {self.limit})'
         )
@@ -129,21 +129,27 @@ class Driver(driver.Driver):
             return False, None
         return True, self._exit_code(job)
 
-    def _ask(self) -> dict[str, tuple[str, str]] | None:
-        """Numbers and reasons of our jobs that Slurm has, by their names; None if it cannot say."""
-        command = ['squeue', '--noheader', '--user', str(os.getuid()), '--format', '%i|%r|%j']
+    def where(self, run: Run) -> str:
+        job = self.jobs[run.name]
+        if job.state == 'running' and (self.queue or {}).get(job.name, ('', ''))[1] == 'PENDING':
+            return f'queued as job {job.number}'
+        return super().where(run)
+
+    def _ask(self) -> dict[str, tuple[str, str, str]] | None:
+        """Numbers, states and reasons of our jobs, by their names; None if Slurm cannot say."""
+        command = ['squeue', '--noheader', '--user', str(os.getuid()), '--format', '%i|%T|%r|%j']
         try:
             said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
         except (OSError, subprocess.SubprocessError):
             return None
         found = {}
         for line in said.stdout.splitlines():
-            number, reason, name = line.strip().split('|', 2)
-            found[name] = number, reason
+            number, state, reason, name = line.strip().split('|', 3)
+            found[name] = number, state, reason
         return found
 
     def _tell_if_held(self, job: Job) -> None:
-        number, reason = self.queue[job.name]
+        number, _, reason = self.queue[job.name]
         held = 'held' in reason.lower() or reason == 'JobHoldMaxRequeue'
         if held and not job.held:
             self.say(f'{title(job.run)}: Slurm holds job {number} ({reason}); scontrol release')

@@ -87,6 +87,8 @@ def test_a_driver_that_starts_again_adopts_what_is_in_the_queue(pretend):
     def look_again():
         if time.monotonic() > deadline and (pretend.slurm.folder / 'pending').exists():
             assert states(again) == dict(good='running')
+            (job,) = again.jobs.values()
+            assert again.where(job.run) == 'queued as job 1'
             pretend.slurm.set('pending', False)
 
     assert again.drive(look_again, pause=0.05)
