@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
 from mmattn.runs import leases, local, watch
@@ -170,13 +171,14 @@ def drive(runs, args):
         find_slots(args.gpus, args.gpus_per_run),
         args.gpus_per_run,
         args.tries,
-        say=lambda line: print(line, flush=True),
+        say=lambda line: print(one_line(line), flush=True),
         environment=environment,
     )
     done = driver.drive()
     watch.show(runs, args.work_dir, Console())
     for failure in driver.failures():
-        print(failure, file=sys.stderr)
+        for line in failure.split('\n'):
+            print(indented(line), file=sys.stderr)
     if driver.asked_to_stop:
         return 130
     return 0 if done else 1
@@ -195,7 +197,7 @@ def main():
         else:
             return drive(runs, args)
     except (UserError, AlternativeError, ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
