@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
 from mmattn.runs import cluster, leases, local, locks, watch
@@ -195,7 +196,7 @@ def drive(runs, args):
     options = dict(
         per_run=args.gpus_per_run,
         tries=args.tries,
-        say=lambda line: progress.say(line),
+        say=lambda line: progress.say(one_line(line)),
         environment=environment,
     )
     if args.slurm or args.cluster:
@@ -209,7 +210,8 @@ def drive(runs, args):
     if not progress.console.is_terminal:
         watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():
-        print(failure, file=sys.stderr)
+        for line in failure.split('\n'):
+            print(indented(line), file=sys.stderr)
     if driver.asked_to_stop:
         return 130
     return 0 if done else 1
@@ -228,7 +230,7 @@ def main():
         else:
             return drive(runs, args)
     except (UserError, AlternativeError, ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)

@@ -179,7 +179,9 @@ def train_and_test(task, tools, configs):
         untrained, tested = _read(work_dir / 'untrained.json'), _read(work_dir / 'test.json')
         for found, name in ((untrained, 'untrained.json'), (tested, 'test.json')):
             if not found:
-                sys.exit(f'error: {work_dir / name} is damaged; without the folder it trains again')
+                message = f'{work_dir / name} is damaged; without the folder it trains again'
+                print(f'error: {message}', file=sys.stderr)
+                sys.exit(2)
         known.update(
             parameters=untrained['parameters'],
             # COCO's evaluator has no metrics for a model that detects nothing

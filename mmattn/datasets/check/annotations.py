@@ -40,7 +40,7 @@ def check_xml(data_set: Any) -> Iterator[Problem]:
             objects = [_object(item) for item in root.findall('object')]
         except OSError as problem:
             yield error('missing', path, problem.strerror or str(problem))
-        except (ET.ParseError, AttributeError, TypeError, ValueError) as problem:
+        except (ET.ParseError, AttributeError, TypeError, ValueError, OverflowError) as problem:
             yield error('broken', path, f'no annotation of VOC ({problem})')
         else:
             for label, (left, top, right, bottom) in objects:
@@ -85,10 +85,13 @@ def check_coco(data_set: Any) -> Iterator[Problem]:
         images = {image['id']: image for image in content['images']}
         categories = {category['id']: category['name'] for category in content['categories']}
         annotations = content['annotations']
+        names = [*categories.values(), *(image['file_name'] for image in images.values())]
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError('a name that is no text')
     except OSError as problem:
         yield error('missing', path, problem.strerror or str(problem))
         return
-    except (ValueError, KeyError, TypeError) as problem:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as problem:
         yield error('broken', path, f'no annotations of COCO ({problem!r})')
         return
     for name in sorted(set(data_set.metainfo['classes']) - set(categories.values())):
@@ -110,7 +113,7 @@ def check_coco(data_set: Any) -> Iterator[Problem]:
             ):
                 ids.add(number)
                 continue
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             pass
         yield from _annotation(path, annotation, images, categories, ids)
 
@@ -132,7 +135,7 @@ def _annotation(path, annotation, images, categories, ids):
         ids.add(number)
         box = left, top, left + width, top + height
         yield from _box(where, box, (image['width'], image['height']))
-    except (KeyError, TypeError, ValueError) as problem:
+    except (KeyError, TypeError, ValueError, OverflowError) as problem:
         yield error('broken', path, f'an annotation is not of COCO ({problem!r})')
 
 
