@@ -84,7 +84,7 @@ def undisturbed(tmp_path_factory):
 def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
     """Slurm's own limit, a minute; no run is submitted twice."""
     with slurm_cluster.running(tmp_path / 'cluster') as environment:
-        table = Table(tmp_path / 'table', ROWS, 3.5, environment, minutes=1, signal_seconds=15)
+        table = Table(tmp_path / 'table', ROWS, 3.0, environment, minutes=1, signal_seconds=15)
         with without_delay(environment):
             assert table.start().wait(timeout=3000) == 0, table.log.read_text()[-3000:]
     expected, board = undisturbed
