@@ -7,25 +7,31 @@ python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
 """
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+# Only --complexity builds models: without torch and the codebases this starts in a moment.
+if '--complexity' not in sys.argv:
+    os.environ['MMATTN_READ_ONLY'] = '1'
+
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
+    from mmattn.lines import one_line
     from mmattn.papers import own, packs
     from mmattn.papers.board import boards
     from mmattn.papers.collect import Folder, Known, collect
     from mmattn.papers.render import FORMATS, render, show
-    from mmattn.runs.saving import write_text
+    from mmattn.runs.atomic import write_text
 
 FAILED = 1
 SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
     parser.add_argument(
@@ -98,7 +104,7 @@ def main(argv=None):
         else:
             sys.stdout.write(text)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     return 0
 
@@ -107,7 +113,7 @@ def verify(root, files):
     runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:
-        print(f'{fault.place}: {fault.reason}')
+        print(one_line(f'{fault.place}: {fault.reason}'))
     print(f'{len(runs)} runs, {len(faults)} faults')
     return FAILED if faults else 0
 

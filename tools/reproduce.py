@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
-from mmattn.runs import cluster, leases, local, needs, watch
+from mmattn.runs import cluster, leases, local, locks, needs, watch
 from mmattn.runs.cli import UserError
 from mmattn.runs.progress import Progress
 
@@ -242,6 +242,7 @@ def make_driver(runs, args, say):
 
 def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    locks.make_folder(args.work_dir)
     check_data(runs, args)
     driver = make_driver(runs, args, lambda line: progress.say(line))
     progress = Progress(runs, args.work_dir, where=driver.where)

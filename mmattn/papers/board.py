@@ -374,10 +374,11 @@ def commands(row: Row, paper: str, table: int) -> list[str]:
     the folder that holds it."""
     is_ours = (config_root() / row.config).is_file()
     config = f'configs/{row.config}' if is_ours else row.config
-    words = ''.join(
-        ' --pretrained CHECKPOINT' if name == 'pretrained' else f' --alternative {name}'
-        for name in row.alternatives
-    )
+    words = ''
+    if named := [name for name in row.alternatives if name != 'pretrained']:
+        words += f' --alternative {" ".join(named)}'
+    if 'pretrained' in row.alternatives:
+        words += ' --pretrained CHECKPOINT'
     sizes = re.search(r'_(\d+)xb\d+', row.config)
     train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]

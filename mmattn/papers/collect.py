@@ -16,10 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmattn.lines import one_line
 from mmattn.runs import plain_config
+from mmattn.runs.atomic import TEMPORARY
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of, resolved
-from mmattn.runs.saving import TEMPORARY
 
 from . import alternatives, own
 from .metrics import is_number
@@ -109,7 +110,7 @@ class Folder:
 
     def last_lines(self, place: str) -> str:
         logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
-        if not logs or not logs[-1].is_file():
+        if not logs or logs[-1].is_symlink() or not logs[-1].is_file():
             return ''
         with open(logs[-1], 'rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
@@ -186,7 +187,7 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
                 if run.state in ('failed', 'stopped'):
                     run = replace(run, last_lines=source.last_lines(place))
             except RecordError as error:
-                faults.append(Fault(full, str(error)))
+                faults.append(Fault(full, one_line(error)))
                 continue
             before = runs.setdefault(run.identity, run)
             if before is run:
@@ -285,8 +286,8 @@ def expected_config(path: str, names: tuple[str, ...]) -> Expected:
         except plain_config.PlainConfigError:
             cfg = None
         cfg = expected(path, names) if cfg is None else cfg
-    except (OSError, SyntaxError, alternatives.AlternativeError) as error:
-        raise RecordError(f"the repository's config cannot be read: {error}") from error
+    except Exception as error:  # a user's own config may raise anything
+        raise RecordError(f"the repository's config cannot be read: {one_line(error)}") from error
     train = cfg.get('train_cfg') or {}
     length = next(
         (
@@ -392,26 +393,9 @@ def _progress(record, length):
 
 
 @cache
-def _tables() -> dict[str, set[tuple[str, int]]]:
-    found: dict[str, set[tuple[str, int]]] = {}
-    for entry in entries():
-        found.setdefault(entry.config, set()).add((entry.paper, entry.table))
-    return found
-
-
-@cache
 def fitting(config: str) -> tuple[str, ...]:
-    """The names of a row's alternatives: those of `alternatives.of_row`, for many rows at once."""
-    tables = _tables().get(config, set())
-    return tuple(
-        sorted(
-            {
-                item.name
-                for item in alternatives.listed()
-                if (item.paper, item.table) in tables and item.fits(config)
-            }
-        )
-    )
+    """The names of a row's alternatives, kept, as many runs ask for those of few rows."""
+    return tuple(sorted(alternatives.of_row(config)))
 
 
 @cache

@@ -19,6 +19,7 @@ from mmattn.papers import config_root
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
+from .checkpoint import sha256_of
 from .errors import FAULT, INTERRUPTED, STOPPED, USER_ERROR
 
 LAUNCH = Path(__file__).with_name('launch.py')
@@ -326,7 +327,7 @@ def _checkpoint(job: Job) -> str:
     """
     known = record.read(job.folder)['checkpoint']
     path = job.folder / Path(known['name']).name
-    if record.file_digest(path) != known['sha256']:
+    if sha256_of(path) != known['sha256']:
         raise record.RecordError(f'{path} is not the checkpoint that {record.NAME} beside it names')
     return str(path)
 

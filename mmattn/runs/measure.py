@@ -14,7 +14,7 @@ from mmengine.dist import broadcast_object_list, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from . import saving
+from . import atomic
 
 WARM_UP, MOST = 5, 60  # iterations that are not timed, and that are
 SECONDS = 90  # after which it is enough, with what an evaluation takes below two minutes
@@ -80,7 +80,7 @@ class MeasureHook(Hook):
                 + _bytes(runner.optim_wrapper.state_dict()),
                 at=time.time(),
             )
-            saving.write_text(self.path, json.dumps(found, indent=1))
+            atomic.write_text(self.path, json.dumps(found, indent=1))
         raise Measured
 
 

@@ -15,7 +15,7 @@ from mmengine.utils import import_modules_from_strings
 from mmattn.papers.alternatives import PRETRAINED, combined_name, of_row
 from mmattn.papers.plan import Run, expected
 
-from . import measure, record, saving
+from . import atomic, measure, record
 from .driver import LOG, Driver, tail
 from .errors import UserError
 
@@ -119,7 +119,7 @@ def disk(runs: Sequence[Run], work_dir: str | Path) -> tuple[int, int]:
         total += max(0, sizes[key] - there) + LOGS
     if sizes != before:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        saving.write_text(cache, json.dumps(sizes))
+        atomic.write_text(cache, json.dumps(sizes))
     place = next(folder for folder in (work_dir, *work_dir.resolve().parents) if folder.is_dir())
     return total, shutil.disk_usage(place).free
 

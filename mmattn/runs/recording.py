@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from . import provenance, record, saving
+from .checkpoint import sha256_of
 from .errors import Stopped, UserError
 
 PROGRESS = 20  # seconds between notes of the iteration and the loss
@@ -42,7 +43,7 @@ def ask(
     origin = None
     if pretrained is not None:
         found = record.find(Path(pretrained).parent) or {}
-        sha = record.file_digest(pretrained)
+        sha = sha256_of(pretrained)
         origin = dict(config=found.get('config'), seed=found.get('seed'), checkpoint_sha256=sha)
     cfg.record = dict(
         config=config,

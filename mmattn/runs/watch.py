@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from mmattn.lines import one_line
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
@@ -103,7 +104,8 @@ def show(runs: Sequence[Run], work_dir: str | Path, console: Console) -> None:
     else:
         for item in found:
             words = [f'{n} {c}' for n, c in zip(NAMES[1:], item.cells()[1:], strict=True) if c]
-            console.print(f'{item.cells()[0]}: {", ".join(words)}', markup=False, soft_wrap=True)
+            line = one_line(f'{item.cells()[0]}: {", ".join(words)}')
+            console.print(line, markup=False, soft_wrap=True)
     console.print(summary(found), markup=False, highlight=False)
 
 
@@ -111,7 +113,7 @@ def table(found: Sequence[Status]) -> Table:
     """For rich."""
     made = Table(*NAMES)
     for item in found:
-        made.add_row(*map(escape, item.cells()))
+        made.add_row(*(Text(one_line(cell)) for cell in item.cells()))
     return made
 
 

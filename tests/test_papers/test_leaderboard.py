@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ pytest.importorskip('scipy.stats')
 import synthetic as made_up  # noqa: E402
 
 from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards  # noqa: E402
+from mmattn.papers.board import boards, commands  # noqa: E402
 from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
@@ -380,6 +381,16 @@ def test_an_alternative_is_a_row_of_its_own_over_its_own_baseline(tmp_path):
     assert row_of(board, CAT, ('zero-init-residual',)).cells['top1'].gain is None
 
 
+def test_the_commands_of_a_row_name_all_its_alternatives_at_once(tmp_path):
+    names = ('cat-concat', 'zero-init-residual')
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(75.0), alternatives=names))
+    board = one(tmp_path)
+    train, show_it = commands(row_of(board, CAT, names), 'cat', 4)
+    # train.py takes the last --alternative of several
+    assert train.split()[3:-2] == ['--alternative', *names]
+    assert show_it == 'python tools/leaderboard.py cat 4'
+
+
 def test_groups_without_a_bare_row_have_no_gains(tmp_path):
     for entry in entries('drtam', 3)[:2]:
         for seed in range(2):
@@ -726,6 +737,20 @@ def test_the_tool(tmp_path, capsys):
     assert '0:75.0' in capsys.readouterr().out
     assert tool('cat', '--verify', tmp_path / 'runs') == 1
     assert 'no log says what was evaluated' in capsys.readouterr().out
+
+
+def test_the_tool_starts_without_torch_and_the_codebases(tmp_path):
+    made_up.save(tmp_path, made_up.record(BARE, 0, top(75.4)))
+    arguments = [str(TOOL), 'cat', '4', '--work-dir', str(tmp_path), '--out', f'{tmp_path}/a.html']
+    code = (
+        f'import runpy, sys; sys.argv = {arguments}\n'
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        'except SystemExit as end: assert end.code == 0\n'
+        "slow = {'torch', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'scipy.stats'} & {*sys.modules}\n"
+        'assert not slow, slow'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+    assert 'ResNet50' in (tmp_path / 'a.html').read_text()
 
 
 @pytest.mark.parametrize(

@@ -392,3 +392,17 @@ def test_random_kills_leave_the_same_table(tmp_path):
                 process = table.start()
         assert process.wait(timeout=600) == 0, table.log.read_text()[-3000:]
         assert table.result() == expected and table.leaderboard() == board
+
+
+def test_a_file_in_the_place_of_the_work_directory(tmp_path):
+    """Told before the data is looked at, which takes minutes."""
+    (tmp_path / 'file').touch()
+    command = [sys.executable, REPRODUCE, 'cat', '1', '--work-dir', tmp_path / 'file', '--yes']
+    ran = subprocess.run(
+        list(map(str, command)), env=toy.environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        f'error: {tmp_path}/file cannot be a folder for results: {tmp_path}/file is no folder; '
+        'choose another'
+    )

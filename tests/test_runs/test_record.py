@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, METRICS
 
 from mmattn.papers import config_root
 from mmattn.papers.alternatives import combine
-from mmattn.runs import provenance, record, recording
+from mmattn.runs import checkpoint, provenance, record, recording
 from mmattn.runs.errors import Stopped, UserError
 from mmattn.runs.signals import request
 
@@ -84,7 +84,7 @@ def test_a_training_writes_what_came_out(tmp_path):
     assert found['batch'] == 2 and found['processes'] == 1 and found['lr'] == 0.05
     assert [start['outcome'] for start in found['starts']] == ['done']
     assert found['checkpoint']['name'] == 'epoch_3.pth'
-    assert found['checkpoint']['sha256'] == record.file_digest(tmp_path / 'epoch_3.pth')
+    assert found['checkpoint']['sha256'] == checkpoint.sha256_of(tmp_path / 'epoch_3.pth')
     assert found['checkpoint']['weights_sha256'] == provenance.weights(tmp_path / 'epoch_3.pth')
     assert record.digest(record.resolved(runner.cfg)) == found['config_sha256']
 

@@ -82,9 +82,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.timeout(3600)
 def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
-    """Slurm's own limit, a minute; no run is submitted twice."""
+    """Slurm's own limit of two minutes; no run is submitted twice."""
     with slurm_cluster.running(tmp_path / 'cluster') as environment:
-        table = Table(tmp_path / 'table', ROWS, 3.0, environment, minutes=1, signal_seconds=15)
+        table = Table(tmp_path / 'table', ROWS, 6.0, environment, minutes=2, signal_seconds=40)
         with without_delay(environment):
             assert table.start().wait(timeout=3000) == 0, table.log.read_text()[-3000:]
     expected, board = undisturbed

@@ -166,8 +166,7 @@ def check_cifar(data_set: Any) -> Iterator[Problem]:
     for name, md5 in data_set.train_list + data_set.test_list:
         path = os.path.join(folder, name)
         try:
-            with open(path, 'rb') as file:
-                content = cifar.load(file)
+            content = cifar.load(path)
             labels = content['fine_labels' if 'fine_labels' in content else 'labels']
             shape, number = content['data'].shape, len(labels)
         except OSError as problem:
