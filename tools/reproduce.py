@@ -234,7 +234,7 @@ def make_driver(runs, args, say):
         say=say,
         environment=environment,
     )
-    if args.slurm or args.cluster:
+    if (args.slurm or args.cluster) and not args.local:
         return on_cluster(runs, args, options)
     slots = find_slots(args.gpus, args.gpus_per_run)
     return local.Driver(runs, args.work_dir, slots, **options)

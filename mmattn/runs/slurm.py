@@ -130,6 +130,10 @@ class Driver(driver.Driver):
         if job.lease is None:
             job.state = 'waiting'  # somebody else has gone on with it
             return False, None
+        self.queue = self._ask()
+        if self.queue is None or job.name in self.queue:
+            self.release(job)  # another driver has submitted it again since the round began
+            return False, None
         return True, self._exit_code(job.folder, job.number)
 
     def where(self, run: Run) -> str:
@@ -140,9 +144,17 @@ class Driver(driver.Driver):
 
     def _ask(self) -> dict[str, tuple[str, str, str]] | None:
         """Numbers, states and reasons of our jobs, by their names; None if Slurm cannot say."""
-        command = ['squeue', '--noheader', '--user', str(os.getuid()), '--format', '%i|%T|%r|%j']
+        command = ['squeue', '--all', '--noheader', '--user', str(os.getuid())]
+        command += ['--format', '%i|%T|%r|%j']
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            said = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+                start_new_session=True,  # Ctrl-C is not for it
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         found = {}
@@ -168,7 +180,7 @@ class Driver(driver.Driver):
         number = self._submit(name, folder.resolve(), command)
         self.say(f'submitted as job {number}')
         try:
-            while name in (self._ask() or {name: None}):
+            while (found := self._ask()) is None or name in found:
                 time.sleep(PAUSE)
         except BaseException:
             subprocess.run(['scancel', number], capture_output=True)

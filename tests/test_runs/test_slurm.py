@@ -16,7 +16,7 @@ import toy_tables
 from test_local import starts, states
 
 from mmattn.papers import plan
-from mmattn.runs import cluster, leases, provenance, record, slurm, snapshot
+from mmattn.runs import cluster, leases, needs, provenance, record, slurm, snapshot
 from mmattn.runs.errors import UserError
 
 CPU = cluster.Cluster(partition='tests', gpus_per_node=0, cpus_per_process=1, signal_seconds=20)
@@ -155,6 +155,39 @@ def test_a_killed_job_is_tried_again_and_leaves_no_training(pretend):
     assert driver.drive(look, pause=0.05)
     assert len(starts(driver, 'cut')) == 2 and pretend.slurm.submitted == 2
     assert any('ended without an exit code' in line for line in driver.said)
+
+
+def test_two_drivers_that_have_adopted_a_job_try_it_again_once(pretend):
+    """The second to see its end finds the next job in the queue."""
+    one, other = pretend({'flaky': None}), pretend({'flaky': None})
+    pretend.slurm.set('pending')
+    for driver in (one, other):
+        driver.begin_round()
+        for job in driver.jobs.values():
+            driver._update(job)
+    pretend.slurm.set('pending', False)
+    deadline = time.monotonic() + 30
+    while not pretend.slurm.is_over(1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pretend.slurm.set('pending')
+    one.begin_round(), other.begin_round()
+    (first,), (second,) = one.jobs.values(), other.jobs.values()
+    one._update(first), one._update(first)
+    assert pretend.slurm.submitted == 2
+    other._update(second)
+    assert (second.state, second.tries) == ('running', 0)
+    assert len(record.read(first.folder)['starts']) == 1
+
+
+def test_a_trial_is_a_job(pretend, monkeypatch):
+    monkeypatch.setattr(slurm, 'PAUSE', 0.05)
+    driver = pretend({'good': None, 'bad': None})
+    good, bad = [job.run for job in driver.jobs.values()]
+    needs.try_out(good, driver, 1)
+    assert needs.estimate([good], driver.work_dir, 'slurm-tests', 1) == (60, [])
+    with pytest.raises(UserError, match='ended with exit code 1: boom'):
+        needs.try_out(bad, driver, 1)
+    assert pretend.slurm.submitted == 2
 
 
 def test_a_slurm_that_does_not_answer_is_waited_for(pretend):
