@@ -3,6 +3,7 @@
 A cluster of its own is in test_slurm_cluster.py.
 """
 
+import importlib.util
 import signal
 import subprocess
 import threading
@@ -339,3 +340,36 @@ def test_a_snapshot_of_an_installed_package(tmp_path):
     assert (found / 'mmattn' / 'a.py').read_text() == '1\n'
     assert not (found / 'mmattn' / '__pycache__').exists()
     assert snapshot.make(tmp_path / 'code', package) == found
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('reproduce_tool', test_local.REPRODUCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (['--slurm', 'gpu'], 'not found: sbatch, squeue, srun'),
+        (['--cluster', '/no/such.yml'], '/no/such.yml: No such file'),
+        (['--gpus-per-run', '99'], 'a run needs 99 of'),
+    ],
+)
+def test_the_tool_says_what_is_wrong_in_a_line(tool, tmp_path, monkeypatch, capsys, words, said):
+    path = toy_tables.tables(tmp_path, {'good': None})
+    monkeypatch.setenv('PATH', '/nowhere')
+    command = ['reproduce.py', 'mine', '--tables', str(path), '--work-dir', str(tmp_path / 'work')]
+    monkeypatch.setattr('sys.argv', [*command, '--no-check', '--yes', *words])
+    assert tool.main() == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count('\n') == 1
+
+
+def test_local_and_slurm_exclude_each_other(tool, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['reproduce.py', 'cat', '--local', '--slurm', 'gpu'])
+    with pytest.raises(SystemExit) as error:
+        tool.main()
+    assert error.value.code == 2 and 'not allowed with' in capsys.readouterr().err
