@@ -84,7 +84,7 @@ def undisturbed(tmp_path_factory):
 def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
     """Slurm's own limit, set as soon as a training has begun; no run is submitted twice."""
     with slurm_cluster.running(tmp_path / 'cluster') as environment:
-        table = Table(tmp_path / 'table', ROWS, 5.0, environment, signal_seconds=60)
+        table = Table(tmp_path / 'table', ROWS, 5.0, environment, signal_seconds=119)
         process = table.start()
         with without_delay(environment):
             while process.poll() is None:
@@ -106,7 +106,8 @@ def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
 def cut(table, times):
     """Lets Slurm cut each training that has begun, and has been cut less often, at its time limit.
 
-    The warning comes a minute before the limit, so at once if that is the next full minute.
+    The warning comes two minutes before the limit, which is in full minutes: at once, if the limit
+    is the next but one. Slurm looks every half minute.
     """
     command = ['squeue', '--noheader', '--states=running', '--format=%i|%l|%M|%j']
     said = subprocess.run(command, env=table.environment, capture_output=True, text=True).stdout
@@ -116,7 +117,7 @@ def cut(table, times):
         known = record.find(table.work / 'mine' / row / 'seed0')
         starts = known['starts'] if known else []
         begun = bool(starts) and starts[-1]['outcome'] is None
-        minutes = int(elapsed.split(':')[0]) + 1
+        minutes = int(elapsed.split(':')[0]) + 2
         wanted = minutes if begun and len(starts) <= times else 60
         if (limit == '1:00:00') != (wanted == 60):
             words = ['scontrol', 'update', f'JobId={number}', f'TimeLimit={wanted}']
