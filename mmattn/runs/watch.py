@@ -96,40 +96,6 @@ def _part(found: dict[str, Any]) -> float | None:
     return progress['iter'] / progress['max_iters'] if progress.get('max_iters') else None
 
 
-def gpu_seconds(found: dict[str, Any]) -> float:
-    """Seconds that the starts in a record took, times its processes."""
-    return (found['processes'] or 1) * sum(
-        start['ended'] - start['at'] for start in found['starts'] if start['ended'] is not None
-    )
-
-
-def estimate(runs: Sequence[Run], work_dir: str | Path) -> tuple[float, list[str]]:
-    """What is left to do, by runs of the same config that are done.
-
-    Returns:
-        tuple[float, list[str]]: seconds of GPUs (or CPU processes), and the configs of which none
-        is done yet, so that nothing is known.
-    """
-    known, left, unknown = {}, 0.0, []
-    for run in runs:
-        try:
-            found = record.find(run.folder(work_dir))
-        except record.RecordError:
-            continue
-        if found is not None and found['state'] == 'done':
-            known[run.config, run.alternatives] = gpu_seconds(found)
-            continue
-    for run in runs:
-        if status(run, work_dir).state == 'done':
-            continue
-        key = run.config, run.alternatives
-        if key in known:
-            left += known[key]
-        elif run.config not in unknown:
-            unknown.append(run.config)
-    return left, unknown
-
-
 def show(runs: Sequence[Run], work_dir: str | Path, console: Console) -> None:
     """One table on a terminal, plain lines elsewhere."""
     found = [status(run, work_dir) for run in runs]

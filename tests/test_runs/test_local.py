@@ -19,7 +19,7 @@ import toy
 import toy_tables
 
 from mmattn.papers import plan
-from mmattn.runs import leases, local, record, watch
+from mmattn.runs import leases, local, needs, record, watch
 
 REPRODUCE = Path(__file__).parents[2] / 'tools' / 'reproduce.py'
 
@@ -33,6 +33,13 @@ name = '/'.join(config.split('/')[-2:])
 with open(f'{folder}/starts', 'a') as file:
     file.write(json.dumps(args) + '\\n')
 tries = len(open(f'{folder}/starts').readlines())
+if '--measure' in args:
+    if kind == 'bad':
+        sys.exit('boom')
+    numbers = dict(iteration=0.5, iterations=100, evaluation=5, evaluations=2, processes=1)
+    with open(args[args.index('--measure') + 1], 'w') as file:
+        json.dump(dict(numbers, state_bytes=1000, device='cpu'), file)
+    sys.exit()
 
 def finish():
     with open(f'{folder}/epoch_1.pth', 'wb') as file:
@@ -251,7 +258,7 @@ def test_status_of_what_is_there(pretend):
     driver = pretend({'good': None, 'bad': None, 'good_later': None})
     runs = [job.run for job in driver.jobs.values()]
     assert {watch.status(run, driver.work_dir).state for run in runs} == {'missing'}
-    assert watch.estimate(runs, driver.work_dir)[1] == [run.config for run in runs]
+    assert needs.estimate(runs, driver.work_dir) == (0, runs)
     driver.drive(pause=0.05)
     found = {run.config: watch.status(run, driver.work_dir) for run in runs}
     assert {config: item.state for config, item in found.items()} == {
