@@ -19,7 +19,7 @@ from .tables import PAPERS, config_root
 
 NO_PAPER = 'no paper has it'
 # Why there is nothing to say of a row's gain.
-BASELINE, ONE_SEED, NO_BASELINE = 'baseline', 'one seed: no verdict', 'no baseline'
+BASELINE, ONE_SEED, ALONE = 'baseline', 'one seed: no verdict', 'nothing to compare with'
 REPRODUCED, EQUIVALENT, GAIN, LOSS = 'reproduced', 'equivalent', 'gain', 'loss'
 
 # What is decided before any run, as every format states it.
@@ -352,11 +352,14 @@ def _with_gains(rows, metrics, known):
             plain.setdefault(row.group, row)
     # A group whose first row has a gate already has no baseline.
     bases = {group: row for group, row in plain.items() if not row.method.startswith('+')}
+    compared = {
+        row.group for row in rows if row.group in bases and row.config != bases[row.group].config
+    }
     by_name = {(row.config, row.alternatives): row for row in rows}
     gains, families, whys = {}, {}, {}
     for at, row in enumerate(rows):
         base = bases.get(row.group)
-        whys[at] = NO_BASELINE if base is None else BASELINE
+        whys[at] = BASELINE if base and row.group in compared else ALONE
         if base is None or row.config == base.config:
             continue
         names = tuple(name for name in row.alternatives if name in known.fitting(base.config))
@@ -364,7 +367,7 @@ def _with_gains(rows, metrics, known):
         for name in metrics if base else ():
             gains[at, name] = found = _gain(row, base, name)
             families.setdefault((row.alternatives, row.own), []).append((at, name, found))
-        whys[at] = '' if base else NO_BASELINE
+        whys[at] = '' if base else ALONE
     # A table with an alternative is planned to be as large as the table.
     planned = max((len(family) for (_, own), family in families.items() if not own), default=0)
     for (_, own), family in families.items():

@@ -13,11 +13,11 @@ from markupsafe import Markup
 
 from . import judge, render
 from .board import (
+    ALONE,
     BASELINE,
     EQUIVALENT,
     GAIN,
     LOSS,
-    NO_BASELINE,
     NO_PAPER,
     ONE_SEED,
     REPRODUCED,
@@ -42,10 +42,10 @@ SIGNS = {
     LOSS: '▼',
     ONE_SEED: '?',
     BASELINE: '·',
-    NO_BASELINE: '·',
+    ALONE: '·',
 }
 ORDER = (judge.AGREES, REPRODUCED, judge.HIGHER, GAIN, judge.LOWER, LOSS, EQUIVALENT)
-ORDER += (judge.UNDECIDED, ONE_SEED, judge.NOT_RUN, NO_PAPER, BASELINE, NO_BASELINE)
+ORDER += (judge.UNDECIDED, ONE_SEED, judge.NOT_RUN, NO_PAPER, BASELINE, ALONE)
 
 
 def page(boards: Sequence[Board]) -> str:
@@ -80,7 +80,7 @@ def page(boards: Sequence[Board]) -> str:
 def summary(board: Board) -> dict[str, Any]:
     """How many cells have which verdict, and how many runs are done."""
     words = Counter(word_of(board, cell) for row in board.rows for cell in row.cells.values())
-    for word in (BASELINE, NO_BASELINE):  # no verdicts
+    for word in (BASELINE, ALONE):  # no verdicts
         words.pop(word, None)
     runs = [run for row in board.rows for run in row.runs]
     return dict(
