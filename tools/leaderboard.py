@@ -7,9 +7,14 @@ python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
 """
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+
+# Only --complexity builds models: without torch and the codebases this starts in a moment.
+if '--complexity' not in sys.argv:
+    os.environ['MMATTN_READ_ONLY'] = '1'
 
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
@@ -19,14 +24,14 @@ with redirect_stdout(sys.stderr):
     from mmattn.papers.board import boards
     from mmattn.papers.collect import Folder, Known, collect
     from mmattn.papers.render import FORMATS, render, show
-    from mmattn.runs.saving import write_text
+    from mmattn.runs.atomic import write_text
 
 FAILED = 1
 SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
     parser.add_argument(

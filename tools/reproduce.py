@@ -17,10 +17,12 @@ from rich.console import Console
 from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
-from mmattn.runs import leases, local, watch
+from mmattn.runs import cluster, leases, local, locks, watch
 from mmattn.runs.cli import UserError
+from mmattn.runs.progress import Progress
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
+SLURM_PAUSE = float(os.environ.get('MMATTN_SLURM_PAUSE', 10))  # seconds between two questions
 
 
 def count(text):
@@ -74,6 +76,15 @@ def parse_args():
         type=names,
         metavar='0,1,...',
         help='the GPUs to use, or the CPU slots where there are none (default: all)',
+    )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument('--local', action='store_true', help='on this machine, as by default')
+    where.add_argument('--slurm', metavar='PARTITION', help='as jobs of a Slurm cluster')
+    parser.add_argument(
+        '--cluster',
+        metavar='FILE',
+        help='YAML with time, account, nodes and more for --slurm (docs/reproduce.md); if it names '
+        'the partition, --slurm need not',
     )
     parser.add_argument('--tries', type=count, default=3, metavar='N', help='starts of a run')
     parser.add_argument(
@@ -151,31 +162,53 @@ def dry_run(runs, args):
 
 def keep_watching(runs, work_dir):
     console = Console()
-    while True:
-        if console.is_terminal:
-            console.clear()
+    if not console.is_terminal:
         watch.show(runs, work_dir, console)
-        if not console.is_terminal:
-            return
-        time.sleep(5)
+        return
+    with Progress(runs, work_dir, console) as progress:
+        while True:
+            progress()
+            time.sleep(1)
+
+
+def on_cluster(runs, args, options):
+    """A driver that submits to Slurm.
+
+    Raises:
+        UserError: if what it takes is not there.
+    """
+    try:
+        from mmattn.runs import slurm
+    except ModuleNotFoundError as error:
+        if error.name != 'submitit':
+            raise
+        raise UserError("--slurm needs submitit: pip install 'mmattn[reproduce]'") from error
+    found = cluster.read(args.cluster, args.slurm)
+    return slurm.Driver(runs, args.work_dir, found, **options)
 
 
 def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    locks.make_folder(args.work_dir)
     check_data(runs, args)
     confirm(runs, args)
     environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
-    driver = local.Driver(
-        runs,
-        args.work_dir,
-        find_slots(args.gpus, args.gpus_per_run),
-        args.gpus_per_run,
-        args.tries,
-        say=lambda line: print(one_line(line), flush=True),
+    options = dict(
+        per_run=args.gpus_per_run,
+        tries=args.tries,
+        say=lambda line: progress.say(one_line(line)),
         environment=environment,
     )
-    done = driver.drive()
-    watch.show(runs, args.work_dir, Console())
+    if args.slurm or args.cluster:
+        driver, pause = on_cluster(runs, args, options), SLURM_PAUSE
+    else:
+        slots = find_slots(args.gpus, args.gpus_per_run)
+        driver, pause = local.Driver(runs, args.work_dir, slots, **options), 1
+    progress = Progress(runs, args.work_dir, where=driver.where)
+    with progress:
+        done = driver.drive(progress, pause)
+    if not progress.console.is_terminal:
+        watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():
         for line in failure.split('\n'):
             print(indented(line), file=sys.stderr)

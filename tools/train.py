@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from mmengine.device import get_device
 
 from mmattn.papers import config_name, entries
-from mmattn.papers.alternatives import row_of
+from mmattn.papers.alternatives import row_of, start_from
 from mmattn.runs import Runner, locks, processes, recording, saving
 from mmattn.runs.cli import (
     UserError,
@@ -17,7 +17,6 @@ from mmattn.runs.cli import (
     one_line_errors,
     rank,
 )
-from mmattn.runs.pretrained import start_from
 
 
 def count(text):

@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 from mmattn.lines import one_line
 from mmattn.runs import plain_config
+from mmattn.runs.atomic import TEMPORARY
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of, resolved
-from mmattn.runs.saving import TEMPORARY
 
 from . import alternatives, own
 from .metrics import is_number

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from mmattn import tars
 from mmattn.lines import one_line
-from mmattn.runs.checkpoint import sha256_of
+from mmattn.runs.atomic import replacing
 from mmattn.runs.record import NAME
-from mmattn.runs.saving import replacing
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
 from .metrics import is_number
@@ -128,6 +127,8 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
     Raises:
         NotADirectoryError: if there is no such root.
     """
+    from mmattn.runs.checkpoint import sha256_of  # which takes torch
+
     root, faults = Path(root), []
     if not root.is_dir():
         raise NotADirectoryError(f'there is no folder {root}')

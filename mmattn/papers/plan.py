@@ -10,7 +10,6 @@ from typing import Any
 from mmengine.config import Config
 
 from mmattn.runs import record
-from mmattn.runs.pretrained import start_from
 
 from .alternatives import (
     PRETRAINED,
@@ -19,6 +18,7 @@ from .alternatives import (
     combined_name,
     fitting,
     of_row,
+    start_from,
 )
 from .own import select
 from .tables import Entry, config_name

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from mmattn.datasets import digits
 from mmattn.runs import locks
+from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
 
 PROCESSES = 2
 DATA_ROOT = Path('data/digits')
@@ -258,4 +259,7 @@ if __name__ == '__main__':
         main(*sys.argv[1:])
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(USER_ERROR)

@@ -1,7 +1,7 @@
 """The record of a run: one JSON file that says what was trained, how it went, what came out.
 
 It lies in the run's folder, `<root>/<paper>/<row>[+<alternative>...]/seed<k>/record.json`, and is
-replaced as a whole (:mod:`mmattn.runs.saving`). A run is done only if its record says so. The keys
+replaced as a whole (:mod:`mmattn.runs.atomic`). A run is done only if its record says so. The keys
 are those of `KEYS`; what is not known, as after a failure before the first step, is None.
 """
 
@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from mmattn.papers.alternatives import combined_name, effective
 
-from . import saving
+from . import atomic
 
 NAME = 'record.json'
 VERSION = 1
@@ -177,7 +177,7 @@ def write(folder: str | Path, record: dict[str, Any]) -> None:
     record = finite(record)
     check(record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    saving.write_text(Path(folder) / NAME, f'{text}\n')
+    atomic.write_text(Path(folder) / NAME, f'{text}\n')
 
 
 def end(record: dict[str, Any], outcome: str, message: str | None = None) -> None:

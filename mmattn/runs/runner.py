@@ -10,7 +10,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
-from . import checkpoint, processes, recording, saving, unreadable
+from . import atomic, checkpoint, processes, recording, saving, unreadable
 from .errors import UserError
 from .hooks import ProgressHook
 from .loops import resumable
@@ -96,7 +96,7 @@ class Runner(MMEngineRunner):
         if is_main_process() and saving.pointed(self.work_dir) != filename:
             # Whoever goes on from here before there is a new one begins at the same place.
             path = filename if '://' in filename else os.path.abspath(filename)
-            saving.write_text(Path(self.work_dir) / saving.POINTER, path)
+            atomic.write_text(Path(self.work_dir) / saving.POINTER, path)
         # CheckpointHook deletes what these name when there is something better or newer, folders
         # too: they must be checkpoints of this run.
         info, folder = self.message_hub.runtime_info, Path(self.work_dir).resolve()
@@ -143,5 +143,5 @@ class Runner(MMEngineRunner):
         run = saving.run_of(self.work_dir)
         if run is not None:
             options['meta'] = {**(options.get('meta') or {}), 'run': run}
-        with saving.replacing(os.path.join(out_dir, filename)) as temporary:
+        with atomic.replacing(os.path.join(out_dir, filename)) as temporary:
             super().save_checkpoint(out_dir, temporary.name, **options)

@@ -10,45 +10,18 @@ import os
 import time
 import uuid
 import zipfile
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
 from . import checkpoint
+from .atomic import TEMPORARY, write_text
 from .errors import UserError
 
 POINTER = 'last_checkpoint'
 RUN = '.run'  # whose checkpoints a folder's new ones are: each carries it as meta['run']
 STOPPED = 'stopped.pth'  # one at most, whatever the schedule counts in
-TEMPORARY = '.tmp'
-
-
-@contextmanager
-def replacing(path):
-    """Gives the path of another file that takes the place of ``path`` if all goes well."""
-    path = Path(path)
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        yield temporary
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems sync no folders
-            os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path, text):
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def is_full(error):

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -736,6 +737,20 @@ def test_the_tool(tmp_path, capsys):
     assert '0:75.0' in capsys.readouterr().out
     assert tool('cat', '--verify', tmp_path / 'runs') == 1
     assert 'no log says what was evaluated' in capsys.readouterr().out
+
+
+def test_the_tool_starts_without_torch_and_the_codebases(tmp_path):
+    made_up.save(tmp_path, made_up.record(BARE, 0, top(75.4)))
+    arguments = [str(TOOL), 'cat', '4', '--work-dir', str(tmp_path), '--out', f'{tmp_path}/a.html']
+    code = (
+        f'import runpy, sys; sys.argv = {arguments}\n'
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        'except SystemExit as end: assert end.code == 0\n'
+        "slow = {'torch', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'scipy.stats'} & {*sys.modules}\n"
+        'assert not slow, slow'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+    assert 'ResNet50' in (tmp_path / 'a.html').read_text()
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,10 @@ def finish():
 if kind == 'slow':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     time.sleep(60)
+if kind == 'stuck' or (kind == 'cut' and tries == 1):
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+    open(f'{folder}/ready', 'w').close()
+    time.sleep(60)
 if kind == 'bad' or (kind == 'flaky' and tries < 3):
     print('first line')
     sys.exit('boom')
@@ -275,20 +279,15 @@ class Table:
         self.log = folder / 'log'
 
     def start(self):
-        command = [
-            sys.executable,
-            REPRODUCE,
-            'mine',
-            '--tables',
-            self.tables,
-            '--yes',
-            '--no-check',
-        ]
-        command += ['--gpus', '0,1', '--alternative', 'pretrained', '--work-dir', self.work]
+        return self.reproduce('--gpus', '0,1')
+
+    def reproduce(self, *options, **variables):
+        command = [sys.executable, REPRODUCE, 'mine', '--tables', self.tables, '--yes']
+        command += ['--no-check', '--alternative', 'pretrained', '--work-dir', self.work]
         # Slots of its own, as several of these may run at once.
-        environment = toy.environment(TMPDIR=str(self.folder))
+        environment = toy.environment(TMPDIR=str(self.folder), **variables)
         with open(self.log, 'a') as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
 
     def result(self):
         runs = plan.make('mine', [], files=[self.tables], alternatives=['pretrained'])
@@ -301,6 +300,14 @@ class Table:
             weights = known['checkpoint']['weights_sha256']
             found[run.name] = weights, known['final'], scores
         return found
+
+    def leaderboard(self):
+        """As the tool writes it, without what every run has of its own: times, places, hashes."""
+        command = [sys.executable, REPRODUCE.with_name('leaderboard.py'), 'mine', '--format', 'csv']
+        command += ['--tables', self.tables, '--work-dir', self.work]
+        done = subprocess.run(command, env=toy.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def origin(self):
         """What `one` started from, and what `base` ended with."""
@@ -347,6 +354,8 @@ def test_random_kills_leave_the_same_table(tmp_path):
     undisturbed, begun = Table(tmp_path / 'undisturbed', rows), time.monotonic()
     assert undisturbed.start().wait(timeout=600) == 0, undisturbed.log.read_text()[-3000:]
     seconds, expected = time.monotonic() - begun, undisturbed.result()
+    board = undisturbed.leaderboard()
+    assert board.count('1 done') == 4
     assert len(expected) == 4
     times = int(os.environ.get('MMATTN_KILLS', 10))
     dice, done, tables = random.Random(0), 0, 0
@@ -375,4 +384,18 @@ def test_random_kills_leave_the_same_table(tmp_path):
                 process.wait()
                 process = table.start()
         assert process.wait(timeout=600) == 0, table.log.read_text()[-3000:]
-        assert table.result() == expected
+        assert table.result() == expected and table.leaderboard() == board
+
+
+def test_a_file_in_the_place_of_the_work_directory(tmp_path):
+    """Told before the data is looked at, which takes minutes."""
+    (tmp_path / 'file').touch()
+    command = [sys.executable, REPRODUCE, 'cat', '1', '--work-dir', tmp_path / 'file', '--yes']
+    ran = subprocess.run(
+        list(map(str, command)), env=toy.environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        f'error: {tmp_path}/file cannot be a folder for results: {tmp_path}/file is no folder; '
+        'choose another'
+    )

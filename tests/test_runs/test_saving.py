@@ -9,18 +9,18 @@ import toy
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner as MMEngineRunner
 
-from mmattn.runs import saving
+from mmattn.runs import atomic, saving
 from mmattn.runs.errors import UserError
 
 
 def test_replaced_or_not_there(tmp_path):
     path = tmp_path / 'file'
     path.write_text('old')
-    with pytest.raises(KeyboardInterrupt), saving.replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as temporary:
         temporary.write_text('half of the n')
         raise KeyboardInterrupt
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file']
-    saving.write_text(path, 'new')
+    atomic.write_text(path, 'new')
     assert path.read_text() == 'new' and os.listdir(tmp_path) == ['file']
 
 

@@ -136,6 +136,22 @@ def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
     assert len(trained) == 6
 
 
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / 'work_dirs').touch()
+    ran = subprocess.run(
+        [sys.executable, '-m', 'mmattn.runs.quickstart'],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        'error: work_dirs/quickstart cannot be a folder for results: work_dirs is no folder; '
+        'choose another'
+    )
+
+
 def test_second_quickstart_waits_for_the_first(tmp_path, monkeypatch):
     """Two at once would train into the same folders."""
     monkeypatch.chdir(tmp_path)

@@ -17,6 +17,7 @@ def parse_args():
     parser.add_argument('--num-val', type=int, help='validation images (default: num / 4)')
     parser.add_argument('--size', type=int, help='longer side in pixels (default: 64, scenes: 128)')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--hard', action='store_true', help='small digits among halves of others')
     return parser.parse_args()
 
 
@@ -26,7 +27,9 @@ def main():
     for task in digits.TASKS if 'all' in args.task else args.task:
         started = time.time()
         try:
-            made = digits.make(args.root, task, args.num, args.num_val, args.size, args.seed)
+            made = digits.make(
+                args.root, task, args.num, args.num_val, args.size, args.seed, args.hard
+            )
         except (ValueError, OSError) as error:
             print(f'error: {one_line(error)}', file=sys.stderr)
             sys.exit(2)

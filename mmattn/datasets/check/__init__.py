@@ -153,7 +153,7 @@ def _not_built(name, problem):
 
 def _stopping(checked):
     """Whether something was named at which the codebase stops as well."""
-    return any(problem.kind in ('missing', 'broken') for problem in checked.problems)
+    return any(problem.loses_file for problem in checked.problems)
 
 
 def _load(leaf, classes, quick):
@@ -231,8 +231,9 @@ def _read(data_sets, loaders, quick, workers, seed):
             samples.loaders = loaders
             results, advance = map(samples.check_some, tasks), lambda done: None
         try:
-            for number, done, problems, digests in results:
+            for number, done, decoded, problems, digests in results:
                 data_sets[number].checked += done
+                data_sets[number].decoded += decoded
                 data_sets[number].problems += problems
                 data_sets[number].digests.update(digests)
                 advance(done)

@@ -1,0 +1,158 @@
+"""A table of trainings on a real cluster of one node: cut by its time limit, killed at random.
+
+Each test starts its own cluster. `MMATTN_KILLS=10 pytest -m slow -s` here says what it does.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+import slurm_cluster
+import test_local
+
+from mmattn.runs import record
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(slurm_cluster.missing()), reason=slurm_cluster.missing() or '-'),
+]
+ROWS = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
+
+
+class Table(test_local.Table):
+    """Real trainings, as jobs."""
+
+    def __init__(self, folder, rows, pause, environment, minutes=60, signal_seconds=20):
+        super().__init__(folder, rows, pause)
+        self.environment = environment
+        (folder / 'cluster.yml').write_text(
+            f'partition: tests\ngpus_per_node: 0\ncpus_per_process: 1\nhours: {minutes / 60:.4f}\n'
+            f'signal_seconds: {signal_seconds}\n'
+        )
+
+    def start(self):
+        words = ['--cluster', self.folder / 'cluster.yml', '--tries', '12']
+        return self.reproduce(
+            *words, SLURM_CONF=self.environment['SLURM_CONF'], MMATTN_SLURM_PAUSE='1'
+        )
+
+    def jobs(self, state='running'):
+        """Numbers of the jobs in a state."""
+        command = ['squeue', '--noheader', '--format=%i', f'--states={state}']
+        said = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        return said.stdout.split()
+
+
+@contextmanager
+def without_delay(environment):
+    """A job that is requeued starts at once; Slurm would wait for two minutes."""
+    over = threading.Event()
+
+    def hurry():
+        command = ['squeue', '--noheader', '--states=pending', '--format=%i %r']
+        while not over.wait(1):
+            said = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+            for line in said.splitlines():
+                number, reason = line.split(maxsplit=1)
+                if reason == 'BeginTime':
+                    words = ['scontrol', 'update', f'JobId={number}', 'StartTime=now']
+                    subprocess.run(words, env=environment, capture_output=True)
+
+    thread = threading.Thread(target=hurry)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+    """The results of a table that nothing has happened to, without Slurm."""
+    table = test_local.Table(tmp_path_factory.mktemp('undisturbed'), ROWS)
+    assert table.start().wait(timeout=900) == 0, table.log.read_text()[-3000:]
+    return table.result(), table.leaderboard()
+
+
+@pytest.mark.timeout(3600)
+def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
+    """Slurm's own limit, a minute; no run is submitted twice."""
+    with slurm_cluster.running(tmp_path / 'cluster') as environment:
+        table = Table(tmp_path / 'table', ROWS, 3.5, environment, minutes=1, signal_seconds=15)
+        with without_delay(environment):
+            assert table.start().wait(timeout=3000) == 0, table.log.read_text()[-3000:]
+    expected, board = undisturbed
+    assert table.result() == expected and table.leaderboard() == board
+    cuts = {}
+    for folder in sorted((table.work / 'mine').glob('*/seed0')):
+        starts = record.read(folder)['starts']
+        cuts[folder.parent.name] = [start['outcome'] for start in starts]
+        assert len(list((folder / 'slurm').glob('*_submission.sh'))) == 1
+    print(cuts)
+    assert all(found[-1] == 'done' and len(found) >= 3 for found in cuts.values()), cuts
+
+
+@pytest.mark.timeout(7200)
+def test_random_kills_leave_the_same_table(tmp_path, undisturbed):
+    """Of drivers, jobs' own processes, launchers and workers; and requeues and cancellations."""
+    expected, board = undisturbed
+    times, done, tables = int(os.environ.get('MMATTN_KILLS', 10)), 0, 0
+    dice, kinds = random.Random(0), ('driver', 'worker', 'requeue', 'task', 'cancel', 'launcher')
+    with slurm_cluster.running(tmp_path / 'cluster') as environment, without_delay(environment):
+        while done < times:
+            tables += 1
+            table = Table(tmp_path / f'table_{tables}', ROWS, 1.0, environment)
+            process = table.start()
+            while process.poll() is None:
+                deadline = time.monotonic() + dice.uniform(3, 15)
+                while time.monotonic() < deadline and process.poll() is None:
+                    time.sleep(0.1)
+                if done < times and process.poll() is None:
+                    kind = kinds[done % len(kinds)]
+                    done += strike(table, process, kind, dice)
+                    print(f'{done}: {kind} of table {tables}', flush=True)
+                    if kind == 'driver':
+                        process.wait()
+                        process = table.start()
+            assert process.wait() == 0, table.log.read_text()[-3000:]
+            assert table.result() == expected and table.leaderboard() == board
+
+
+def strike(table, driver, kind, dice):
+    """Kills one; whether there was one to kill."""
+    if kind in ('requeue', 'cancel'):
+        there = table.jobs()
+        command = ['scontrol', 'requeue'] if kind == 'requeue' else ['scancel', '--signal=KILL']
+        if there:
+            words = [*command, dice.choice(there)]
+            subprocess.run(words, env=table.environment, capture_output=True)
+        return bool(there)
+    if kind == 'task':
+        there = [int(pid) for pid in tasks(table)]
+    else:
+        there = test_local.victims(table, driver)[kind]
+    if not there:
+        return False
+    with suppress(ProcessLookupError):
+        os.kill(dice.choice(there), signal.SIGKILL)
+        return True
+    return False
+
+
+def tasks(table):
+    """submitit's processes of this table's jobs."""
+    _, commands = test_local.descendants()
+    work = str(table.work).encode()
+    return [
+        pid
+        for pid, command in commands.items()
+        if work in command
+        and command.split(b'\0')[0].endswith(b'python')
+        and b'submitit.core._submit' in command
+    ]
