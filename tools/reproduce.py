@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
 from mmattn.runs import cluster, leases, local, locks, needs, watch
@@ -244,7 +245,7 @@ def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
     locks.make_folder(args.work_dir)
     check_data(runs, args)
-    driver = make_driver(runs, args, lambda line: progress.say(line))
+    driver = make_driver(runs, args, lambda line: progress.say(one_line(line)))
     progress = Progress(runs, args.work_dir, where=driver.where)
     confirm(runs, args, driver)
     with progress:
@@ -252,7 +253,8 @@ def drive(runs, args):
     if not progress.console.is_terminal:
         watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():
-        print(failure, file=sys.stderr)
+        for line in failure.split('\n'):
+            print(indented(line), file=sys.stderr)
     if driver.asked_to_stop:
         return 130
     return 0 if done else 1
@@ -271,7 +273,7 @@ def main():
         else:
             return drive(runs, args)
     except (UserError, AlternativeError, ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)

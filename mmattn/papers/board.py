@@ -4,18 +4,22 @@ The paper's numbers stand in fields called `paper`, ours in fields called `ours`
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from . import judge
+from .alternatives import PRETRAINED
 from .collect import Fault, Known, Run, Source, collect
 from .metrics import COUNTED, Metric, is_number, metrics_of
 from .own import Table, select
 from .tables import PAPERS, config_root
 
 NO_PAPER = 'no paper has it'
+# Why there is nothing to say of a row's gain.
+BASELINE, ONE_SEED, ALONE = 'baseline', 'one seed: no verdict', 'nothing to compare with'
 REPRODUCED, EQUIVALENT, GAIN, LOSS = 'reproduced', 'equivalent', 'gain', 'loss'
 
 # What is decided before any run, as every format states it.
@@ -42,6 +46,7 @@ RULES = (
     'shown, never mixed in. A run whose config is not that of the repository is modified and never '
     'averaged in, and neither is a run that is not done.',
 )
+OF_PAPERS = 2  # the first so many of these, which say how a paper's number is judged
 
 
 @dataclass(frozen=True)
@@ -55,12 +60,13 @@ class Cell:
     other: dict[int, float]
     verdict: judge.Verdict
     gain: judge.Gain | None = None
+    why: str = ''  # there is no gain
 
     @property
     def gain_word(self) -> str:
-        """What can be said of the gain; empty where there is none."""
+        """What can be said of the gain, or why there is none."""
         if self.gain is None:
-            return ''
+            return self.why
         if self.gain.reproduced:
             return REPRODUCED
         if self.gain.seen:
@@ -93,10 +99,12 @@ class Row:
     runs: list[Run]
     notes: list[str]
     own: bool = False
+    waiting: dict[int, str] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
-        """In words: 'missing', or how many runs are in which state."""
+        """In words: 'missing', or how many runs are in which state. Those that wait for the run of
+        another row, which they start from, are `waiting`: seeds and that row's config."""
         words = []
         for state in ('done', 'running', 'stopped', 'failed', 'modified'):
             those = [run for run in self.runs if _state(run) == state]
@@ -107,12 +115,14 @@ class Row:
             if state in ('running', 'stopped') and known:
                 word += f' ({", ".join(f"{100 * part:.0f} %" for part in known)})'
             words.append(word)
+        if self.waiting:
+            words.append(f'{len(self.waiting)} waiting')
         return ', '.join(words) or 'missing'
 
 
 @dataclass(frozen=True)
 class Board:
-    """One table."""
+    """One table; `files` are the users' that have to do with it."""
 
     paper: str
     table: int
@@ -125,10 +135,26 @@ class Board:
     rows: list[Row]
     seeds: list[int]
     faults: list[Fault] = field(default_factory=list)
+    files: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         return f'{self.paper.upper()}, Table {self.table}'
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether a paper prints any of its numbers: a user's own table may be ours alone."""
+        return any(cell.paper is not None for row in self.rows for cell in row.cells.values())
+
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What of `RULES` is applied here."""
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        if self.has_paper:
+            return RULES
+        if any(cell.gain is not None for cell in cells):
+            return RULES[OF_PAPERS:]
+        return RULES[-1:]
 
 
 def boards(
@@ -157,7 +183,8 @@ def boards(
     chosen = select(paper, tables, files)
     known = Known.with_files(files)
     runs, faults = collect(sources, known)
-    return [build(table, runs, faults, seeds, known, complexity) for table in chosen]
+    found = [build(table, runs, faults, seeds, known, complexity) for table in chosen]
+    return [replace(board, files=tuple(map(str, files))) for board in found]
 
 
 def build(
@@ -182,21 +209,29 @@ def build(
     expected = sorted(expected)
     counted = _complexities(table) if complexity else {}
     rows = []
+    started = any(PRETRAINED in run.alternatives for run in runs if run.config in configs)
     for entry, is_own in listed:
         found = by_config.get(entry.config, {})
-        for names in sorted({(), *found}):
-            rows.append(
-                _row(
-                    entry,
-                    names,
-                    sorted(found.get(names, []), key=lambda run: run.seed),
-                    metrics,
-                    described['checkpoint'],
-                    expected,
-                    counted.get(entry.config, {}),
-                    is_own,
-                )
+        planned = {(), *found}
+        if started and PRETRAINED in known.fitting(entry.config):
+            planned.add((PRETRAINED,))  # the others of the table are to follow
+        if table.paper not in PAPERS and len(planned) > 1 and () not in found:
+            planned.remove(())  # a user's own table is what was trained of it
+        for names in sorted(planned):
+            row = _row(
+                entry,
+                names,
+                sorted(found.get(names, []), key=lambda run: run.seed),
+                metrics,
+                described['checkpoint'],
+                expected,
+                counted.get(entry.config, {}),
+                is_own,
             )
+            if PRETRAINED in names:
+                sources = by_config.get(entry.pretrained, {}).get((), [])
+                row = _with_waiting(row, entry.pretrained, sources, expected)
+            rows.append(_with_missing(row, expected))
     return Board(
         table.paper,
         table.number,
@@ -242,10 +277,6 @@ def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
                 list(values.values()), paper, judge.MARGINS[name], metric.step
             )
         cells[name] = Cell(metric, paper, values, _values(runs, metric, other), verdict)
-    there = {run.seed for run in runs}
-    missing = [seed for seed in expected if seed not in there]
-    if runs and missing:
-        notes.append(f'seeds missing: {", ".join(map(str, missing))}')
     for run in runs:
         where = f'seed {run.seed}'
         if run.modified:
@@ -276,6 +307,25 @@ def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
     )
 
 
+def _with_waiting(row, source, sources, expected):
+    """The row with those of its seeds that cannot start yet: what they start from is not done."""
+    there = {run.seed for run in row.runs} | {run.seed for run in sources if run.counts}
+    return replace(row, waiting={seed: source for seed in expected if seed not in there})
+
+
+def _with_missing(row, expected):
+    """The row with a note of the seeds of which there is nothing."""
+    there = {run.seed for run in row.runs} | {*row.waiting}
+    missing = [seed for seed in expected if seed not in there]
+    notes = [*row.notes]
+    if row.waiting:
+        source = next(iter(row.waiting.values()))
+        notes.insert(0, f'seeds that wait for {source}: {", ".join(map(str, sorted(row.waiting)))}')
+    if row.runs and missing:
+        notes.insert(0, f'seeds missing: {", ".join(map(str, missing))}')
+    return replace(row, notes=notes)
+
+
 def _values(runs, metric, which):
     values = {}
     for run in runs:
@@ -298,14 +348,18 @@ def _with_gains(rows, metrics, known):
     """The rows with what they gain over their baselines, p-values corrected over the table."""
     plain = {}
     for row in rows:
-        if not row.alternatives and not row.own:
+        if not row.own:
             plain.setdefault(row.group, row)
     # A group whose first row has a gate already has no baseline.
     bases = {group: row for group, row in plain.items() if not row.method.startswith('+')}
+    compared = {
+        row.group for row in rows if row.group in bases and row.config != bases[row.group].config
+    }
     by_name = {(row.config, row.alternatives): row for row in rows}
-    gains, families = {}, {}
+    gains, families, whys = {}, {}, {}
     for at, row in enumerate(rows):
         base = bases.get(row.group)
+        whys[at] = BASELINE if base and row.group in compared else ALONE
         if base is None or row.config == base.config:
             continue
         names = tuple(name for name in row.alternatives if name in known.fitting(base.config))
@@ -313,8 +367,9 @@ def _with_gains(rows, metrics, known):
         for name in metrics if base else ():
             gains[at, name] = found = _gain(row, base, name)
             families.setdefault((row.alternatives, row.own), []).append((at, name, found))
+        whys[at] = '' if base else ALONE
     # A table with an alternative is planned to be as large as the table.
-    planned = len(families.get(((), False), []))
+    planned = max((len(family) for (_, own), family in families.items() if not own), default=0)
     for (_, own), family in families.items():
         run = [(at, name, found) for at, name, found in family if found is not None]
         more = max(0, (len(family) if own else planned) - len(run))
@@ -330,11 +385,19 @@ def _with_gains(rows, metrics, known):
         replace(
             row,
             cells={
-                name: replace(cell, gain=gains.get((at, name))) for name, cell in row.cells.items()
+                name: replace(cell, gain=gains.get((at, name)), why=_why(cell, whys[at]))
+                for name, cell in row.cells.items()
             },
         )
         for at, row in enumerate(rows)
     ]
+
+
+def _why(cell, why):
+    """Why there is no gain: the row has too few runs, or what it has to do with a baseline."""
+    if not cell.ours:
+        return judge.NOT_RUN
+    return why if why == BASELINE else ONE_SEED if len(cell.ours) == 1 else why
 
 
 def _gain(row, base, name):
@@ -369,19 +432,20 @@ def _pair(row, base, seed):
     return all(first[key] == second[key] for key in keys)
 
 
-def commands(row: Row, paper: str, table: int) -> list[str]:
+def commands(board: Board, row: Row) -> list[str]:
     """How to train a row again and to see it; a user's own, which is not in `configs/`, from beside
     the folder that holds it."""
     is_ours = (config_root() / row.config).is_file()
     config = f'configs/{row.config}' if is_ours else row.config
     words = ''
-    if named := [name for name in row.alternatives if name != 'pretrained']:
+    if named := [name for name in row.alternatives if name != PRETRAINED]:
         words += f' --alternative {" ".join(named)}'
-    if 'pretrained' in row.alternatives:
+    if PRETRAINED in row.alternatives:
         words += ' --pretrained CHECKPOINT'
     sizes = re.search(r'_(\d+)xb\d+', row.config)
     train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]
+    tables = f' --tables {shlex.join(board.files)}' if board.files else ''
     return [f'{train} --seed {seed}' for seed in seeds] + [
-        f'python tools/leaderboard.py {paper} {table}'
+        f'python tools/leaderboard.py {board.paper} {board.table}{tables}'
     ]

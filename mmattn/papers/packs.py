@@ -142,8 +142,7 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
             if not any(_says(line, item) for line in logged):
                 when = f'epoch {item["epoch"]}, iteration {item["iter"]}'
                 faults.append(Fault(run.place, f'no log has the evaluation of {when}'))
-        checkpoint = record['checkpoint']
-        if checkpoint is not None:
+        for checkpoint in filter(None, (record['checkpoint'], record.get('best_checkpoint'))):
             file = folder / Path(checkpoint['name']).name
             if file.is_file() and sha256_of(file) != checkpoint['sha256']:
                 faults.append(Fault(run.place, f'{file.name} has another hash'))

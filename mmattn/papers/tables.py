@@ -11,6 +11,7 @@ import yaml
 from mmattn.lines import one_line
 
 PAPERS = ('cat', 'drtam')
+MOST_ITEMS = 10**5  # of a file of tables
 TASKS = (
     'image-classification',
     'object-detection',
@@ -192,14 +193,19 @@ def read_yaml(text: str, path: str | Path) -> Any:
     """What a text of YAML holds.
 
     Raises:
-        ValueError: in one line, if it is none, or has aliases, by which a few lines may stand for
-            any amount.
+        ValueError: in one line, if it is none, or stands for more than `MOST_ITEMS`, as a few lines
+            with aliases may.
     """
     try:
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            if isinstance(event, yaml.AliasEvent):
-                raise ValueError(f'line {event.start_mark.line + 1} has an alias')
-        return yaml.safe_load(text)
+        found, count = yaml.safe_load(text), 0
+        left = [found]
+        while left:
+            item, count = left.pop(), count + 1
+            if count > MOST_ITEMS:
+                raise ValueError(f'more than {MOST_ITEMS} items')
+            if isinstance(item, (dict, list, tuple, set)):
+                left += [*item.values()] if isinstance(item, dict) else [*item]
+        return found
     except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f'{path}: no YAML: {one_line(error)}') from error
 

@@ -48,10 +48,13 @@ KEYS = {
     'starts': list,
     'evaluations': list,
     'final': (dict, NONE),  # last, best, best_epoch
-    'checkpoint': (dict, NONE),  # name, sha256 of the file, weights_sha256 of what is in it
+    'checkpoint': (dict, NONE),  # the last: name, sha256 of it, weights_sha256 of what is in it
     'state': str,
 }
-OPTIONAL = {'progress': (dict, NONE)}  # of the running training
+OPTIONAL = {
+    'progress': (dict, NONE),  # of the running training
+    'best_checkpoint': (dict, NONE),  # as `checkpoint`; None if the config keeps no best one
+}
 PROGRESS = {'epoch': int, 'iter': int, 'max_iters': int, 'loss': (*NUMBER, NONE), 'at': NUMBER}
 START = {
     'at': NUMBER,  # seconds since 1970, as all times here
@@ -223,8 +226,9 @@ def check(record: Any) -> None:
         _check(record['final'], FINAL, {}, 'final')
         _check_metrics(record['final']['last'])
         _check_metrics(record['final']['best'])
-    if record['checkpoint'] is not None:
-        _check(record['checkpoint'], CHECKPOINT, {}, 'checkpoint')
+    for key in ('checkpoint', 'best_checkpoint'):
+        if record.get(key) is not None:
+            _check(record[key], CHECKPOINT, {}, key)
     if record['state'] == 'done' and None in (record['checkpoint'], record['config_text']):
         raise RecordError('it says done, without a config and a checkpoint')
 

@@ -110,6 +110,7 @@ class RecordHook(Hook):
             evaluations=[e for e in self.record['evaluations'] if e['iter'] <= runner.iter],
             final=None,
             checkpoint=None,
+            best_checkpoint=None,
             state='running',
         )
         resumed = Path(runner._load_from).name if runner.iter and runner._load_from else None
@@ -175,6 +176,8 @@ class RecordHook(Hook):
             )
         self.record.pop('progress', None)
         self.record['checkpoint'] = provenance.of_checkpoint(last)
+        best = _best_checkpoint(runner)
+        self.record['best_checkpoint'] = best and provenance.of_checkpoint(best)
         record.end(self.record, 'done')
         record.write(runner.work_dir, self.record)
 
@@ -247,6 +250,13 @@ def _rate(runner: Runner, batch: int) -> float | None:
     if rate is not None and scale.get('enable') and scale.get('base_batch_size'):
         rate *= batch / scale['base_batch_size']
     return rate
+
+
+def _best_checkpoint(runner: Runner) -> str | None:
+    """The file of the first metric whose best checkpoint the config keeps, if there is one."""
+    info = runner.message_hub.runtime_info
+    paths = [info[key] for key in info if key.startswith('best_ckpt') and info[key]]
+    return next((path for path in paths if Path(path).is_file()), None)
 
 
 def _best_key(runner: Runner, evaluations: list[dict[str, Any]]) -> str | None:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import warnings
@@ -39,6 +40,7 @@ CONFIG = json.loads(WHOLE['config_text'])
 CONFIG_PLACES = list(places(CONFIG))
 STATES = st.sampled_from(('done', 'running', 'stopped', 'failed'))
 VALUES = st.lists(st.tuples(st.sampled_from(PLACES), ODD), max_size=3)
+BAD = re.compile(r'[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
 TOOL = Path(__file__).parents[2] / 'tools' / 'leaderboard.py'
 
 
@@ -85,9 +87,8 @@ def run_tool(main, *args):
 
 def said_well(code, out, err):
     assert code in (0, 1, 2)
-    for line in (out + err).split('\n'):
-        assert line.isprintable(), line
     (out + err).encode()
+    assert not BAD.search(out + err)
     if code == 2:
         assert err.count('\n') == 1 and err.startswith('error: ')
 
@@ -105,11 +106,12 @@ def see(root, sources=None):
             runs, root, Console(file=text, width=200, force_terminal=terminal, no_color=True)
         )
     watch.estimate(runs, root)
-    assert '\x1b[2J' not in text.getvalue() and '\u202e' not in text.getvalue()
+    plain = re.sub(r'\x1b\[[\d;]*m', '', text.getvalue())  # rich's own colours
+    assert not BAD.search(plain)
     return found
 
 
-@cases(60)
+@cases(40)
 @given(
     VALUES,
     STATES,
@@ -136,7 +138,7 @@ def test_records(folder, values, state, config, changes):
         runs = sum(len(row.runs) for row in board.rows)
         assert runs + len(board.faults) == 1
         for fault in board.faults:
-            assert fault.reason.isprintable() and len(fault.reason) < 3000
+            assert not BAD.search(fault.reason) and len(fault.reason) < 3000
         try:
             again = record.read(path.parent)
         except record.RecordError as error:
@@ -155,7 +157,7 @@ LINES = st.one_of(
 )
 
 
-@cases(60)
+@cases(20)
 @given(st.lists(LINES, max_size=6), CHANGES | st.none(), st.sampled_from(('failed', 'done')))
 def test_logs(folder, main, lines, changes, state):
     data = '\n'.join(lines).encode(errors='surrogatepass')
@@ -230,7 +232,7 @@ def test_packs(folder, main, members, inside, outside):
         else:
             assert len(runs) <= 1
             for fault in faults:
-                assert fault.reason.isprintable()
+                assert not BAD.search(fault.reason)
             see(root, [packs.Pack(root / 'p.tar.gz')])
         assert tree(folder) == before
 
@@ -343,7 +345,7 @@ def test_folders(folder, main, files):
             code, out, err = run_tool(main, 'cat', 4, '--work-dir', runs, '--format', style)
             assert code == 0
             (out + err).encode()
-            assert '\x1b' not in out + err and '\u202e' not in out + err
+            assert style in ('html', 'json') or not BAD.search(out + err)
         said_well(*run_tool(main, 'cat', '--verify', runs))
         code, out, err = run_tool(main, 'cat', '--work-dir', runs, '--export', folder / 'p.tar.gz')
         said_well(code, out, err)

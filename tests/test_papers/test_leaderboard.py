@@ -385,7 +385,7 @@ def test_the_commands_of_a_row_name_all_its_alternatives_at_once(tmp_path):
     names = ('cat-concat', 'zero-init-residual')
     made_up.save(tmp_path, made_up.record(CAT, 0, top(75.0), alternatives=names))
     board = one(tmp_path)
-    train, show_it = commands(row_of(board, CAT, names), 'cat', 4)
+    train, show_it = commands(board, row_of(board, CAT, names))
     # train.py takes the last --alternative of several
     assert train.split()[3:-2] == ['--alternative', *names]
     assert show_it == 'python tools/leaderboard.py cat 4'
@@ -397,6 +397,54 @@ def test_groups_without_a_bare_row_have_no_gains(tmp_path):
             made_up.save(tmp_path, made_up.record(entry.config, seed, top(77 + seed)))
     board = one(tmp_path, table=3, paper='drtam')
     assert all(cell.gain is None for row in board.rows for cell in row.cells.values())
+
+
+def test_what_waits_for_another_run_says_so(tmp_path):
+    """A detector that starts from an ImageNet network, as soon as one of the table does."""
+    bare, se, cat = (
+        next(entry for entry in entries('cat', 1) if entry.method == method)
+        for method in ('ResNet50', '+ SENet', '+ CAT')
+    )
+    values = {'pascal_voc/AP': 0.5, 'pascal_voc/AP50': 0.8, 'pascal_voc/AP75': 0.5}
+    made_up.save(tmp_path, made_up.record(se.pretrained, 0, top(76)))
+    made_up.save(tmp_path, made_up.record(se.pretrained, 1, top(76), state='running'))
+    made_up.save(tmp_path, made_up.record(se.config, 0, values, ['pretrained']))
+    board = one(tmp_path, table=1, seeds=3)
+    row = row_of(board, se.config, ('pretrained',))
+    assert row.state == '1 done, 2 waiting' and row.waiting == {1: se.pretrained, 2: se.pretrained}
+    assert f'seeds that wait for {se.pretrained}: 1, 2' in row.notes
+    assert row_of(board, cat.config, ('pretrained',)).state == '3 waiting'
+    assert row_of(board, bare.config).state == 'missing'
+
+
+def test_one_seed_of_a_table_of_ones_own_has_no_verdict(tmp_path):
+    path = own_rows(tmp_path / 'own')
+    rows = f'  - {{group: A, method: bare, config: {BARE}}}\n'
+    rows += f'  - {{group: A, method: + CAT, config: {CAT}}}\n'
+    path.write_text(
+        'tables:\n- id: 2\n  caption: Mine.\n  task: image-classification\n  dataset: ImageNet-1K\n'
+        f'  metrics: [top1]\n  checkpoint: last\n  rows:\n{rows}'
+    )
+    for config in (BARE, CAT):
+        made_up.save(tmp_path / 'runs', made_up.record(config, 0, top(75.0)))
+    board = boards('mine', [], [Folder(tmp_path / 'runs')], files=[path])[0]
+    words = [row.cells['top1'].gain_word for row in board.rows]
+    assert words == ['baseline', 'one seed: no verdict'] and not board.has_paper
+    text = render([board], 'markdown')
+    assert 'one seed: no verdict' in text and 'Paper' not in text and 'equivalent' not in text
+    assert f'leaderboard.py mine 2 --tables {path}' in render([board], 'html')
+
+
+def test_the_hash_of_the_checkpoint_that_counts(tmp_path):
+    """The best one's where a table counts it and the run has kept it, else the last one's."""
+    best = {'name': 'best.pth', 'sha256': 'b' * 64, 'weights_sha256': 'c' * 64}
+    made_up.save(tmp_path, made_up.record(BARE, 0, top(75), best_checkpoint=best))
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(76)))
+    last = row_of(one(tmp_path), CAT).runs[0].record['checkpoint']['sha256']
+    page = render([one(tmp_path)], 'html')
+    assert f'best <code title="{"b" * 64}">' in page and f'last <code title="{last}">' in page
+    data = json.loads(render([one(tmp_path)], 'json'))
+    assert data['tables'][0]['rows'][0]['runs'][0]['best_checkpoint'] == best
 
 
 def test_quoted_rows_say_so(tmp_path):

@@ -86,7 +86,18 @@ def test_a_training_writes_what_came_out(tmp_path):
     assert found['checkpoint']['name'] == 'epoch_3.pth'
     assert found['checkpoint']['sha256'] == checkpoint.sha256_of(tmp_path / 'epoch_3.pth')
     assert found['checkpoint']['weights_sha256'] == provenance.weights(tmp_path / 'epoch_3.pth')
+    assert found['best_checkpoint'] is None
     assert record.digest(record.resolved(runner.cfg)) == found['config_sha256']
+
+
+def test_the_best_checkpoint_is_hashed_where_one_is_kept(tmp_path):
+    cfg = config(tmp_path)
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='less', max_keep_ckpts=1)
+    toy.runner(cfg.to_dict()).train()
+    found = record.read(tmp_path)
+    (best,) = tmp_path.glob('best_score_*.pth')
+    assert found['best_checkpoint'] == provenance.of_checkpoint(best)
+    assert found['checkpoint']['name'] == 'epoch_3.pth'
 
 
 @pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
@@ -222,7 +233,7 @@ def broken(**changes):
         (json.dumps(broken(starts=[{}])), 'a start must have'),
         (
             json.dumps(broken(evaluations=[dict(epoch=1, iter=1, at=0, metrics=dict(a='b'))])),
-            'the metric a must be a number',
+            'the metric .a. must be a number',
         ),
     ],
 )

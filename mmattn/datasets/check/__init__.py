@@ -53,6 +53,13 @@ def check(
     Raises:
         DataError: If a worker process dies.
     """
+    try:
+        return _check(configs, quick, workers, seed)
+    finally:
+        gc.unfreeze()  # the annotations are gone by now
+
+
+def _check(configs, quick, workers, seed):
     keys, data_sets, loaders = {}, [], []
     numbers = {path: {} for path in configs}
     problems = {path: [] for path in configs}
@@ -82,12 +89,16 @@ def check(
 
 @contextlib.contextmanager
 def _no_garbage():
-    """Annotations are millions of objects, through which Python would look again and again."""
+    """Annotations are millions of objects, through which Python would look again and again.
+
+    Here, at the end of it, and in each worker, which would copy them for it.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 
