@@ -144,6 +144,25 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(pretend, monkeypatch):
     assert 'got nowhere' in pretend.slurm.output(driver, 'stuck')
 
 
+def test_what_a_job_said_before_it_was_requeued_is_no_result(pretend):
+    driver, asked = pretend({'cut': None}, tries=1), []
+    folder = driver.work_dir / 'mine' / 'cut' / 'seed0'
+
+    def look():
+        if not asked and (folder / 'ready').exists():
+            assert not (folder / 'slurm' / '1_0_result.pkl').exists()
+            pretend.slurm.signal(1, signal.SIGKILL)
+            asked.append(True)
+
+    pretend.slurm.set('pending')
+    driver.begin_round()
+    driver._update(next(iter(driver.jobs.values())))
+    (folder / 'slurm' / '1_0_result.pkl').write_bytes(b'of the first life')
+    pretend.slurm.set('pending', False)
+    driver.drive(look, pause=0.05)
+    assert asked and 'ended without an exit code' in driver.failures()[0]
+
+
 def test_a_killed_job_is_tried_again_and_leaves_no_training(pretend):
     driver, asked = pretend({'cut': None}), []
     folder = driver.work_dir / 'mine' / 'cut' / 'seed0'

@@ -76,8 +76,9 @@ def without_delay(environment):
 def undisturbed(tmp_path_factory):
     """The results of a table that nothing has happened to, without Slurm."""
     table = test_local.Table(tmp_path_factory.mktemp('undisturbed'), ROWS)
+    begun = time.monotonic()
     assert table.start().wait(timeout=900) == 0, table.log.read_text()[-3000:]
-    return table.result(), table.leaderboard()
+    return table.result(), table.leaderboard(), time.monotonic() - begun
 
 
 @pytest.mark.timeout(3600)
@@ -91,7 +92,7 @@ def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
                 cut(table, times=2)
                 time.sleep(1)
         assert process.wait() == 0, table.log.read_text()[-3000:]
-    expected, board = undisturbed
+    expected, board, _ = undisturbed
     assert table.result() == expected and table.leaderboard() == board
     outcomes = {}
     for folder in sorted((table.work / 'mine').glob('*/seed0')):
@@ -127,7 +128,7 @@ def cut(table, times):
 @pytest.mark.timeout(7200)
 def test_random_kills_leave_the_same_table(tmp_path, undisturbed):
     """Of drivers, jobs' own processes, launchers and workers; and requeues and cancellations."""
-    expected, board = undisturbed
+    expected, board, seconds = undisturbed
     times, done, tables = int(os.environ.get('MMATTN_KILLS', 10)), 0, 0
     dice, kinds = random.Random(0), ('driver', 'worker', 'requeue', 'task', 'cancel', 'launcher')
     with slurm_cluster.running(tmp_path / 'cluster') as environment, without_delay(environment):
@@ -136,7 +137,7 @@ def test_random_kills_leave_the_same_table(tmp_path, undisturbed):
             table = Table(tmp_path / f'table_{tables}', ROWS, 1.0, environment)
             process = table.start()
             while process.poll() is None:
-                deadline = time.monotonic() + dice.uniform(3, 15)
+                deadline = time.monotonic() + dice.uniform(2, seconds / 3)
                 while time.monotonic() < deadline and process.poll() is None:
                     time.sleep(0.1)
                 if done < times and process.poll() is None:
