@@ -17,11 +17,14 @@ pytest.importorskip('scipy.stats')
 
 import synthetic as made_up  # noqa: E402
 
-from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards, commands  # noqa: E402
-from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
+from mmattn.leaderboard import judge, packs
+from mmattn.leaderboard.board import commands  # noqa: E402
+from mmattn.leaderboard.build import boards  # noqa: E402
+from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
+from mmattn.leaderboard.expected import fitting  # noqa: E402
+from mmattn.leaderboard.render import render, show  # noqa: E402
+from mmattn.papers import alternatives, entries, load  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
-from mmattn.papers.render import render, show  # noqa: E402
 
 BARE = 'cat/resnet50_8xb32_in1k.py'
 CAT = 'cat/resnet50-cat-r16_8xb32_in1k.py'
