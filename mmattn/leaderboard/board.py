@@ -34,9 +34,12 @@ RULES = (
     'versions, data, processes and batch, and none started from a pretrained network of ours; '
     "else Welch's test is taken. P-values are corrected by Holm over all comparisons of the table, "
     'those not run yet included; the 95 % intervals are of each comparison alone.',
-    'A gain or loss is "seen" if ours differs from none at 5 %. It is "reproduced" if it has the '
+    'It is a "gain" or a "loss" if ours differs from none at 5 %, after the correction. Otherwise '
+    'it is "undecided": a difference may be there, too small for so many runs and such a spread. '
+    'One seed has no verdict.',
+    'A gain or loss that is seen is called "reproduced" if it has the '
     "sign of the paper's, too, and two one-sided tests, corrected as well, show it to lie within "
-    'the margin of the paper\'s; otherwise it is called "gain" or "loss". Within the margin but '
+    "the margin of the paper's. Within the margin but "
     'not seen it is "equivalent", which reproduces nothing: none at all is equivalent to a gain '
     "smaller than the margin. Power is the chance to see a gain as large as the paper's with so "
     'many runs and such a spread, before the correction.',
@@ -44,7 +47,7 @@ RULES = (
     'shown, never mixed in. A run whose config is not that of the repository is modified and never '
     'averaged in, and neither is a run that is not done.',
 )
-OF_PAPERS = 2  # the first so many of these, which say how a paper's number is judged
+OF_PAPERS = (0, 1, 4)  # those of these that say how a paper's numbers are judged
 
 
 def state_of(run: Run) -> str:
@@ -156,7 +159,7 @@ class Board:
         if self.has_paper:
             return RULES
         if any(cell.gain is not None for cell in cells):
-            return RULES[OF_PAPERS:]
+            return tuple(rule for at, rule in enumerate(RULES) if at not in OF_PAPERS)
         return RULES[-1:]
 
 
