@@ -19,11 +19,12 @@ if '--complexity' not in sys.argv:
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
+    from mmattn.leaderboard import packs
+    from mmattn.leaderboard.build import boards
+    from mmattn.leaderboard.collect import Folder, Known, collect
+    from mmattn.leaderboard.render import FORMATS, render, show
     from mmattn.lines import one_line
-    from mmattn.papers import own, packs
-    from mmattn.papers.board import boards
-    from mmattn.papers.collect import Folder, Known, collect
-    from mmattn.papers.render import FORMATS, render, show
+    from mmattn.papers import own
     from mmattn.runs.atomic import write_text
 
 FAILED = 1

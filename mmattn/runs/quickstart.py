@@ -17,10 +17,10 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from mmattn.datasets import digits
+from mmattn.leaderboard.build import boards
+from mmattn.leaderboard.collect import Folder
+from mmattn.leaderboard.render import render, show
 from mmattn.papers import own
-from mmattn.papers.board import boards
-from mmattn.papers.collect import Folder
-from mmattn.papers.render import render, show
 from mmattn.runs import atomic, locks, record
 from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
 

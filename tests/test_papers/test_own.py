@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
+from mmattn.leaderboard.collect import Known
 from mmattn.papers import config_root, own, plan
-from mmattn.papers.collect import Known
 
 BARE = 'cat/resnet50_8xb32_in1k.py'
 ROW = dict(group='ResNet50', method='+ Mine', config='mine/gate.py')

@@ -96,7 +96,7 @@ def test_scripts_get_this_interpreter(tmp_path):
 
 def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
     """The classifiers' data and trainings alone; the second start says what is finished."""
-    monkeypatch.syspath_prepend(ROOT / 'tests' / 'test_papers')
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'test_leaderboard')
     import synthetic as made_up
 
     monkeypatch.chdir(tmp_path)

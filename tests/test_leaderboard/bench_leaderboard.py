@@ -1,6 +1,6 @@
 """How long made-up records with logs take to be collected and rendered as a page.
 
-python tests/test_papers/bench_leaderboard.py [number of records ...]   (default: 100 and 1000)
+python tests/test_leaderboard/bench_leaderboard.py [number of records ...]   (default: 100 and 1000)
 """
 
 import json
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import synthetic as made_up
 
+from mmattn.leaderboard.build import boards
+from mmattn.leaderboard.collect import Folder
+from mmattn.leaderboard.render import render
 from mmattn.papers import entries, load
-from mmattn.papers.board import boards
-from mmattn.papers.collect import Folder
 from mmattn.papers.metrics import metrics_of
-from mmattn.papers.render import render
 
 EVALUATIONS, LINES = 20, 400
 

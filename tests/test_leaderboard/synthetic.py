@@ -4,7 +4,7 @@ import copy
 import hashlib
 import random
 
-from mmattn.papers.collect import expected_config
+from mmattn.leaderboard.expected import expected_config
 from mmattn.papers.metrics import metrics_of
 from mmattn.papers.tables import config_root, entries, load
 from mmattn.runs.record import RecordError, digest, folder_of, new, write  # noqa: F401

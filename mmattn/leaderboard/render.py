@@ -33,6 +33,8 @@ RIGHT = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
 HEADER = ('Network', 'Method', 'Metric', 'Paper', 'Ours', 'n', 'Difference', 'Verdict')
 HEADER += ('Gain, paper', 'Gain, ours', 'Verdict of the gain', 'State')
 OF_PAPERS = ('Paper', 'Difference', 'Verdict', 'Gain, paper')
+# What the others are called where no paper prints anything.
+ALONE = {'Gain, ours': 'Gain', 'Verdict of the gain': 'Verdict'}
 
 
 def render(boards: Sequence[Board], style: str) -> str:
@@ -63,7 +65,8 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
         table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False)
         names = header(board)[1:]
         for name in names:
-            table.add_column(name, justify='right' if name in RIGHT else 'left')
+            side = 'right' if name in RIGHT else 'left'
+            table.add_column(label(board, name), justify=side)
         group = None
         for row in board.rows:
             if row.group != group:
@@ -86,6 +89,11 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
 def header(board: Board) -> list[str]:
     """The columns: a paper's only where one prints something."""
     return [name for name in HEADER if board.has_paper or name not in OF_PAPERS]
+
+
+def label(board: Board, name: str) -> str:
+    """What a column is called."""
+    return name if board.has_paper else ALONE.get(name, name)
 
 
 def rules(boards: Sequence[Board]) -> list[str]:
@@ -259,7 +267,7 @@ def _markdown(board):
     text = f'### {_escaped(heading(board))}\n\n'
     text += f'{_escaped(board.dataset)}; {board.checkpoint} checkpoint.\n\n'
     names = header(board)
-    text += line(names) + f'|{" --- |" * len(names)}\n'
+    text += line(label(board, name) for name in names) + f'|{" --- |" * len(names)}\n'
     for row in board.rows:
         for cell in row.cells.values():
             words = _words(row, cell, first=True)

@@ -12,34 +12,24 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from mmattn.lines import one_line
-from mmattn.runs import plain_config
+from mmattn.papers import alternatives, own
+from mmattn.papers.metrics import is_number
+from mmattn.papers.tables import config_root, entries
 from mmattn.runs.atomic import TEMPORARY
 from mmattn.runs.record import NAME as RECORD
-from mmattn.runs.record import RecordError, check, folder_of, resolved
+from mmattn.runs.record import RecordError, check, folder_of
 
-from . import alternatives, own
-from .metrics import is_number
-from .plan import expected
-from .tables import config_root, entries
+from .expected import PER_GPU, changed, expected_config, fitting, refuse
 
 # A record's own bounds: evaluations of hundreds of epochs and a config are some 100 kB.
 MOST_BYTES = 20 * 10**6
 TAIL_BYTES, TAIL_LINES = 8000, 20
 # paper, perhaps a folder in it, row, seed
 DEPTH = 4
-
-# What differs between two trainings of the same, beside what `record.resolved` leaves out.
-NO_CHANGE = re.compile(
-    r'(env_cfg|default_hooks\.checkpoint\.(max_keep_ckpts|out_dir)|default_hooks\.record'
-    r'|auto_scale_lr\.enable|custom_imports\.allow_failed_imports|test_(dataloader|cfg|evaluator))'
-    r'(\..*)?'
-)
-PER_GPU = 'train_dataloader.batch_size'  # judged by the batch over all processes
 
 
 @dataclass(frozen=True)
@@ -76,7 +66,7 @@ class Run:
 
 
 class Source(Protocol):
-    """Where records come from: a folder, or a pack (see `mmattn.papers.packs`)."""
+    """Where records come from: a folder, or a pack (see `mmattn.leaderboard.packs`)."""
 
     name: str
 
@@ -233,7 +223,7 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     wanted = expected_config(str(known.roots[config] / config), names)
     modified, deviations = [], []
     if record['config_text'] is not None:
-        modified += _changed(wanted.path, names, record['config_text'])
+        modified += changed(wanted.path, names, record['config_text'])
     batch, lr = record.get('batch'), record.get('lr')
     if wanted.batch is not None and batch is not None:
         if batch != wanted.batch:
@@ -260,52 +250,6 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     )
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a row's own config says; `length` as ('epoch' or 'iter', how many)."""
-
-    path: str
-    config: dict[str, Any]
-    batch: int | None
-    lr: float | None
-    gpus: int | None
-    length: tuple[str, int] | None
-
-
-@cache
-def expected_config(path: str, names: tuple[str, ...]) -> Expected:
-    """The repository's config of a row with alternatives.
-
-    Raises:
-        RecordError: if it cannot be read.
-    """
-    try:
-        try:
-            # As data, which is ten times as fast; alternatives and a user's own may be code.
-            cfg = None if names else plain_config.load(path)
-        except plain_config.PlainConfigError:
-            cfg = None
-        cfg = expected(path, names) if cfg is None else cfg
-    except Exception as error:  # a user's own config may raise anything
-        raise RecordError(f"the repository's config cannot be read: {one_line(error)}") from error
-    train = cfg.get('train_cfg') or {}
-    length = next(
-        (
-            (unit, train[key])
-            for unit, key in (('epoch', 'max_epochs'), ('iter', 'max_iters'))
-            if is_number(train.get(key)) and train[key] > 0
-        ),
-        None,
-    )
-    sizes = re.search(r'_(\d+)xb(\d+)', Path(path).stem)
-    batch = (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
-    if batch is None and sizes:
-        batch = int(sizes[1]) * int(sizes[2])
-    lr = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('lr')
-    gpus = int(sizes[1]) if sizes else None
-    return Expected(path, json.loads(resolved(cfg)), batch, lr, gpus, length)
-
-
 def _contents(item):
     """Of a file, as far as a record may go, without waiting for what is no plain file."""
     if not item.is_file(follow_symlinks=False):
@@ -325,15 +269,11 @@ def _record(place, contents):
     if len(contents) > MOST_BYTES:
         raise RecordError(f'more than {MOST_BYTES} bytes')
     try:
-        found = json.loads(contents, parse_constant=_refuse, object_pairs_hook=_once)
+        found = json.loads(contents, parse_constant=refuse, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise RecordError(f'truncated or no JSON: {" ".join(str(error).split())}') from error
     check(found)
     return found
-
-
-def _refuse(name):
-    raise ValueError(f'{name} is no number')
 
 
 def _once(pairs):
@@ -390,30 +330,3 @@ def _progress(record, length):
         unit, most = length
         done = record['evaluations'][-1][unit] if record['evaluations'] else 0
     return min(1.0, max(0.0, done / most))
-
-
-@cache
-def fitting(config: str) -> tuple[str, ...]:
-    """The names of a row's alternatives, kept, as many runs ask for those of few rows."""
-    return tuple(sorted(alternatives.of_row(config)))
-
-
-@cache
-def _changed(path, names, text):
-    """The keys in which a config's text is not the repository's config; cached, as the seeds of a
-    row have the same text.
-
-    Raises:
-        RecordError: for a text that is no config.
-    """
-    try:
-        found = json.loads(text, parse_constant=_refuse)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f'config_text is no JSON: {" ".join(str(error).split())}') from error
-    if not isinstance(found, dict):
-        raise RecordError('config_text must be an object')
-    return tuple(
-        difference.key
-        for difference in alternatives.differences(expected_config(path, names).config, found)
-        if not NO_CHANGE.fullmatch(difference.key)
-    )

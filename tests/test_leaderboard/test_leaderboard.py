@@ -17,11 +17,14 @@ pytest.importorskip('scipy.stats')
 
 import synthetic as made_up  # noqa: E402
 
-from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards, commands  # noqa: E402
-from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
+from mmattn.leaderboard import judge, packs
+from mmattn.leaderboard.board import commands  # noqa: E402
+from mmattn.leaderboard.build import boards  # noqa: E402
+from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
+from mmattn.leaderboard.expected import fitting  # noqa: E402
+from mmattn.leaderboard.render import render, show  # noqa: E402
+from mmattn.papers import alternatives, entries, load  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
-from mmattn.papers.render import render, show  # noqa: E402
 
 BARE = 'cat/resnet50_8xb32_in1k.py'
 CAT = 'cat/resnet50-cat-r16_8xb32_in1k.py'
@@ -417,7 +420,9 @@ def test_what_waits_for_another_run_says_so(tmp_path):
     assert row_of(board, bare.config).state == 'missing'
 
 
-def test_one_seed_of_a_table_of_ones_own_has_no_verdict(tmp_path):
+@pytest.fixture
+def alone(tmp_path):
+    """A table that no paper has, of one seed."""
     path = own_rows(tmp_path / 'own')
     rows = f'  - {{group: A, method: bare, config: {BARE}}}\n'
     rows += f'  - {{group: A, method: + CAT, config: {CAT}}}\n'
@@ -427,12 +432,15 @@ def test_one_seed_of_a_table_of_ones_own_has_no_verdict(tmp_path):
     )
     for config in (BARE, CAT):
         made_up.save(tmp_path / 'runs', made_up.record(config, 0, top(75.0)))
-    board = boards('mine', [], [Folder(tmp_path / 'runs')], files=[path])[0]
-    words = [row.cells['top1'].gain_word for row in board.rows]
-    assert words == ['baseline', 'one seed: no verdict'] and not board.has_paper
-    text = render([board], 'markdown')
+    return boards('mine', [], [Folder(tmp_path / 'runs')], files=[path])[0]
+
+
+def test_one_seed_of_a_table_of_ones_own_has_no_verdict(alone):
+    words = [row.cells['top1'].gain_word for row in alone.rows]
+    assert words == ['baseline', 'one seed: no verdict'] and not alone.has_paper
+    text = render([alone], 'markdown')
     assert 'one seed: no verdict' in text and 'Paper' not in text and 'equivalent' not in text
-    assert f'leaderboard.py mine 2 --tables {path}' in render([board], 'html')
+    assert f'leaderboard.py mine 2 --tables {alone.files[0]}' in render([alone], 'html')
 
 
 def test_the_hash_of_the_checkpoint_that_counts(tmp_path):
@@ -876,18 +884,46 @@ setTimeout(() => {
 """
 
 
+def seen(path, size):
+    """What a page's probe says in a browser, which has no error to log."""
+    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
+    command += ['--enable-logging=stderr', '--virtual-time-budget=3000', f'--window-size={size}']
+    command += ['--disable-background-networking', f'--user-data-dir={path.parent / "profile"}']
+    found = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert 'CONSOLE' not in found.stderr
+    return json.loads(found.stdout.split('SAID')[1])
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason='looking at the page needs chromium')
+def test_the_page_of_a_table_of_ones_own_in_a_browser(alone, tmp_path):
+    """No column of a paper's; it filters by the verdicts that it has."""
+    path = tmp_path / 'page.html'
+    probe = (
+        PROBE.split('say.first')[0]
+        + """
+    const heads = [...document.querySelectorAll('table.results thead th')];
+    say.heads = heads.map(head => head.textContent);
+    input('.verdict', 'one seed: no verdict');
+    say.found = seen().map(line => line.cells[1].textContent);
+    const plots = [...document.querySelectorAll('.plot > svg')];
+    say.plots = plots.filter(plot => plot.getBoundingClientRect().height > 50
+                                     && !plot.closest('details')).length;
+    document.body.textContent = 'SAID' + JSON.stringify(say) + 'SAID';
+    </script>"""
+    )
+    path.write_text(render([alone], 'html').replace('</body>', f'{probe}</body>'), encoding='utf-8')
+    said = seen(path, '1280,900')
+    names = ['Network', 'Method', 'State', 'Metric', 'Ours', 'n', 'Gain', 'Verdict']
+    assert said['heads'] == names and said['found'] == ['+ CAT'] and said['plots'] == 1
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason='looking at the page needs chromium')
 @pytest.mark.parametrize('size', ['1280,900', '500,900'])
 def test_the_page_in_a_browser(full, tmp_path, size):
     """No errors, nothing fetched, plots visible; the table sorts and filters, also on a phone."""
     path = tmp_path / 'page.html'
     path.write_text(render([full], 'html').replace('</body>', f'{PROBE}</body>'), encoding='utf-8')
-    command = [CHROMIUM, '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom']
-    command += ['--enable-logging=stderr', '--virtual-time-budget=3000', f'--window-size={size}']
-    command += [f'--user-data-dir={tmp_path / "profile"}', path.as_uri()]
-    found = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert 'CONSOLE' not in found.stderr
-    said = json.loads(found.stdout.split('SAID')[1])
+    said = seen(path, size)
     assert (said['first'], said['all']) == (10, 20)
     assert len(said['plots']) == 2 and min(said['plots']) > 100
     assert said['found'] == ['+ CAT', '+ CAT']

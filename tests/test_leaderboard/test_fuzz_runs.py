@@ -24,10 +24,11 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from mmattn.papers import config_root, own, packs, plan  # noqa: E402
-from mmattn.papers.board import boards  # noqa: E402
-from mmattn.papers.collect import Folder, collect  # noqa: E402
-from mmattn.papers.render import render, show  # noqa: E402
+from mmattn.leaderboard import packs  # noqa: E402
+from mmattn.leaderboard.build import boards  # noqa: E402
+from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
+from mmattn.leaderboard.render import render, show  # noqa: E402
+from mmattn.papers import config_root, own, plan  # noqa: E402
 from mmattn.runs import record, watch  # noqa: E402
 
 BARE = 'cat/resnet50_8xb32_in1k.py'

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 stats = pytest.importorskip('scipy.stats')
 
-from mmattn.papers import load  # noqa: E402
-from mmattn.papers.judge import (  # noqa: E402
+from mmattn.leaderboard.judge import (  # noqa: E402
     AGREES,
     HIGHER,
     LOWER,
@@ -23,6 +22,7 @@ from mmattn.papers.judge import (  # noqa: E402
     gain,
     holm,
 )
+from mmattn.papers import load  # noqa: E402
 
 FINITE = st.floats(-100, 100, allow_nan=False)
 

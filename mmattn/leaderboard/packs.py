@@ -18,11 +18,11 @@ from pathlib import Path
 
 from mmattn import tars
 from mmattn.lines import one_line
+from mmattn.papers.metrics import is_number
 from mmattn.runs.atomic import replacing
 from mmattn.runs.record import NAME
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
-from .metrics import is_number
 
 LOGS = re.compile(r'[^/]+\.log|(.*/)?[^/]+\.json')
 # Of one member and of all together: logs of hundreds of runs.
