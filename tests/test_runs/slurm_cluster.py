@@ -81,10 +81,11 @@ def running(folder, cpus=2):
             time.sleep(0.5)
         _wait_until_idle(environment, folder)
         yield environment
+    finally:
+        # Also where a test has failed: nothing is left running.
         with suppress(subprocess.SubprocessError):
             subprocess.run(['scancel', '-u', '0'], env=environment, timeout=20)
             _wait_until_empty(environment)
-    finally:
         for process in reversed(started):
             process.send_signal(signal.SIGTERM)
         for process in reversed(started):

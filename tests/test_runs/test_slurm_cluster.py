@@ -29,17 +29,29 @@ class Table(test_local.Table):
 
     def __init__(self, folder, rows, pause, environment, minutes=60, signal_seconds=20):
         super().__init__(folder, rows, pause)
-        self.environment = environment
+        self.environment, self.driver = environment, None
         (folder / 'cluster.yml').write_text(
             f'partition: tests\ngpus_per_node: 0\ncpus_per_process: 1\nhours: {minutes / 60:.4f}\n'
             f'signal_seconds: {signal_seconds}\n'
         )
 
     def start(self):
+        if self.driver is not None:
+            self.driver.kill()
         words = ['--cluster', self.folder / 'cluster.yml', '--tries', '12']
-        return self.reproduce(
+        self.driver = self.reproduce(
             *words, SLURM_CONF=self.environment['SLURM_CONF'], MMATTN_SLURM_PAUSE='1'
         )
+        return self.driver
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        """Its driver is not left running where a test has failed; its jobs end with the cluster."""
+        if self.driver is not None:
+            self.driver.kill()
+            self.driver.wait()
 
     def jobs(self, state='running'):
         """Numbers of the jobs in a state."""
@@ -87,7 +99,7 @@ def test_a_time_limit_that_cuts_each_run_twice(tmp_path, undisturbed):
     with slurm_cluster.running(tmp_path / 'cluster') as environment:
         table = Table(tmp_path / 'table', ROWS, 5.0, environment, signal_seconds=119)
         process = table.start()
-        with without_delay(environment):
+        with table, without_delay(environment):
             while process.poll() is None:
                 cut(table, times=2)
                 time.sleep(1)
@@ -136,19 +148,20 @@ def test_random_kills_leave_the_same_table(tmp_path, undisturbed):
             tables += 1
             table = Table(tmp_path / f'table_{tables}', ROWS, 1.0, environment)
             process = table.start()
-            while process.poll() is None:
-                deadline = time.monotonic() + dice.uniform(2, seconds / 3)
-                while time.monotonic() < deadline and process.poll() is None:
-                    time.sleep(0.1)
-                if done < times and process.poll() is None:
-                    kind = kinds[done % len(kinds)]
-                    if not strike(table, process, kind, dice):
-                        continue
-                    done += 1
-                    print(f'{done}: {kind} of table {tables}', flush=True)
-                    if kind == 'driver':
-                        process.wait()
-                        process = table.start()
+            with table:
+                while process.poll() is None:
+                    deadline = time.monotonic() + dice.uniform(2, seconds / 3)
+                    while time.monotonic() < deadline and process.poll() is None:
+                        time.sleep(0.1)
+                    if done < times and process.poll() is None:
+                        kind = kinds[done % len(kinds)]
+                        if not strike(table, process, kind, dice):
+                            continue
+                        done += 1
+                        print(f'{done}: {kind} of table {tables}', flush=True)
+                        if kind == 'driver':
+                            process.wait()
+                            process = table.start()
             assert process.wait() == 0, table.log.read_text()[-3000:]
             assert table.result() == expected and table.leaderboard() == board
 
