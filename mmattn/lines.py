@@ -23,3 +23,8 @@ def one_line(text: object, most: int | None = MOST) -> str:
     found = ' '.join(UNPRINTABLE.sub(' ', str(text)).split())
     found = found.encode('utf-8', 'backslashreplace').decode()
     return found if most is None or len(found) <= most else f'{found[:most]}...'
+
+
+def indented(text: str) -> str:
+    """As `one_line`, behind the spaces that the text begins with."""
+    return ' ' * (len(text) - len(text.lstrip(' '))) + one_line(text)

@@ -11,6 +11,7 @@ import pickle
 import struct
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import torch
@@ -97,26 +98,37 @@ class Calls:
         return self.call
 
 
-def overlapping():
-    """A thousand members, all of them the same megabyte of the file."""
+def overlapping(count=200):
+    """Members in members: each holds all that follow, and with them the same megabyte."""
+    bodies = [bytes(2**20)]
+    for key in range(count - 1, 0, -1):
+        bodies.append(_member(f'x/data/{key}', bodies[-1])[0] + bodies[-1])
+    bodies.reverse()
     parts = [text('a'), b'}']
-    for key in range(1000):
+    for key, body in enumerate(bodies):
         parts += [text(str(key)), name('torch._utils', '_rebuild_tensor_v2'), b'(']
-        parts += [storage(2**18, str(key)), number(0), numbers(2**18), numbers(1)]
-        parts += [b'\x89', name('collections', 'OrderedDict'), b')RtRs']
-    pickled = b'\x80\x02}' + b''.join(parts) + b's.'
+        parts += [storage(len(body), str(key), 'ByteStorage'), number(0), numbers(len(body))]
+        parts += [numbers(1), b'\x89', name('collections', 'OrderedDict'), b')RtRs']
     file = io.BytesIO()
     with zipfile.ZipFile(file, 'w') as made:
-        made.writestr('x/data.pkl', pickled)
-        made.writestr('x/data/0', bytes(2**20))
-        first = made.getinfo('x/data/0')
-        for key in range(1, 1000):
-            info = zipfile.ZipInfo(f'x/data/{key}')
-            info.header_offset, info.CRC = first.header_offset, first.CRC
-            info.file_size = info.compress_size = 2**20
+        made.writestr('x/data.pkl', b'\x80\x02}' + b''.join(parts) + b's.')
+        place = file.tell()
+        header, _ = _member('x/data/0', bodies[0])
+        file.write(header + bodies[0])
+        made.start_dir = file.tell()
+        for key, body in enumerate(bodies):
+            header, info = _member(f'x/data/{key}', body)
+            info.header_offset = place
+            place += len(header)
             made.filelist.append(info)
             made.NameToInfo[info.filename] = info
     return file.getvalue()
+
+
+def _member(name, body):
+    info = zipfile.ZipInfo(name)
+    info.CRC, info.file_size, info.compress_size = zlib.crc32(body), len(body), len(body)
+    return info.FileHeader(), info
 
 
 def compressed():

@@ -23,6 +23,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.leaderboard.build import boards
     from mmattn.leaderboard.collect import Folder, Known, collect
     from mmattn.leaderboard.render import FORMATS, render, show
+    from mmattn.lines import one_line
     from mmattn.papers import own
     from mmattn.runs.atomic import write_text
 
@@ -104,7 +105,7 @@ def main(argv=None):
         else:
             sys.stdout.write(text)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     return 0
 
@@ -113,7 +114,7 @@ def verify(root, files):
     runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:
-        print(f'{fault.place}: {fault.reason}')
+        print(one_line(f'{fault.place}: {fault.reason}'))
     print(f'{len(runs)} runs, {len(faults)} faults')
     return FAILED if faults else 0
 

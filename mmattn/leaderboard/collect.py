@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmattn.lines import one_line
 from mmattn.papers import alternatives, own
 from mmattn.papers.metrics import is_number
 from mmattn.papers.tables import config_root, entries
@@ -99,7 +100,7 @@ class Folder:
 
     def last_lines(self, place: str) -> str:
         logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
-        if not logs or not logs[-1].is_file():
+        if not logs or logs[-1].is_symlink() or not logs[-1].is_file():
             return ''
         with open(logs[-1], 'rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
@@ -176,7 +177,7 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
                 if run.state in ('failed', 'stopped'):
                     run = replace(run, last_lines=source.last_lines(place))
             except RecordError as error:
-                faults.append(Fault(full, str(error)))
+                faults.append(Fault(full, one_line(error)))
                 continue
             before = runs.setdefault(run.identity, run)
             if before is run:

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mmattn.lines import one_line
 from mmattn.papers import alternatives
 from mmattn.papers.metrics import is_number
 from mmattn.papers.plan import expected
@@ -48,8 +49,8 @@ def expected_config(path: str, names: tuple[str, ...]) -> Expected:
         except plain_config.PlainConfigError:
             cfg = None
         cfg = expected(path, names) if cfg is None else cfg
-    except (OSError, SyntaxError, alternatives.AlternativeError) as error:
-        raise RecordError(f"the repository's config cannot be read: {error}") from error
+    except Exception as error:  # a user's own config may raise anything
+        raise RecordError(f"the repository's config cannot be read: {one_line(error)}") from error
     train = cfg.get('train_cfg') or {}
     length = next(
         (

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmattn.lines import one_line
+
 from . import judge
 from .board import GAIN, LOSS, REPRODUCED, RULES, Board, Cell, Row
 from .collect import Run
@@ -44,12 +46,12 @@ def render(boards: Sequence[Board], style: str) -> str:
     if style == 'html':
         from .page import page
 
-        return page(boards)
+        return _encodable(page(boards))
     if style not in ('markdown', 'csv', 'json'):
         raise ValueError(f'style must be one of {FORMATS[1:]}, got {style!r}')
     if style == 'json':
         contents = {'rules': rules(boards), 'tables': [as_data(board) for board in boards]}
-        return json.dumps(contents, indent=1, ensure_ascii=False) + '\n'
+        return _encodable(json.dumps(contents, indent=1, ensure_ascii=False) + '\n')
     if style == 'csv':
         return _csv(boards)
     return '\n'.join(map(_markdown, boards)) + '\n' + ''.join(f'- {r}\n' for r in rules(boards))
@@ -164,8 +166,12 @@ def gain_verdict(cell: Cell) -> str:
 
 def plain(text: Any) -> str:
     """One line without control characters, which a terminal would obey."""
-    text = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]', ' ', str(text))
-    return ' '.join(text.split())
+    return one_line(text, most=None)
+
+
+def _encodable(text):
+    """Names of files that are no text have their bytes as `\\udcff`."""
+    return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def as_data(board: Board) -> dict[str, Any]:

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from mmattn.lines import one_line
+
 PAPERS = ('cat', 'drtam')
+MOST_ITEMS = 10**5  # of a file of tables
 TASKS = (
     'image-classification',
     'object-detection',
@@ -141,10 +144,7 @@ def parse(text: str, path: str | Path) -> dict[int, dict[str, Any]]:
 
 def read_list(text: str, path: str | Path) -> list[Any]:
     """What a text's `tables` lists, unchecked; raises ValueError as `parse` does."""
-    try:
-        contents = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f'{path}: no YAML: {" ".join(str(error).split())}') from error
+    contents = read_yaml(text, path)
     _check_kind(path, 'the file', contents, dict)
     return _check_kind(path, 'tables', contents.get('tables'), list)
 
@@ -168,7 +168,7 @@ def add_table(
     if table['id'] in tables:
         raise ValueError(f'{path}: two tables have the id {table["id"]}')
     for key, allowed in (('task', TASKS), ('checkpoint', CHECKPOINTS)):
-        if table[key] not in allowed:
+        if not isinstance(table[key], str) or table[key] not in allowed:
             raise ValueError(
                 f'{path}: {key} must be one of {allowed}, got {reprlib.repr(table[key])}'
             )
@@ -187,6 +187,27 @@ def add_table(
     for row in _check_kind(path, 'rows', table['rows'], list):
         check_row(path, row, table, own)
     tables[table['id']] = table
+
+
+def read_yaml(text: str, path: str | Path) -> Any:
+    """What a text of YAML holds.
+
+    Raises:
+        ValueError: in one line, if it is none, or stands for more than `MOST_ITEMS`, as a few lines
+            with aliases may.
+    """
+    try:
+        found, count = yaml.safe_load(text), 0
+        left = [found]
+        while left:
+            item, count = left.pop(), count + 1
+            if count > MOST_ITEMS:
+                raise ValueError(f'more than {MOST_ITEMS} items')
+            if isinstance(item, (dict, list, tuple, set)):
+                left += [*item.values()] if isinstance(item, dict) else [*item]
+        return found
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f'{path}: no YAML: {one_line(error)}') from error
 
 
 def _check_alternative(path: str | Path, item: Any) -> None:

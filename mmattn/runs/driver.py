@@ -59,7 +59,7 @@ class Driver:
         options (Sequence[str]): Further ones of `tools/train.py`.
     """
 
-    job_class = Job
+    job_class, pause = Job, 1.0  # seconds between two rounds
 
     def __init__(
         self,
@@ -110,6 +110,31 @@ class Driver:
     def waits_on_stop(self, job: Job) -> bool:
         """Whether a driver that was asked to stop waits for a job's end."""
         return False
+
+    @property
+    def kind(self) -> str:
+        """The kind of GPU that runs get, as trials are kept by it; a part of a file's name."""
+        raise NotImplementedError
+
+    def try_out(self, folder: Path, command: Sequence[str]) -> int | None:
+        """Run `tools/train.py` with these arguments where runs run, and wait for its end.
+
+        Args:
+            folder (Path): Is there, for the log.
+
+        Returns:
+            int, optional: the exit code, if it is known.
+
+        Raises:
+            UserError: if there is no room.
+            OSError: if it could not be started.
+        """
+        raise NotImplementedError
+
+    def where(self, run: Run) -> str:
+        """Where a run is, for `watch.status`."""
+        job = self.jobs[run.name]
+        return 'running' if job.state in ('running', 'elsewhere') else 'waiting'
 
     def release(self, job: Job) -> None:
         """Give back what a job holds."""

@@ -5,6 +5,7 @@ for their end.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from mmattn.papers.plan import Run, title
 
 from . import driver, leases
 from .driver import LAUNCH, LOG, TRAIN
+from .errors import UserError
 
 
 @dataclass
@@ -67,20 +69,60 @@ class Driver(driver.Driver):
             self._full = True
             return False
         job.slots = slots
+        arguments = [*job.run.arguments(self.work_dir, checkpoint), *self.options]
+        job.process = self._launch(job.folder, arguments, slots, job.lease)
+        where = f'{self.slots.kind} {",".join(slots)}'
+        self.say(f'{title(job.run)}: started on {where} (try {job.tries + 1} of {self.limit})')
+        return True
+
+    @property
+    def kind(self) -> str:
+        if self.slots.kind == 'cpu':
+            return 'cpu'
+        import torch
+
+        names = {torch.cuda.get_device_name(int(name)) for name in self.slots.names}
+        return '+'.join(re.sub(r'\W+', '-', name) for name in sorted(names))
+
+    def try_out(self, folder: Path, command: Sequence[str]) -> int | None:
+        slots = self.slots.take(self.per_run, 'a trial')
+        if slots is None:
+            raise UserError(f'no {self.slots.kind} is free for a trial')
+        try:
+            process = self._launch(folder, command, slots)
+            try:
+                return process.wait()
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        finally:
+            for lease in slots.values():
+                lease.release()
+
+    def _launch(
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        slots: dict[str, leases.Lease],
+        lease: leases.Lease | None = None,
+    ) -> subprocess.Popen:
+        """Start the launcher for `tools/train.py`; the leases are handed down to it."""
+        handed = [*slots.values(), *([] if lease is None else [lease])]
+        config, *rest = arguments
         command = [sys.executable, str(LAUNCH), str(self.per_run), str(TRAIN)]
-        config, *rest = job.run.arguments(self.work_dir, checkpoint)
-        command += [config, '--launcher', 'pytorch', *rest, *self.options]
+        command += [config, '--launcher', 'pytorch', *rest]
         environment = dict(self.environment)
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [environment.get('PYTHONPATH')])]
         environment['PYTHONPATH'] = os.pathsep.join(paths)
         if self.slots.kind == 'gpu':
-            environment['CUDA_VISIBLE_DEVICES'] = ','.join(job.slots)
+            environment['CUDA_VISIBLE_DEVICES'] = ','.join(slots)
         else:
             share = max(1, len(os.sched_getaffinity(0)) // len(self.slots.names))
             environment.setdefault('OMP_NUM_THREADS', str(share))
-        with open(job.folder / LOG, 'a') as log:
-            job.process = subprocess.Popen(
+        with open(folder / LOG, 'a') as log:
+            return subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -88,11 +130,8 @@ class Driver(driver.Driver):
                 stderr=subprocess.STDOUT,
                 # Ctrl-C is for this driver, which lets them save; and they outlive it.
                 start_new_session=True,
-                pass_fds=[lease.fileno() for lease in (job.lease, *job.slots.values())],
+                pass_fds=[item.fileno() for item in handed],
             )
-        where = f'{self.slots.kind} {",".join(job.slots)}'
-        self.say(f'{title(job.run)}: started on {where} (try {job.tries + 1} of {self.limit})')
-        return True
 
     def poll(self, job: Job) -> tuple[bool, int | None]:
         for lease in (job.lease, *job.slots.values()):

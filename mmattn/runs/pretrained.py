@@ -8,7 +8,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from mmattn.registry import register
@@ -31,7 +31,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: as `checkpoint.load` does.
         ValueError: if the file holds no weights.
     """
-    found = checkpoint.load(path)
+    checkpoint.install()
+    # By whichever name mmengine takes: a file, https://, torchvision://, msra://.
+    found = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     for key in ('state_dict', 'model'):
         if isinstance(found.get(key), dict):
             found = found[key]

@@ -22,6 +22,7 @@ from mmattn.leaderboard.collect import Folder
 from mmattn.leaderboard.render import render, show
 from mmattn.papers import own
 from mmattn.runs import atomic, locks, record
+from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
 
 PROCESSES = 2
 DATA_ROOT = Path('data/digits')
@@ -163,7 +164,9 @@ def train_and_test(task, tools, configs):
         untrained, tested = _read(work_dir / 'untrained.json'), _final(work_dir)
         if not untrained or tested is None:
             name = record.NAME if untrained else 'untrained.json'
-            sys.exit(f'error: {work_dir / name} is damaged; without the folder it trains again')
+            message = f'{work_dir / name} is damaged; without the folder it trains again'
+            print(f'error: {message}', file=sys.stderr)
+            sys.exit(USER_ERROR)
         known.update(
             parameters=untrained['parameters'],
             # COCO's evaluator has no metrics for a model that detects nothing, or says -1
@@ -242,4 +245,7 @@ if __name__ == '__main__':
         main(*sys.argv[1:])
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(USER_ERROR)

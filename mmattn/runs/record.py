@@ -52,9 +52,10 @@ KEYS = {
     'state': str,
 }
 OPTIONAL = {
-    'progress': (dict, NONE),  # epoch, iter, max_iters, loss, at: of the running training
+    'progress': (dict, NONE),  # of the running training
     'best_checkpoint': (dict, NONE),  # as `checkpoint`; None if the config keeps no best one
 }
+PROGRESS = {'epoch': int, 'iter': int, 'max_iters': int, 'loss': (*NUMBER, NONE), 'at': NUMBER}
 START = {
     'at': NUMBER,  # seconds since 1970, as all times here
     'host': str,
@@ -206,17 +207,21 @@ def check(record: Any) -> None:
     if record['state'] not in STATES:
         raise RecordError(f'state must be one of {STATES}, got {reprlib.repr(record["state"])}')
     if not all(isinstance(name, str) for name in record['alternatives']):
-        raise RecordError(f'alternatives must be names, got {record["alternatives"]!r}')
+        raise RecordError(f'alternatives must be names, got {reprlib.repr(record["alternatives"])}')
     text, sha = record['config_text'], record['config_sha256']
     if (text is None) != (sha is None) or (text is not None and digest(text) != sha):
         raise RecordError('config_sha256 is not the hash of config_text')
     for start in record['starts']:
         _check(start, START, {}, 'a start')
         if start['outcome'] not in OUTCOMES:
-            raise RecordError(f'outcome must be one of {OUTCOMES}, got {start["outcome"]!r}')
+            raise RecordError(
+                f'outcome must be one of {OUTCOMES}, got {reprlib.repr(start["outcome"])}'
+            )
     for evaluation in record['evaluations']:
         _check(evaluation, EVALUATION, {}, 'an evaluation')
         _check_metrics(evaluation['metrics'])
+    if record.get('progress') is not None:
+        _check(record['progress'], PROGRESS, {}, 'progress')
     if record['final'] is not None:
         _check(record['final'], FINAL, {}, 'final')
         _check_metrics(record['final']['last'])
@@ -230,7 +235,7 @@ def check(record: Any) -> None:
 
 def _check(item, keys, optional, what):
     if not isinstance(item, dict) or not keys.keys() <= item.keys() <= {**keys, **optional}.keys():
-        found = sorted(map(str, item)) if isinstance(item, dict) else reprlib.repr(item)
+        found = reprlib.repr(sorted(map(str, item)) if isinstance(item, dict) else item)
         raise RecordError(f'{what} must have the keys {sorted(keys)}, got {found}')
     for key, value in item.items():
         kinds = {**keys, **optional}[key]
@@ -238,12 +243,21 @@ def _check(item, keys, optional, what):
         if not isinstance(value, kinds) or isinstance(value, bool):
             names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
             raise RecordError(f'{key} must be of {names}, got {reprlib.repr(value)}')
+        _check_size(key, value)
 
 
 def _check_metrics(metrics):
     for name, value in metrics.items():
         if value is not None and (not isinstance(value, NUMBER) or isinstance(value, bool)):
-            raise RecordError(f'the metric {name} must be a number, got {reprlib.repr(value)}')
+            what = f'the metric {reprlib.repr(name)}'
+            raise RecordError(f'{what} must be a number, got {reprlib.repr(value)}')
+        _check_size(name, value)
+
+
+def _check_size(name, value):
+    """JSON has integers of any length, and reads 1e999 as infinity."""
+    if isinstance(value, NUMBER) and not -(2**63) <= value < 2**63:
+        raise RecordError(f'{reprlib.repr(name)} must be a number of 64 bits')
 
 
 def _refuse(constant):

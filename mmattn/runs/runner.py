@@ -10,7 +10,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
-from . import atomic, checkpoint, processes, recording, saving, unreadable
+from . import atomic, checkpoint, measure, processes, recording, saving, unreadable
 from .errors import UserError
 from .hooks import ProgressHook
 from .loops import resumable
@@ -34,7 +34,8 @@ class Runner(MMEngineRunner):
       (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
-    - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`).
+    - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
+      ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
     Arguments are mmengine's, as keywords.
     """
@@ -64,6 +65,8 @@ class Runner(MMEngineRunner):
             self.register_hook(hook)
         if self.cfg.get('record'):
             self.register_hook(recording.RecordHook(self.cfg.record.to_dict()))
+        if self.cfg.get('measure'):
+            self.register_hook(measure.MeasureHook(**self.cfg.measure))
 
     def train(self):
         with recording.kept(self):

@@ -8,10 +8,12 @@ several may work on one folder.
 """
 
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +35,7 @@ FOLDER = 'slurm'  # of a run's: scripts, pickles and outputs of its jobs
 CODE = 'code'  # of the work directory: snapshots
 REQUEUES = 10**6  # no training is given up because its time limit was short
 MARGIN = 5  # seconds that requeueing takes
+PAUSE = float(os.environ.get('MMATTN_SLURM_PAUSE', 10))  # seconds between two questions to Slurm
 
 cloudpickle.register_pickle_by_value(task)
 
@@ -64,7 +67,7 @@ class Driver(driver.Driver):
         UserError: if there is no Slurm here, or a run does not fit the cluster's nodes.
     """
 
-    job_class = Job
+    job_class, pause = Job, PAUSE
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class Driver(driver.Driver):
             raise UserError(f'--slurm needs the commands of Slurm; not found: {", ".join(absent)}')
         self.cluster, self.environment = cluster, dict(environment or {})
         self.nodes, self.per_node = cluster.shape(per_run)
-        self.queue: dict[str, tuple[str, str]] | None = None
+        self.queue: dict[str, tuple[str, str, str]] | None = None
 
     def begin_round(self) -> None:
         """Ask Slurm once for all jobs."""
@@ -97,7 +100,7 @@ class Driver(driver.Driver):
     def adopt(self, job: Job) -> bool:
         if self.queue is None or job.name not in self.queue:
             return False
-        job.number, _ = self.queue[job.name]
+        job.number = self.queue[job.name][0]
         self.say(f'{title(job.run)}: is job {job.number} already')
         return True
 
@@ -108,9 +111,9 @@ class Driver(driver.Driver):
             return False
         if job.name in self.queue:
             return False  # and is adopted in the next round
-        code = snapshot.make(self.work_dir / CODE)
-        job.number = self._submit(job, self._task(job, checkpoint, code), code)
-        self.queue[job.name] = job.number, ''
+        arguments = [*job.run.arguments(self.work_dir, checkpoint), *self.options]
+        job.number = self._submit(job.name, job.folder, arguments)
+        self.queue[job.name] = job.number, 'PENDING', ''
         self.say(
             f'{title(job.run)}: submitted as job {job.number} (try {job.tries + 1} of {self.limit})'
         )
@@ -127,31 +130,66 @@ class Driver(driver.Driver):
         if job.lease is None:
             job.state = 'waiting'  # somebody else has gone on with it
             return False, None
-        return True, self._exit_code(job)
+        self.queue = self._ask()
+        if self.queue is None or job.name in self.queue:
+            self.release(job)  # another driver has submitted it again since the round began
+            return False, None
+        return True, self._exit_code(job.folder, job.number)
 
-    def _ask(self) -> dict[str, tuple[str, str]] | None:
-        """Numbers and reasons of our jobs that Slurm has, by their names; None if it cannot say."""
-        command = ['squeue', '--noheader', '--user', str(os.getuid()), '--format', '%i|%r|%j']
+    def where(self, run: Run) -> str:
+        job = self.jobs[run.name]
+        if job.state == 'running' and (self.queue or {}).get(job.name, ('', ''))[1] == 'PENDING':
+            return f'queued as job {job.number}'
+        return super().where(run)
+
+    def _ask(self) -> dict[str, tuple[str, str, str]] | None:
+        """Numbers, states and reasons of our jobs, by their names; None if Slurm cannot say."""
+        command = ['squeue', '--all', '--noheader', '--user', str(os.getuid())]
+        command += ['--format', '%i|%T|%r|%j']
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+            said = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=True,
+                start_new_session=True,  # Ctrl-C is not for it
+            )
         except (OSError, subprocess.SubprocessError):
             return None
         found = {}
         for line in said.stdout.splitlines():
-            number, reason, name = line.strip().split('|', 2)
-            found[name] = number, reason
+            number, state, reason, name = line.strip().split('|', 3)
+            found[name] = number, state, reason
         return found
 
     def _tell_if_held(self, job: Job) -> None:
-        number, reason = self.queue[job.name]
+        number, _, reason = self.queue[job.name]
         held = 'held' in reason.lower() or reason == 'JobHoldMaxRequeue'
         if held and not job.held:
             self.say(f'{title(job.run)}: Slurm holds job {number} ({reason}); scontrol release')
         job.held = held
 
-    def _task(self, job: Job, checkpoint: str | None, code: Path) -> task.Task:
+    @property
+    def kind(self) -> str:
+        found = filter(None, ('slurm', self.cluster.partition, self.cluster.constraint))
+        return re.sub(r'\W+', '-', ' '.join(found))
+
+    def try_out(self, folder: Path, command: Sequence[str]) -> int | None:
+        name = f'trial-{record.digest(str(folder.resolve()))[:12]}'
+        number = self._submit(name, folder.resolve(), command)
+        self.say(f'submitted as job {number}')
+        try:
+            while (found := self._ask()) is None or name in found:
+                time.sleep(PAUSE)
+        except BaseException:
+            subprocess.run(['scancel', number], capture_output=True)
+            raise
+        return self._exit_code(folder.resolve(), number)
+
+    def _task(self, folder: Path, arguments: Sequence[str], code: Path) -> task.Task:
         package = Path(snapshot.PACKAGE)
-        config, *rest = job.run.arguments(self.work_dir, checkpoint)
+        config, *rest = arguments
 
         def copied(path):
             """Where the snapshot has a file of ours; a user's own stays where it is."""
@@ -159,25 +197,26 @@ class Driver(driver.Driver):
             inside = path.is_relative_to(config_root().resolve()) or path == TRAIN.resolve()
             return str(code / path.relative_to(package.parent)) if inside else str(path)
 
-        command = [copied(TRAIN), copied(config), '--launcher', 'pytorch', *rest, *self.options]
+        command = [copied(TRAIN), copied(config), '--launcher', 'pytorch', *rest]
         grace = max(1, self.cluster.signal_seconds - 2 * MARGIN)
         modules = str(code / Path(__file__).resolve().parent.relative_to(package.parent))
-        return task.Task(str(job.folder), modules, command, self.per_node, grace, self.environment)
+        return task.Task(str(folder), modules, command, self.per_node, grace, self.environment)
 
-    def _submit(self, job: Job, what: task.Task, code: Path) -> str:
-        """Submit a job; returns its number.
+    def _submit(self, name: str, folder: Path, arguments: Sequence[str]) -> str:
+        """Submit a job that runs `tools/train.py` with these arguments; returns its number.
 
         Raises:
             OSError: if Slurm refuses it.
         """
-        cluster = self.cluster
+        cluster, code = self.cluster, snapshot.make(self.work_dir / CODE)
+        what = self._task(folder, arguments, code)
         python = cluster.python or ('python' if cluster.container else shlex.quote(sys.executable))
         python = f'{cluster.container} {python}' if cluster.container else python
         root = str(snapshot.PACKAGE.parent)
         paths = os.environ.get('PYTHONPATH', '').split(os.pathsep)
         paths = [str(code), *(path for path in paths if path and os.path.abspath(path) != root)]
         wanted = dict(
-            job_name=job.name,
+            job_name=name,
             partition=cluster.partition,
             account=cluster.account,
             qos=cluster.qos,
@@ -199,18 +238,16 @@ class Driver(driver.Driver):
             stderr_to_stdout=True,
             additional_parameters={'requeue': True, **cluster.sbatch},
         )
-        executor = submitit.SlurmExecutor(
-            job.folder / FOLDER, max_num_timeout=REQUEUES, python=python
-        )
+        executor = submitit.SlurmExecutor(folder / FOLDER, max_num_timeout=REQUEUES, python=python)
         executor.update_parameters(**{key: value for key, value in wanted.items() if value})
         try:
             return executor.submit(what).job_id
         except (subprocess.SubprocessError, RuntimeError) as error:
             raise OSError(f'sbatch: {" ".join(str(error).split())[-300:]}') from error
 
-    def _exit_code(self, job: Job) -> int | None:
+    def _exit_code(self, folder: Path, number: str) -> int | None:
         """That of a job that is over, if it came to its end."""
-        path = submitit.SlurmJob(job.folder / FOLDER, job.number).paths.result_pickle
+        path = submitit.SlurmJob(folder / FOLDER, number).paths.result_pickle
         if not path.is_file():
             return None
         outcome, value = pickle_load(path)

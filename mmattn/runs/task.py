@@ -16,7 +16,9 @@ from typing import Any
 import submitit
 from submitit.core.utils import DelayedSubmission
 
-LOST, STOPPED = 1, 75  # exit codes, as in errors.py
+LOST = 1  # an exit code, as in errors.py
+# Those of a training that was asked to stop: as in errors.py, and before it could hear.
+STOPPED = (75, 128 + signal.SIGTERM, 128 + signal.SIGUSR2)
 LEASE_WAIT = 150  # seconds in which the lease of a job that was killed must have ended
 IDLE = 3  # requeues of a job that has saved nothing in between
 KILL_WAIT = 120  # seconds in which Slurm ends a job after SIGTERM
@@ -54,6 +56,8 @@ class Task:
     def __call__(self) -> int:
         """Train; returns the exit code."""
         node, lease = submitit.JobEnvironment(), None
+        # What this job has said before it was requeued is not its result.
+        node.paths.result_pickle.unlink(missing_ok=True)
         if node.global_rank == 0:
             lease = self._take_lease(node.job_id)
             if lease is None:
@@ -62,7 +66,7 @@ class Task:
         code = self._train(node, lease)
         if lease is not None:
             lease.release()
-        if code == STOPPED:
+        if code in STOPPED:
             # By SIGTERM: Slurm ends the job, and requeues one that it preempts, but none that is
             # over already.
             time.sleep(KILL_WAIT)

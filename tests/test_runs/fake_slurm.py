@@ -34,8 +34,9 @@ exec "$@" >> "${out/\%t/0}" 2>&1
 """,
     'squeue': """
 [ ! -e $FAKE/down ] || { echo 'slurm_load_jobs error' >&2; exit 1; }
+state=RUNNING; [ ! -e $FAKE/pending ] || state=PENDING
 for file in $FAKE/*.name; do
-    [ ! -e $file ] || echo "$(basename $file .name)|None|$(cat $file)"
+    [ ! -e $file ] || echo "$(basename $file .name)|$state|None|$(cat $file)"
 done
 """,
     'scontrol': 'touch $FAKE/$2.requeue',

@@ -482,8 +482,11 @@ def test_the_tool(tmp_path, capsys):
     main([str(tmp_path / 'x.pth'), str(tmp_path / 'x.safetensors')])
     assert checkpoint.sha256_of(tmp_path / 'x.safetensors') in capsys.readouterr().out
     torch.save(dict(a=eval), tmp_path / 'x.pth')
-    with pytest.raises(SystemExit, match='^error: .*builtins.eval'):
+    with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / 'x.pth'), str(tmp_path / 'y.safetensors')])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith('error: ') and 'builtins.eval' in said
+    assert said.count('\n') == 1
     assert not (tmp_path / 'y.safetensors').exists()
 
 

@@ -37,14 +37,14 @@ def test_they_load_right(tmp_path):
 
 
 def test_no_more_memory_than_there_is_file(tmp_path):
-    """A gigabyte of tensors in a file of one megabyte."""
+    """Two hundred megabytes of tensors in a file of one."""
     path = tmp_path / 'x.pth'
     path.write_bytes(overlapping())
     tracemalloc.start()
     try:
         with pytest.raises(checkpoint.Damaged):
             checkpoint.load(path)
-        assert tracemalloc.get_traced_memory()[1] < 30 * path.stat().st_size
+        assert tracemalloc.get_traced_memory()[1] < 10 * path.stat().st_size
     finally:
         tracemalloc.stop()
 

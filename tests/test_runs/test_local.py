@@ -19,7 +19,7 @@ import toy
 import toy_tables
 
 from mmattn.papers import plan
-from mmattn.runs import leases, local, record, watch
+from mmattn.runs import leases, local, needs, record, watch
 
 REPRODUCE = Path(__file__).parents[2] / 'tools' / 'reproduce.py'
 
@@ -33,6 +33,13 @@ name = '/'.join(config.split('/')[-2:])
 with open(f'{folder}/starts', 'a') as file:
     file.write(json.dumps(args) + '\\n')
 tries = len(open(f'{folder}/starts').readlines())
+if '--measure' in args:
+    if kind == 'bad':
+        sys.exit('boom')
+    numbers = dict(iteration=0.5, iterations=100, evaluation=5, evaluations=2, processes=1)
+    with open(args[args.index('--measure') + 1], 'w') as file:
+        json.dump(dict(numbers, state_bytes=1000, device='cpu'), file)
+    sys.exit()
 
 def finish():
     with open(f'{folder}/epoch_1.pth', 'wb') as file:
@@ -251,7 +258,7 @@ def test_status_of_what_is_there(pretend):
     driver = pretend({'good': None, 'bad': None, 'good_later': None})
     runs = [job.run for job in driver.jobs.values()]
     assert {watch.status(run, driver.work_dir).state for run in runs} == {'missing'}
-    assert watch.estimate(runs, driver.work_dir)[1] == [run.config for run in runs]
+    assert needs.estimate(runs, driver.work_dir) == (0, runs)
     driver.drive(pause=0.05)
     found = {run.config: watch.status(run, driver.work_dir) for run in runs}
     assert {config: item.state for config, item in found.items()} == {
@@ -279,7 +286,8 @@ class Table:
         self.log = folder / 'log'
 
     def start(self):
-        return self.reproduce('--gpus', '0,1')
+        # So many tries that no run is given up because it was killed.
+        return self.reproduce('--gpus', '0,1', '--tries', '20')
 
     def reproduce(self, *options, **variables):
         command = [sys.executable, REPRODUCE, 'mine', '--tables', self.tables, '--yes']
@@ -346,42 +354,63 @@ def victims(table, driver):
     return found
 
 
+def kill_at_random(table, times, seconds, dice):
+    """Carries a table through; the driver, launchers and workers die on the way.
+
+    Args:
+        times (int): How often, at most.
+        seconds (float): The mean time between two is a sixth of it.
+
+    Returns:
+        int: how often one died.
+    """
+    process, done, kinds = table.start(), 0, ('driver', 'worker', 'launcher')
+    while process.poll() is None:
+        deadline = time.monotonic() + dice.uniform(0, seconds / 3)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        kind = kinds[done % len(kinds)]
+        found = victims(table, process)[kind]
+        if done == times or process.poll() is not None or not found:
+            continue
+        with suppress(ProcessLookupError):
+            os.kill(dice.choice(found), signal.SIGKILL)
+            done += 1
+            print(f'{done}: {kind}', flush=True)
+        if kind == 'driver':
+            process.wait()
+            process = table.start()
+    assert process.wait() == 0, table.log.read_text()[-3000:]
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_random_kills_leave_the_same_table(tmp_path):
-    """Of the driver, launchers and workers, each kill at a moment of its own."""
+    """Ten of them in one table, each at a moment of its own; in further tables what is left."""
     rows = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
     undisturbed, begun = Table(tmp_path / 'undisturbed', rows), time.monotonic()
-    assert undisturbed.start().wait(timeout=600) == 0, undisturbed.log.read_text()[-3000:]
+    assert undisturbed.start().wait(timeout=900) == 0, undisturbed.log.read_text()[-3000:]
     seconds, expected = time.monotonic() - begun, undisturbed.result()
     board = undisturbed.leaderboard()
     assert board.count('1 done') == 4
-    assert len(expected) == 4
-    times = int(os.environ.get('MMATTN_KILLS', 10))
-    dice, done, tables = random.Random(0), 0, 0
-    kinds = ('driver', 'worker', 'launcher')
+    times, dice, done, tables = int(os.environ.get('MMATTN_KILLS', 10)), random.Random(0), 0, 0
     while done < times:
         tables += 1
         table = Table(tmp_path / f'table_{tables}', rows, pause=0.05)
-        process, before = table.start(), done
-        # So few a table that no run is given up: a driver starts it three times.
-        while done < min(times, before + 2):
-            kind = kinds[done % len(kinds)]
-            deadline = time.monotonic() + dice.uniform(0, seconds * 0.7)
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.02)
-            found = victims(table, process)[kind]
-            if process.poll() is not None or not found:
-                if process.poll() is not None:
-                    break
-                continue
-            pid = dice.choice(found)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                done += 1
-                print(f'{done}: {kind} of table {tables}', flush=True)
-            if kind == 'driver':
-                process.wait()
-                process = table.start()
-        assert process.wait(timeout=600) == 0, table.log.read_text()[-3000:]
+        done += kill_at_random(table, min(10, times - done), seconds, dice)
         assert table.result() == expected and table.leaderboard() == board
+
+
+def test_a_file_in_the_place_of_the_work_directory(tmp_path):
+    """Told before the data is looked at, which takes minutes."""
+    (tmp_path / 'file').touch()
+    command = [sys.executable, REPRODUCE, 'cat', '1', '--work-dir', tmp_path / 'file', '--yes']
+    ran = subprocess.run(
+        list(map(str, command)), env=toy.environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        f'error: {tmp_path}/file cannot be a folder for results: {tmp_path}/file is no folder; '
+        'choose another'
+    )

@@ -233,7 +233,7 @@ def broken(**changes):
         (json.dumps(broken(starts=[{}])), 'a start must have'),
         (
             json.dumps(broken(evaluations=[dict(epoch=1, iter=1, at=0, metrics=dict(a='b'))])),
-            'the metric a must be a number',
+            'the metric .a. must be a number',
         ),
     ],
 )

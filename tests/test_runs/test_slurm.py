@@ -3,6 +3,7 @@
 A cluster of its own is in test_slurm_cluster.py.
 """
 
+import importlib.util
 import signal
 import subprocess
 import threading
@@ -16,7 +17,7 @@ import toy_tables
 from test_local import starts, states
 
 from mmattn.papers import plan
-from mmattn.runs import cluster, leases, provenance, record, slurm, snapshot
+from mmattn.runs import cluster, leases, needs, provenance, record, slurm, snapshot
 from mmattn.runs.errors import UserError
 
 CPU = cluster.Cluster(partition='tests', gpus_per_node=0, cpus_per_process=1, signal_seconds=20)
@@ -87,6 +88,8 @@ def test_a_driver_that_starts_again_adopts_what_is_in_the_queue(pretend):
     def look_again():
         if time.monotonic() > deadline and (pretend.slurm.folder / 'pending').exists():
             assert states(again) == dict(good='running')
+            (job,) = again.jobs.values()
+            assert again.where(job.run) == 'queued as job 1'
             pretend.slurm.set('pending', False)
 
     assert again.drive(look_again, pause=0.05)
@@ -141,6 +144,25 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(pretend, monkeypatch):
     assert 'got nowhere' in pretend.slurm.output(driver, 'stuck')
 
 
+def test_what_a_job_said_before_it_was_requeued_is_no_result(pretend):
+    driver, asked = pretend({'cut': None}, tries=1), []
+    folder = driver.work_dir / 'mine' / 'cut' / 'seed0'
+
+    def look():
+        if not asked and (folder / 'ready').exists():
+            assert not (folder / 'slurm' / '1_0_result.pkl').exists()
+            pretend.slurm.signal(1, signal.SIGKILL)
+            asked.append(True)
+
+    pretend.slurm.set('pending')
+    driver.begin_round()
+    driver._update(next(iter(driver.jobs.values())))
+    (folder / 'slurm' / '1_0_result.pkl').write_bytes(b'of the first life')
+    pretend.slurm.set('pending', False)
+    driver.drive(look, pause=0.05)
+    assert asked and 'ended without an exit code' in driver.failures()[0]
+
+
 def test_a_killed_job_is_tried_again_and_leaves_no_training(pretend):
     driver, asked = pretend({'cut': None}), []
     folder = driver.work_dir / 'mine' / 'cut' / 'seed0'
@@ -153,6 +175,39 @@ def test_a_killed_job_is_tried_again_and_leaves_no_training(pretend):
     assert driver.drive(look, pause=0.05)
     assert len(starts(driver, 'cut')) == 2 and pretend.slurm.submitted == 2
     assert any('ended without an exit code' in line for line in driver.said)
+
+
+def test_two_drivers_that_have_adopted_a_job_try_it_again_once(pretend):
+    """The second to see its end finds the next job in the queue."""
+    one, other = pretend({'flaky': None}), pretend({'flaky': None})
+    pretend.slurm.set('pending')
+    for driver in (one, other):
+        driver.begin_round()
+        for job in driver.jobs.values():
+            driver._update(job)
+    pretend.slurm.set('pending', False)
+    deadline = time.monotonic() + 30
+    while not pretend.slurm.is_over(1) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pretend.slurm.set('pending')
+    one.begin_round(), other.begin_round()
+    (first,), (second,) = one.jobs.values(), other.jobs.values()
+    one._update(first), one._update(first)
+    assert pretend.slurm.submitted == 2
+    other._update(second)
+    assert (second.state, second.tries) == ('running', 0)
+    assert len(record.read(first.folder)['starts']) == 1
+
+
+def test_a_trial_is_a_job(pretend, monkeypatch):
+    monkeypatch.setattr(slurm, 'PAUSE', 0.05)
+    driver = pretend({'good': None, 'bad': None})
+    good, bad = [job.run for job in driver.jobs.values()]
+    needs.try_out(good, driver, 1)
+    assert needs.estimate([good], driver.work_dir, 'slurm-tests', 1) == (60, [])
+    with pytest.raises(UserError, match='ended with exit code 1: boom'):
+        needs.try_out(bad, driver, 1)
+    assert pretend.slurm.submitted == 2
 
 
 def test_a_slurm_that_does_not_answer_is_waited_for(pretend):
@@ -304,3 +359,36 @@ def test_a_snapshot_of_an_installed_package(tmp_path):
     assert (found / 'mmattn' / 'a.py').read_text() == '1\n'
     assert not (found / 'mmattn' / '__pycache__').exists()
     assert snapshot.make(tmp_path / 'code', package) == found
+
+
+@pytest.fixture(scope='module')
+def tool():
+    spec = importlib.util.spec_from_file_location('reproduce_tool', test_local.REPRODUCE)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (['--slurm', 'gpu'], 'not found: sbatch, squeue, srun'),
+        (['--cluster', '/no/such.yml'], '/no/such.yml: No such file'),
+        (['--gpus-per-run', '99'], 'a run needs 99 of'),
+    ],
+)
+def test_the_tool_says_what_is_wrong_in_a_line(tool, tmp_path, monkeypatch, capsys, words, said):
+    path = toy_tables.tables(tmp_path, {'good': None})
+    monkeypatch.setenv('PATH', '/nowhere')
+    command = ['reproduce.py', 'mine', '--tables', str(path), '--work-dir', str(tmp_path / 'work')]
+    monkeypatch.setattr('sys.argv', [*command, '--no-check', '--yes', *words])
+    assert tool.main() == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count('\n') == 1
+
+
+def test_local_and_slurm_exclude_each_other(tool, monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['reproduce.py', 'cat', '--local', '--slurm', 'gpu'])
+    with pytest.raises(SystemExit) as error:
+        tool.main()
+    assert error.value.code == 2 and 'not allowed with' in capsys.readouterr().err

@@ -155,6 +155,18 @@ def test_folder_of_another(error_of, tmp_path):
         other.stdin.close()
 
 
+def test_folder_that_is_none(error_of, tmp_path):
+    """A file has its name, or that of a folder above it."""
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    for folder in (checkpoint, checkpoint / 'a' / 'b'):
+        for tool in (['train', CONFIG], ['test', CONFIG, checkpoint]):
+            assert error_of(*tool, '--work-dir', folder) == (
+                f'error: {folder} cannot be a folder for results: {checkpoint} is no folder; '
+                'choose another'
+            )
+
+
 def test_options_that_the_config_cannot_serve(error_of, tmp_path):
     path = child(tmp_path, 'auto_scale_lr = dict(_delete_=True)')
     assert 'base_batch_size' in error_of('train', path, '--auto-scale-lr')

@@ -83,10 +83,12 @@ def test_a_damaged_record_trains_again(place, text):
     assert json.loads(kept.read_text())['trained'] == 96
 
 
-def test_a_damaged_result_is_named(place):
+def test_a_damaged_result_is_named(place, capsys):
     (place.config.parents[1] / 'final.json').write_text('{')
-    with pytest.raises(SystemExit, match='error: .*record.json is damaged; without the folder'):
+    with pytest.raises(SystemExit) as end:
         place()
+    assert end.value.code == 2
+    assert 'record.json is damaged; without the folder it trains again' in capsys.readouterr().err
 
 
 def test_scripts_get_this_interpreter(tmp_path):
@@ -125,6 +127,22 @@ def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
     page = quickstart.PAGE.read_text()
     assert page.count('one seed: no verdict') >= len(trained) and 'files not counted' not in page
     assert 'Table 5' in capsys.readouterr().out
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / 'work_dirs').touch()
+    ran = subprocess.run(
+        [sys.executable, '-m', 'mmattn.runs.quickstart'],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        'error: work_dirs/quickstart cannot be a folder for results: work_dirs is no folder; '
+        'choose another'
+    )
 
 
 def test_second_quickstart_waits_for_the_first(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import time
 
 from mmattn import quiet
 from mmattn.datasets import digits
+from mmattn.lines import one_line
 
 
 def parse_args():
@@ -29,8 +30,9 @@ def main():
             made = digits.make(
                 args.root, task, args.num, args.num_val, args.size, args.seed, args.hard
             )
-        except ValueError as error:
-            sys.exit(f'error: {error}')
+        except (ValueError, OSError) as error:
+            print(f'error: {one_line(error)}', file=sys.stderr)
+            sys.exit(2)
         what = f'made in {time.time() - started:.1f} s' if made else 'was there already'
         print(f'{args.root}: {task} {what}')
 

@@ -56,12 +56,22 @@ def convert(
             torch.save(dict(meta=meta, state_dict=weights), half)
         if publish:
             target = target.with_name(f'{target.stem}-{sha256_of(half)[:8]}{target.suffix}')
-        if target.exists():
-            raise FileExistsError(f'{target} exists; it is left as it is')
-        os.replace(half, target)
+        _put(half, target)
     finally:
         half.unlink(missing_ok=True)
     return target
+
+
+def _put(half: Path, target: Path) -> None:
+    """Gives a file its name, if nobody has it, be it since a moment ago."""
+    try:
+        os.link(half, target)
+    except FileExistsError:
+        raise FileExistsError(f'{target} exists; it is left as it is') from None
+    except OSError:  # a file system without links
+        if target.exists():
+            raise FileExistsError(f'{target} exists; it is left as it is') from None
+        os.replace(half, target)
 
 
 def _plain(value: Any) -> Any:
