@@ -33,7 +33,7 @@ def test_example_runs_and_has_its_gates(code, monkeypatch):
     'page',
     sorted(
         str(path.relative_to(ROOT))
-        for pattern in ('*.md', 'docs/*.md', 'configs/**/*.md')
+        for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.md')
         for path in ROOT.glob(pattern)
     ),
 )
