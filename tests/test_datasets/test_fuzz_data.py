@@ -230,3 +230,30 @@ def test_cifar(folder, values, changes):
     )
     for problem in annotations.check_cifar(data_set):
         assert problem.level == 'error' and problem.detail
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [dict(annotations=-0.0), dict(categories=[dict(id=1, name={})]), dict(images=[dict(id=1)])],
+    ids=str,
+)
+def test_no_annotations_of_coco(tmp_path, changes):
+    path = tmp_path / 'x.json'
+    path.write_text(json.dumps({**COCO, **changes}))
+    data_set = SimpleNamespace(ann_file=str(path), metainfo=dict(classes=('dog',)))
+    (problem,) = annotations.check_coco(data_set)
+    assert problem.kind == 'broken' and problem.file == str(path)
+
+
+def test_a_file_without_a_name(tmp_path):
+    (tmp_path / 'x.zip').write_bytes(zip_of([('', tarfile.REGTYPE, b'x', None, '')]))
+    with pytest.raises(DataError, match='without a name'):
+        list(read(tmp_path / 'x.zip'))
+
+
+def test_a_size_below_zero(tmp_path):
+    """Older Pythons read such a member for ever."""
+    members = [('a', tarfile.REGTYPE, b'x', None, ''), ('b', tarfile.REGTYPE, b'', -1024, '')]
+    (tmp_path / 'x.tar').write_bytes(tar_of(members))
+    with pytest.raises(DataError, match='broken or cut off'):
+        list(read(tmp_path / 'x.tar'))

@@ -88,6 +88,8 @@ def check_coco(data_set: Any) -> Iterator[Problem]:
         names = [*categories.values(), *(image['file_name'] for image in images.values())]
         if not all(isinstance(name, str) for name in names):
             raise TypeError('a name that is no text')
+        if not isinstance(annotations, list):
+            raise TypeError('annotations that are no list')
     except OSError as problem:
         yield error('missing', path, problem.strerror or str(problem))
         return

@@ -170,6 +170,8 @@ def _read_folder(folder):
 def _read_zip(source, name):
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
+            if not info.filename:  # which older Pythons stumble over
+                raise DataError(f'{name} holds a file without a name: refused')
             path = _inside(info.filename, name)
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
