@@ -144,7 +144,7 @@ class PlainCAT(attention.CAT):
             p = x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1)
             stats = dict(avg=x.mean(dims), max=smooth.amax(dims), ent=-(p * p.log()).sum(dims))
             found.append(tuple(stats[pool] if pool in self.pools else None for pool in stats))
-        return x, *found
+        return tuple(found)
 
 
 def _timm(gate, channels):

@@ -148,7 +148,7 @@ class CAT(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         if self.arrangement == 'parallel':
-            x, channel, spatial = self._pool(x)
+            channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
             c_w, s_w = self._exterior()
             if self.formula == 'equation':
@@ -158,11 +158,11 @@ class CAT(Gate):
             return ops.sum_gate(x, channel, spatial, impl=self.impl)
         for step in self.arrangement.split('-'):
             if step == 'channel':
-                x, channel, _ = self._pool(x, spatial=False)
+                channel, _ = self._pool(x, spatial=False)
                 c = self.channel_attention(channel).sigmoid()
                 x = ops.channel_gate(x, c, impl=self.impl)
             else:
-                x, _, spatial = self._pool(x, channel=False)
+                _, spatial = self._pool(x, channel=False)
                 x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
         return x
 

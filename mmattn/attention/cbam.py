@@ -58,9 +58,9 @@ class CBAM(Gate):
             nn.init.constant_(self.norm.weight, norm_weight)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
+        avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], torch.stack((avg, peak), 1))).sum(1).sigmoid()
-        x, avg, peak = ops.spatial_pool(x, c, impl=self.impl)
+        avg, peak = ops.spatial_pool(x, c, impl=self.impl)
         s = self.conv(as_input_of(self.conv, torch.stack((peak, avg), 1)), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
         return ops.product_gate(x, c, s, impl=self.impl)

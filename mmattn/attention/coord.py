@@ -50,7 +50,7 @@ class CoordAttention(Gate):
         self.width_conv = PointConv(hidden, in_channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, ch, cw = ops.strip_pool(x, impl=self.impl)
+        ch, cw = ops.strip_pool(x, impl=self.impl)
         strips = as_input_of(self.conv, torch.cat((ch, cw), 2))
         strips = self.act(batch_norm(self.norm, self.conv(strips)))
         h, w = strips.split((ch.shape[2], cw.shape[2]), 2)

@@ -186,7 +186,7 @@ class DRTAM(Gate):
             layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             chunks, maxima = self.initial.chunks, self.initial.maxima
             return ops.rank1_attention(x, states, layers, chunks, maxima, impl=self.impl)
-        x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
+        planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))

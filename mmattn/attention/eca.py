@@ -60,6 +60,6 @@ class ECA(Gate):
         self.conv = ChannelConv(kernel_size)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg = ops.channel_pool(x, impl=self.impl)
+        (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

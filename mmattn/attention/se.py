@@ -35,6 +35,6 @@ class SE(Gate):
         self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg = ops.channel_pool(x, impl=self.impl)
+        (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)
