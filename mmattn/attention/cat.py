@@ -16,7 +16,17 @@ from .checks import (
     check_range,
     check_subset,
 )
-from .gate import Gate, SpatialConv, as_input_of, mlp
+from .gate import (
+    Gate,
+    SpatialConv,
+    as_input_of,
+    is_plain,
+    listened_to,
+    mlp,
+    mlp_weights,
+    runs_kernels,
+    tensor,
+)
 
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
@@ -148,6 +158,8 @@ class CAT(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         if self.arrangement == 'parallel':
+            if (y := self._by_operator(x)) is not None:
+                return y
             channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
             c_w, s_w = self._exterior()
@@ -165,6 +177,32 @@ class CAT(Gate):
                 _, spatial = self._pool(x, channel=False)
                 x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
         return x
+
+    def _by_operator(self, x: Tensor) -> Tensor | None:
+        """y, or None where no operator may stand in for the layers."""
+        layers = mlp_weights(self.mlp)
+        if layers is None or listened_to() or not is_plain(self.conv, SpatialConv):
+            return None
+        w1, b1, w2, b2 = layers
+        kernel, taps = tensor(self.conv, 'weight'), tensor(self, 'taps')
+        given = [w1, w2, kernel, self.channel_factors, self.spatial_factors, self.exterior_logits]
+        if any(t is not None for t in (b1, b2, self.conv.bias)) or taps.requires_grad:
+            return None
+        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(x, self.impl, given):
+            return None
+        interior = self._interior(self.channel_factors), self._interior(self.spatial_factors)
+        exterior = None if self.exterior_logits is None else self.exterior_logits.softmax(0)
+        return ops.cat(
+            x,
+            taps,
+            (w1, w2),
+            kernel,
+            interior,
+            exterior,
+            [pool in self.pools for pool in POOLS],
+            self.entropy_range,
+            self.formula == 'equation',
+        )[0]
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""

@@ -7,7 +7,7 @@ from mmattn import ops
 from mmattn.registry import register
 
 from .checks import check_number, check_odd
-from .gate import Gate, as_input_of
+from .gate import Gate, as_input_of, is_plain, listened_to, runs_kernels, tensor
 
 
 class ChannelConv(nn.Conv1d):
@@ -60,6 +60,10 @@ class ECA(Gate):
         self.conv = ChannelConv(kernel_size)
 
     def gate(self, x: Tensor) -> Tensor:
+        if is_plain(self.conv, ChannelConv) and self.conv.bias is None and not listened_to():
+            kernel = tensor(self.conv, 'weight')
+            if runs_kernels(x, self.impl, [kernel]):
+                return ops.eca(x, kernel)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

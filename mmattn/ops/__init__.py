@@ -11,8 +11,21 @@ Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'r
 one is an operator of PyTorch, `torch.ops.mmattn.*` (`mmattn.ops.library`).
 """
 
+from .cat import cat
+from .cbam import cbam
+from .channel import eca, se
 from .convolution import spatial_conv
-from .dispatch import PLAIN, check_impl, get_impl, set_impl, stats_dtype, two_devices, use_impl
+from .coord import coord
+from .dispatch import (
+    PLAIN,
+    check_impl,
+    get_impl,
+    runs_kernels,
+    set_impl,
+    stats_dtype,
+    two_devices,
+    use_impl,
+)
 from .drtam import Norm, rank1_attention, rank1_pool, rank1_strips
 from .library import decompositions
 from .normalise import min_max
@@ -22,11 +35,15 @@ from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_g
 __all__ = [
     'PLAIN',
     'Norm',
+    'cat',
+    'cbam',
     'channel_gate',
     'channel_pool',
     'check_impl',
+    'coord',
     'coord_gate',
     'decompositions',
+    'eca',
     'entropy_pool',
     'get_impl',
     'min_max',
@@ -35,6 +52,8 @@ __all__ = [
     'rank1_gate',
     'rank1_pool',
     'rank1_strips',
+    'runs_kernels',
+    'se',
     'set_impl',
     'spatial_conv',
     'spatial_gate',

@@ -116,12 +116,19 @@ def full_precision(device_type: str) -> contextlib.AbstractContextManager:
     return torch.autocast(device_type, enabled=False)
 
 
-@torch.compiler.assume_constant_result
+def _constant(function):
+    """`torch.compiler.assume_constant_result`, which would import the compiler (and Triton): a
+    compiler does not look into the function, and keeps what it returned."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
 def _constant_impl():
     return get_impl()
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _constant_takes(device_type, dtype):
     kernels = backend(device_type)
     return kernels is not None and kernels.takes(torch.device(device_type), dtype)

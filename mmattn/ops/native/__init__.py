@@ -11,6 +11,8 @@ from .build import library
 from .call import DTYPES, run
 
 SMALL = 2**17  # elements
+# A scale's gradient need not compute dx: the gates' last pass does, of dy and the factors.
+CARRIES = False
 _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
 
@@ -154,12 +156,35 @@ def channel_pool_grad(dx, gavg, gmax, at):
     return dx
 
 
+def channel_dx(dy, c, gavg, gmax, at, carry):
+    """SE's and ECA's dx = dy * c + gavg / (H W) + [argmax] gmax."""
+    dx = torch.empty_like(dy)
+    run('pool_grad', dx, dy, dx, *_meta(dx), c, gavg, gmax, at)
+    return dx
+
+
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+    dx = torch.empty_like(dy)
+    run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at)
+    return dx
+
+
+def coord_dx(dy, h, w, gch, gcw, carry):
+    dx = torch.empty_like(dy)
+    run('coord_dx', dx, dy, dx, *_meta(dx), h, w, gch, gcw)
+    return dx
+
+
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
+    return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s)
+
+
 def spatial_pool(x, c):
     n, _, h, w = x.shape
     return _pool(x, c, (n, h, w), True)
 
 
-def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x):
+def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x, carry=None):
     dx, dc = torch.empty_like(x) if need_x else None, torch.empty_like(c)
     run('spatial_pool_grad', x, x, dx, *_meta(x), c, gavg, gmax, at, dc)
     return dx, dc

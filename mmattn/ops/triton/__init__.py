@@ -57,6 +57,34 @@ def __getattr__(name):
     return found
 
 
+# A scale's gradient computes dx on the way: the pools add their terms to it.
+CARRIES = True
+
+
+def channel_dx(dy, c, gavg, gmax, at, carry):
+    from .pool import channel_pool_grad
+
+    return channel_pool_grad(dy, gavg, gmax, at, carry=carry)
+
+
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+    from .pool import channel_pool_grad
+
+    return channel_pool_grad(dy, gavg, gmax, channel_at, carry=carry)
+
+
+def coord_dx(dy, h, w, gch, gcw, carry):
+    from .strip import strip_pool_grad
+
+    return strip_pool_grad(carry, gch, gcw, None, gx=carry)
+
+
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
+    from .entropy import entropy_pool_grad
+
+    return entropy_pool_grad(x, taps, grads, saved, carry=carry)
+
+
 def declines(op, x, **_):
     return False
 
