@@ -91,6 +91,8 @@ class CAT(Gate):
     """
 
     _abbr_ = 'cat'
+    # Who changes one of these in a subclass is heard.
+    _PARTS = ('channel_attention', 'spatial_attention', '_pool', '_stack', '_weigh')
 
     def __init__(
         self,
@@ -181,7 +183,8 @@ class CAT(Gate):
     def _by_operator(self, x: Tensor) -> Tensor | None:
         """y, or None where no operator may stand in for the layers."""
         layers = mlp_weights(self.mlp)
-        if layers is None or listened_to() or not is_plain(self.conv, SpatialConv):
+        own = all(getattr(type(self), name) is getattr(CAT, name) for name in self._PARTS)
+        if not own or layers is None or listened_to() or not is_plain(self.conv, SpatialConv):
             return None
         w1, b1, w2, b2 = layers
         kernel, taps = tensor(self.conv, 'weight'), tensor(self, 'taps')

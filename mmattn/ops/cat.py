@@ -77,7 +77,6 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
     stats, pooled = kernels.entropy_pool(
         x, flat(taps), channel=True, spatial=True, avg=avg, max=peak, ent=ent
     )
-    stats = [None if t is None else t for t in stats]
     channel = _stack(stats[:2], _normalised(kernels, stats[2], low, high), (1, 1))
     spatial = _stack(stats[3:5], _normalised(kernels, stats[5], low, high), (-1, 1))
     a, hidden = layers.mlp(channel, w1, None, w2, None, alpha)

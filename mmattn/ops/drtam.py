@@ -225,10 +225,18 @@ def _update(norms, moments):
     ]
     if not moving:
         return
+    first, _ = moving[0]
     with torch.no_grad():
+        if len(moving) == len(norms) and all(
+            norm.momentum == first.momentum and norm.mean.dtype is moments.dtype for norm in norms
+        ):
+            running = [t for norm in norms for t in (norm.mean, norm.var)]
+            torch._foreach_lerp_(running, moments.view(-1, 1).unbind(), first.momentum)
+            return
         for norm, pair in moving:
             for running, moment in zip((norm.mean, norm.var), pair.split(1), strict=True):
-                running.lerp_(moment.to(running.dtype), norm.momentum)
+                # Not by lerp, which makes a NaN of two infinities: a variance in 16 bits may be one.
+                running.mul_(1 - norm.momentum).add_(moment * norm.momentum)
 
 
 def _modules(params):
@@ -250,7 +258,7 @@ def _composed(x, params, running, by_batch, eps, chunks, maxima=(False, False), 
         out, found = reference.rank1_layers(descriptors, norms, mlp)
         factors.append(out)
         moments += found
-    zeros = running[0].new_zeros(2)
+    zeros = acc(running[0], 2).zero_()
     moments = [zeros if pair is None else pair for pair in moments]
     return rank1_gate(x, *factors, impl=impl), torch.stack(moments)
 

@@ -54,7 +54,7 @@ def mlp_grad(
 
 
 def batch_moments(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance of each channel of v (N, C, L), and as running statistics take them (2, C)."""
+    """Mean and variance of each channel of v (N, C, L), and what running ones move to (2, C)."""
     var, mean = torch.var_mean(v, (0, 2), correction=0)
     count = v.shape[0] * v.shape[2]
     return mean, var, torch.stack((mean, var * (count / max(count - 1, 1))))

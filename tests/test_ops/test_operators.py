@@ -35,6 +35,9 @@ def cases(dtype, layout, grad):
     module = [rand(1, 12), rand(1, 5, 3), rand(1, 5, 3), *(rand(1) for _ in range(6))]
     mlp = [rand(8, C), rand(8), rand(C, 8), rand(C)]
     running = [torch.rand(1, dtype=acc) for _ in range(12)]
+    norm = [rand(1), rand(1), *running[:2]]
+    four = [rand(8), rand(8), torch.rand(8, dtype=acc), torch.rand(8, dtype=acc)]
+    second = [rand(C, 8), rand(C), rand(C, 8), rand(C)]
     made = {
         'channel_pool': (x(), False),
         'channel_pool-max': (x(), True),
@@ -54,6 +57,22 @@ def cases(dtype, layout, grad):
         'drtam-dual': (
             x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1],
         ),
+        'se': (x(), rand(8, C), rand(8), rand(C, 8), rand(C)),
+        'se-no-bias': (x(), rand(8, C), None, rand(C, 8), None),
+        'eca': (x(), rand(1, 1, 3)),
+        'cbam': (x(), *mlp, rand(1, 2, 3, 3), norm, True, 1e-5),
+        'cbam-eval': (x(), *mlp, rand(1, 2, 3, 3), norm, False, 1e-5),
+        'cbam-no-norm': (x(), mlp[0], None, mlp[2], None, rand(1, 2, 3, 3), [], False, 0.0),
+        'coord': (x(), rand(8, C), rand(8), *four, *second, True, 1e-5),
+        'coord-eval': (x(), rand(8, C), rand(8), *four, *second, False, 1e-5),
+        'cat': (x(), taps, rand(8, C), rand(C, 8), rand(1, 1, 3, 3), rand(3), rand(3), rand(2),
+                [True] * 3, 0.0, 1.0, True),
+        'cat-algorithm': (x(), taps, rand(8, C), rand(C, 8), rand(1, 3, 3, 3), rand(3), rand(3),
+                          rand(2), [True] * 3, -1.0, 1.0, False),
+        'cat-few': (x(), taps, rand(8, C), rand(C, 8), rand(1, 1, 3, 3), None, None, None,
+                    [False, True, True], 0.0, 1.0, True),
+        'cat-plain': (x(), taps, rand(8, C), rand(C, 8), rand(1, 2, 3, 3), None, None, None,
+                      [True, True, False], 0.0, 1.0, True),
         'min_max': (rand(N, 1, 7), 0.0, 1.0),
         'spatial_conv': (rand(N, 2, H, W), rand(1, 2, 3, 3)),
         'rank1_pool': (
@@ -64,6 +83,10 @@ def cases(dtype, layout, grad):
 
 
 NAMES = tuple(cases(torch.float32, 'contiguous', False))
+
+
+GATES = [name for name in NAMES if name.startswith(('se', 'eca', 'cbam', 'cat', 'drtam'))]
+GATES += ['coord', 'coord-eval']
 
 
 def operator(name):
@@ -112,8 +135,8 @@ def split(args):
         given = iter(given)
         return [
             next(given) if isinstance(a, torch.Tensor)
-            else [next(given) for _ in a] if isinstance(a, list) and isinstance(a[0], torch.Tensor)
-            else a
+            else [next(given) if isinstance(t, torch.Tensor) else t for t in a]
+            if isinstance(a, list) else a
             for a in args
         ]  # fmt: skip
 
@@ -128,8 +151,8 @@ def test_transforms_give_what_equations_give(name):
     tangent = torch.randn_like(tensors[0])
 
     def by(call):
-        # DRTAM's moments have no gradient.
-        only = (lambda *a: call(*a)[0]) if name.startswith('drtam') else call
+        # A norm's moments have no gradient.
+        only = (lambda *a: call(*a)[0]) if name in GATES else call
         return lambda x: loss(only, join([x, *tensors[1:]]))
 
     fast, exact = by(op), by(ops.decompositions[op])

@@ -75,7 +75,8 @@ def _normalise(v, weight, bias, mean, var, by_batch, eps):
         y = F.batch_norm(v.unsqueeze(1), mean, var, weight, bias, False, 0.0, eps)
     else:
         with torch.no_grad():
-            moments = torch.stack((v.mean(), v.var()))
+            wide = v.to(stats_dtype(v))  # a variance overflows 16 bits before a norm does
+            moments = torch.stack((wide.mean(), wide.var()))
         y = F.batch_norm(v.unsqueeze(1), None, None, weight, bias, True, 0.0, eps)
     return y.squeeze(1), moments
 
