@@ -235,7 +235,7 @@ def _update(norms, moments):
             return
         for norm, pair in moving:
             for running, moment in zip((norm.mean, norm.var), pair.split(1), strict=True):
-                # Not by lerp, which makes a NaN of two infinities: a variance in 16 bits may be one.
+                # Not by lerp: it makes a NaN of two infinities, as a variance in 16 bits may be.
                 running.mul_(1 - norm.momentum).add_(moment * norm.momentum)
 
 

@@ -1,4 +1,4 @@
-"""The CPU kernels (`kernels.cpp`) as a backend of `mmattn.ops.functions`, which documents it."""
+"""The CPU kernels (`kernels.cpp`), a backend as `mmattn.ops.backend` describes one."""
 
 import ctypes
 import functools
