@@ -20,7 +20,7 @@ What a backend guarantees
 The functions of a backend
 --------------------------
 Shapes: avg, max, c: (N, C) (of `spatial_pool` avg, max, at: (N, H, W)); s: (N, H, W);
-ch: (N, C, H); cw: (N, C, W); hw: (N, H, W); coord h: (N, C, H), w: (N, C, W); rank-1 c: (N, C), h: (N, H),
+ch, coord h: (N, C, H); cw, coord w: (N, C, W); hw: (N, H, W); rank-1 c: (N, C), h: (N, H),
 w: (N, W). `at`: int32, where a maximum is.
 
     takes(device, dtype) -> bool        # device, dtype, toolchain; never raises
