@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+NOT_AUDITED = 3
+
 
 def summary(report: str) -> tuple[list[str], int]:
     """What pip-audit's JSON says.
@@ -13,12 +15,16 @@ def summary(report: str) -> tuple[list[str], int]:
 
     Returns:
         tuple[list[str], int]: A line for each vulnerability and one about the whole, and the exit
-        code: 1 if a package is vulnerable. A package nobody knew is not one without faults.
+        code: 1 if a package is vulnerable, NOT_AUDITED if nobody said anything of any. A package
+        nobody knew is not one without faults.
     """
     try:
         packages = json.loads(report)['dependencies']
+        if not all(isinstance(package, dict) for package in packages):
+            raise TypeError('no list of packages')
     except (ValueError, KeyError, TypeError):
-        return ['not audited: the service that knows the vulnerabilities did not answer'], 0
+        why = 'the service that knows the vulnerabilities did not answer'
+        return [f'not audited: {why}'], NOT_AUDITED
     lines = []
     for package in packages:
         for fault in package.get('vulns', []):
@@ -27,7 +33,8 @@ def summary(report: str) -> tuple[list[str], int]:
             lines.append(f'{package["name"]} {package["version"]}: {name}; fixed in {fixed}')
     unknown = [package['name'] for package in packages if 'vulns' not in package]
     if len(unknown) == len(packages):
-        return ['not audited: the service that knows the vulnerabilities knew no package'], 0
+        why = 'the service that knows the vulnerabilities knew no package'
+        return [f'not audited: {why}'], NOT_AUDITED
     text = f'{len(packages) - len(unknown)} of {len(packages)} packages audited'
     text += f' (not {", ".join(unknown)})' if unknown else ''
     return [*lines, f'{text}, {len(lines)} vulnerabilities'], int(bool(lines))
@@ -46,7 +53,7 @@ def main(files: list[str]) -> None:
         )
     except subprocess.TimeoutExpired:
         print('not audited: no answer within five minutes')
-        return
+        sys.exit(NOT_AUDITED)
     lines, code = summary(ran.stdout)
     print('\n'.join(lines))
     sys.exit(code)

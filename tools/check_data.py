@@ -11,6 +11,7 @@ import sys
 
 from mmattn.datasets.check import check
 from mmattn.datasets.prepare import DataError
+from mmattn.lines import indented, one_line
 from mmattn.runs.cli import UserError, add_config_arguments, load_config
 
 
@@ -48,12 +49,13 @@ def main():
             with open(args.json, 'w', encoding='utf-8') as file:
                 json.dump(report.to_dict(), file, indent=1)
     except (UserError, DataError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)
         return 130
-    print('\n'.join(report.lines()))
+    for line in report.lines():
+        print(indented(line))
     return 0 if report.right else 1
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from mmattn import quiet
+from mmattn.lines import one_line
 from mmattn.runs import checkpoint
 
 
@@ -42,7 +43,8 @@ def main(argv=None):
             args.source, args.target, args.trust_checkpoint, args.sha256, args.publish
         )
     except (OSError, checkpoint.CheckpointError) as error:
-        sys.exit(f'error: {error}')
+        print(f'error: {one_line(error)}', file=sys.stderr)
+        sys.exit(2)
     print(f'{written}\nSHA-256 {checkpoint.sha256_of(written)}')
 
 

@@ -7,26 +7,32 @@ python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
 """
 
 import argparse
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+# Only --complexity builds models: without torch and the codebases this starts in a moment.
+if '--complexity' not in sys.argv:
+    os.environ['MMATTN_READ_ONLY'] = '1'
+
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
     from mmattn import quiet
-    from mmattn.papers import PAPERS, load, packs
-    from mmattn.papers.board import boards, read_own
-    from mmattn.papers.collect import Folder, collect
+    from mmattn.lines import one_line
+    from mmattn.papers import own, packs
+    from mmattn.papers.board import boards
+    from mmattn.papers.collect import Folder, Known, collect
     from mmattn.papers.render import FORMATS, render, show
-    from mmattn.runs.saving import write_text
+    from mmattn.runs.atomic import write_text
 
 FAILED = 1
 SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('paper', choices=PAPERS)
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
+    parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
     parser.add_argument(
         '--work-dir',
@@ -38,7 +44,11 @@ def parse_args(argv=None):
         '--merge', nargs='+', default=[], metavar='PACK', help='count the runs of packs, too'
     )
     parser.add_argument(
-        '--tables', nargs='+', default=[], metavar='YAML', help='rows of your own that join a table'
+        '--tables',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help="tables of your own, or rows that join a paper's",
     )
     parser.add_argument(
         '--seeds', type=int, help='seeds that each row should have (default: those seen)'
@@ -58,9 +68,6 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.seeds is not None and args.seeds < 1:
         parser.error(f'--seeds must be 1 or more, got {args.seeds}')
-    unknown = [table for table in args.table if table not in load(args.paper)]
-    if unknown:
-        parser.error(f'{args.paper} has the tables {", ".join(map(str, load(args.paper)))}')
     if args.format is None:
         args.format = SUFFIXES.get(args.out.suffix, 'markdown') if args.out else 'terminal'
     if args.out and args.format == 'terminal':
@@ -72,8 +79,9 @@ def main(argv=None):
     quiet.install()
     args = parse_args(argv)
     try:
+        own.select(args.paper, args.table, args.tables)
         if args.verify:
-            return verify(args.verify)
+            return verify(args.verify, args.tables)
         if args.export:
             count = packs.export(args.work_dir, args.export)
             print(f'{count} records in {args.export}')
@@ -81,9 +89,10 @@ def main(argv=None):
         sources = [packs.Pack(path) for path in args.merge]
         if args.work_dir.is_dir() or not sources:
             sources.insert(0, Folder(args.work_dir))
-        own = [read_own(path, args.paper) for path in args.tables]
         with redirect_stdout(sys.stderr):
-            found = boards(args.paper, args.table, sources, args.seeds, own, args.complexity)
+            found = boards(
+                args.paper, args.table, sources, args.seeds, args.tables, args.complexity
+            )
         if args.format == 'terminal':
             show(found)
             return 0
@@ -95,16 +104,16 @@ def main(argv=None):
         else:
             sys.stdout.write(text)
     except (OSError, ValueError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     return 0
 
 
-def verify(root):
-    runs, faults = collect([Folder(root)])
+def verify(root, files):
+    runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:
-        print(f'{fault.place}: {fault.reason}')
+        print(one_line(f'{fault.place}: {fault.reason}'))
     print(f'{len(runs)} runs, {len(faults)} faults')
     return FAILED if faults else 0
 

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
-from mmattn.runs import leases, local, watch
+from mmattn.runs import cluster, leases, local, locks, needs, watch
 from mmattn.runs.cli import UserError
+from mmattn.runs.progress import Progress
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
 
@@ -56,7 +58,13 @@ def parse_args():
         metavar='NAME',
         help='for every row that it fits; `pretrained` trains the ImageNet networks first',
     )
-    parser.add_argument('--tables', metavar='FILE', help='a file of your own in their form')
+    parser.add_argument(
+        '--tables',
+        nargs='+',
+        default=[],
+        metavar='FILE',
+        help="tables of your own, or rows that join a paper's",
+    )
     parser.add_argument('--work-dir', default='work_dirs/reproduce', metavar='DIR')
     parser.add_argument('--data-root', metavar='DIR', help="takes the place of the configs' data/")
     parser.add_argument(
@@ -68,9 +76,25 @@ def parse_args():
         metavar='0,1,...',
         help='the GPUs to use, or the CPU slots where there are none (default: all)',
     )
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument('--local', action='store_true', help='on this machine, as by default')
+    where.add_argument('--slurm', metavar='PARTITION', help='as jobs of a Slurm cluster')
+    parser.add_argument(
+        '--cluster',
+        metavar='FILE',
+        help='YAML with time, account, nodes and more for --slurm (docs/reproduce.md); if it names '
+        'the partition, --slurm need not',
+    )
     parser.add_argument('--tries', type=count, default=3, metavar='N', help='starts of a run')
     parser.add_argument(
-        '--no-check', action='store_true', help='do not look at the data first (check_data --quick)'
+        '--no-check',
+        action='store_true',
+        help='do not look at the data first (check_data --quick), nor at the disk',
+    )
+    parser.add_argument(
+        '--measure',
+        action='store_true',
+        help='try each model of which nothing is known for two minutes, and say how long all takes',
     )
     parser.add_argument('--dry-run', action='store_true', help='show what would run')
     parser.add_argument('--format', choices=('sh', 'json'), help='of --dry-run, for other machines')
@@ -98,19 +122,48 @@ def find_slots(chosen, per_run):
     return leases.Slots(kind, found)
 
 
-def confirm(runs, args):
-    """Says what is left; asks before a day of GPU time or more, or if it is not known."""
-    left, unknown = watch.estimate(runs, args.work_dir)
+def confirm(runs, args, driver):
+    """Says what is left, by trials and finished runs; asks before a day of GPU time or more, or if
+    it is not known.
+
+    Raises:
+        UserError: if the disk has no room for it, a trial fails, or the user does not want it.
+    """
+    left, unknown = needs.estimate(runs, args.work_dir, driver.kind, args.gpus_per_run)
+    if args.measure and unknown:
+        for number, run in enumerate(unknown, 1):
+            print(f'trial {number} of {len(unknown)}: {run.config}', flush=True)
+            needs.try_out(run, driver, args.gpus_per_run)
+        left, unknown = needs.estimate(runs, args.work_dir, driver.kind, args.gpus_per_run)
     text = f'{watch.duration(left)} of GPU time' if left or not unknown else ''
     if unknown:
         text += f'{" and " if text else ""}{len(unknown)} configs of which no run is done yet'
+        text += ' (--measure tries each for two minutes)'
     print(f'to do: {text}', flush=True)
+    if not args.no_check:
+        check_disk(runs, args)
     if args.yes or (left < ASK and not unknown):
         return
     if not sys.stdin.isatty():
         raise UserError('nobody to ask whether to start; --yes starts')
     if input('start? [y/N] ').strip().lower() not in ('y', 'yes'):
         raise UserError('not started')
+
+
+def check_disk(runs, args):
+    """Says what will be written.
+
+    Raises:
+        UserError: if there is no room for it.
+    """
+    wanted, free = needs.disk(runs, args.work_dir)
+    if not wanted:
+        return
+    print(f'disk: {wanted / 1e9:.1f} GB for checkpoints and logs, {free / 1e9:.1f} GB are free')
+    if wanted > free:
+        raise UserError(
+            f'{args.work_dir} has no room for {wanted / 1e9:.1f} GB; --no-check starts all the same'
+        )
 
 
 def check_data(runs, args):
@@ -144,33 +197,64 @@ def dry_run(runs, args):
 
 def keep_watching(runs, work_dir):
     console = Console()
-    while True:
-        if console.is_terminal:
-            console.clear()
+    if not console.is_terminal:
         watch.show(runs, work_dir, console)
-        if not console.is_terminal:
-            return
-        time.sleep(5)
+        return
+    with Progress(runs, work_dir, console) as progress:
+        while True:
+            progress()
+            time.sleep(1)
+
+
+def on_cluster(runs, args, options):
+    """A driver that submits to Slurm.
+
+    Raises:
+        UserError: if what it takes is not there.
+    """
+    try:
+        from mmattn.runs import slurm
+    except ModuleNotFoundError as error:
+        if error.name != 'submitit':
+            raise
+        raise UserError("--slurm needs submitit: pip install 'mmattn[reproduce]'") from error
+    found = cluster.read(args.cluster, args.slurm)
+    return slurm.Driver(runs, args.work_dir, found, **options)
+
+
+def make_driver(runs, args, say):
+    """The driver that places runs where the command line says.
+
+    Raises:
+        UserError: if that cannot be.
+    """
+    environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
+    options = dict(
+        per_run=args.gpus_per_run,
+        tries=args.tries,
+        say=say,
+        environment=environment,
+    )
+    if (args.slurm or args.cluster) and not args.local:
+        return on_cluster(runs, args, options)
+    slots = find_slots(args.gpus, args.gpus_per_run)
+    return local.Driver(runs, args.work_dir, slots, **options)
 
 
 def drive(runs, args):
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
+    locks.make_folder(args.work_dir)
     check_data(runs, args)
-    confirm(runs, args)
-    environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
-    driver = local.Driver(
-        runs,
-        args.work_dir,
-        find_slots(args.gpus, args.gpus_per_run),
-        args.gpus_per_run,
-        args.tries,
-        say=lambda line: print(line, flush=True),
-        environment=environment,
-    )
-    done = driver.drive()
-    watch.show(runs, args.work_dir, Console())
+    driver = make_driver(runs, args, lambda line: progress.say(one_line(line)))
+    progress = Progress(runs, args.work_dir, where=driver.where)
+    confirm(runs, args, driver)
+    with progress:
+        done = driver.drive(progress, driver.pause)
+    if not progress.console.is_terminal:
+        watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():
-        print(failure, file=sys.stderr)
+        for line in failure.split('\n'):
+            print(indented(line), file=sys.stderr)
     if driver.asked_to_stop:
         return 130
     return 0 if done else 1
@@ -189,7 +273,7 @@ def main():
         else:
             return drive(runs, args)
     except (UserError, AlternativeError, ValueError, OSError) as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted', file=sys.stderr)

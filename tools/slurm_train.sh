@@ -7,6 +7,12 @@ set -euo pipefail
 [ $# -ge 4 ] || { echo "usage: $0 PARTITION JOB_NAME CONFIG WORK_DIR [options of train.py]" >&2; exit 2; }
 
 TOOLS="$(cd "$(dirname "$0")" && pwd)"
+for name in GPUS GPUS_PER_NODE CPUS_PER_TASK; do
+    # bash would say so and start the training all the same.
+    case "${!name:-0}" in
+        *[!0-9]*) printf 'error: %s must be a number, got %q\n' "$name" "${!name}" >&2; exit 2 ;;
+    esac
+done
 GPUS="${GPUS:-8}"
 GPUS_PER_NODE="${GPUS_PER_NODE:-8}"
 resources=(--ntasks="$GPUS" --cpus-per-task="${CPUS_PER_TASK:-5}")

@@ -2,13 +2,13 @@
 
 import argparse
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from mmengine.device import get_device
 
 from mmattn.papers import config_name, entries
-from mmattn.papers.alternatives import row_of
-from mmattn.runs import Runner, locks, processes, recording, saving
+from mmattn.papers.alternatives import row_of, start_from
+from mmattn.runs import Runner, locks, measure, processes, recording, saving
 from mmattn.runs.cli import (
     UserError,
     add_common_arguments,
@@ -17,7 +17,6 @@ from mmattn.runs.cli import (
     one_line_errors,
     rank,
 )
-from mmattn.runs.pretrained import start_from
 
 
 def count(text):
@@ -75,6 +74,11 @@ def parse_args():
         help='keep record.json in the work directory, as tools/reproduce.py lets its runs do: what '
         'was trained, how it went, what came out (needs --seed)',
     )
+    parser.add_argument(
+        '--measure',
+        metavar='FILE',
+        help='only time a few dozen iterations; FILE (JSON) says what follows for the whole',
+    )
     add_common_arguments(parser)
     return parser.parse_args()
 
@@ -109,6 +113,10 @@ def merge_args(cfg, args):
         config, root = config_name(args.config), args.data_root or os.environ.get('MMATTN_DATA')
         names = {*args.alternative, *(['pretrained'] if args.pretrained else [])}
         recording.ask(cfg, config, sorted(names), args.seed, root, args.pretrained)
+    if args.measure is not None:
+        if args.record or args.resume:
+            raise UserError('--measure is no training: it goes without --record and --resume')
+        measure.ask(cfg, args.measure)
     if args.resume == 'auto':
         cfg.resume, cfg.load_from = True, None
     elif args.resume is not None:
@@ -132,7 +140,8 @@ def main():
                 # A checkpoint that is named takes the place of the last one when it is loaded.
                 saving.begin(cfg.work_dir, resumed=cfg.get('resume') and cfg.load_from is None)
             state.runner = Runner.from_cfg(cfg)
-            state.runner.train()
+            with suppress(measure.Measured):
+                state.runner.train()
 
 
 if __name__ == '__main__':

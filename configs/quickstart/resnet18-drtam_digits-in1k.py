@@ -43,3 +43,4 @@ param_scheduler = dict(
     convert_to_iter_based=True,
 )
 train_cfg = dict(max_epochs=max_epochs, val_begin=max_epochs + 1)
+auto_scale_lr = dict(base_batch_size=32)  # of two processes

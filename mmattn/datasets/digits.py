@@ -154,6 +154,11 @@ SPLITS = {'train': (0.0, 0.6), 'val': (0.6, 0.8), 'test': (0.8, 1.0)}
 # Keep the random streams of the sets apart; VOC's years and both its tasks share theirs.
 STREAMS = {'imagenet': 0, 'cifar': 1, 'coco': 2, 'voc2007': 3, 'voc2012': 4}
 
+# Of an image's edge that a digit takes, as it is and in `hard` images; halves of digits in those.
+DIGIT_SHARE = {False: (0.75, 1.0), True: (0.5, 0.75)}
+SCENE_SHARE = {False: (0.3, 0.5), True: (0.25, 0.4)}
+FRAGMENTS = (2, 6)
+
 
 @functools.cache
 def load_strokes(split):
@@ -199,13 +204,29 @@ def _paste(rng, image, alpha, top, left):
     part += alpha[..., None] * (colour - part)
 
 
-def draw_digit(rng, split, size):
+def _scatter(rng, image, ink):
+    """Pastes halves of digits all over an image: what a model must not take for digits."""
+    height, width = image.shape[:2]
+    for _ in range(rng.integers(*FRAGMENTS)):
+        half = ink[rng.integers(len(ink))].copy()
+        half = np.rot90(half, rng.integers(4)).copy()
+        half[:, 4:] = 0
+        if half.max() < 0.5:  # an empty half
+            continue
+        alpha, _ = _stroke(half, int(rng.uniform(0.2, 0.4) * max(height, width)))
+        h, w = alpha.shape
+        top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+        _paste(rng, image, alpha, top, left)
+
+
+def draw_digit(rng, split, size, hard=False):
     """One digit that fills most of a square image.
 
     Args:
         rng (np.random.Generator): Source of all choices.
         split (str): The digits to draw from, see :func:`load_strokes`.
         size (int): Edge of the image in pixels.
+        hard (bool): A digit of about half that size, on top of halves of others.
 
     Returns:
         tuple: uint8 RGB image (size, size, 3) and the digit.
@@ -213,20 +234,23 @@ def draw_digit(rng, split, size):
     ink, labels = load_strokes(split)
     chosen = rng.integers(len(labels))
     image = _background(rng, size, size)
-    alpha, _ = _stroke(ink[chosen], int(rng.uniform(0.75, 1.0) * size))
+    if hard:
+        _scatter(rng, image, ink)
+    alpha, _ = _stroke(ink[chosen], int(rng.uniform(*DIGIT_SHARE[hard]) * size))
     top = rng.integers(size - alpha.shape[0] + 1)
     left = rng.integers(size - alpha.shape[1] + 1)
     _paste(rng, image, alpha, top, left)
     return image.clip(0, 255).astype(np.uint8), int(labels[chosen])
 
 
-def draw_scene(rng, split, size):
+def draw_scene(rng, split, size, hard=False):
     """One to four digits that do not overlap, in a 4:3 or 3:4 image.
 
     Args:
         rng (np.random.Generator): Source of all choices.
         split (str): The digits to draw from, see :func:`load_strokes`.
         size (int): The longer side in pixels.
+        hard (bool): Smaller digits, on top of halves of others.
 
     Returns:
         tuple: uint8 RGB image (H, W, 3) and a list of (digit, (left, top), mask), mask bool (h, w)
@@ -235,12 +259,14 @@ def draw_scene(rng, split, size):
     ink, labels = load_strokes(split)
     height, width = (size, size * 3 // 4) if rng.random() < 0.5 else (size * 3 // 4, size)
     image = _background(rng, height, width)
+    if hard:
+        _scatter(rng, image, ink)
     taken = np.zeros((height, width), bool)
     objects = []
     wanted = rng.integers(1, 5)
     for _ in range(4 * wanted):  # a place that is taken costs a try, so that it always ends
         chosen = rng.integers(len(labels))
-        alpha, mask = _stroke(ink[chosen], int(rng.uniform(0.3, 0.5) * size))
+        alpha, mask = _stroke(ink[chosen], int(rng.uniform(*SCENE_SHARE[hard]) * size))
         h, w = mask.shape
         top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
         place = np.s_[max(top - 1, 0) : top + h + 1, max(left - 1, 0) : left + w + 1]
@@ -284,7 +310,7 @@ def _area(polygon):
     return float(cv2.contourArea(np.float32(polygon).reshape(-1, 2)))
 
 
-def make_imagenet(root, num, num_val, size, seed):
+def make_imagenet(root, num, num_val, size, seed, hard=False):
     """ImageNet: root/imagenet/{train,val}/<synset>/*.JPEG and meta/{train,val}.txt.
 
     The lists are needed because mmpretrain refuses bare folders of fewer than 1000 classes.
@@ -296,19 +322,21 @@ def make_imagenet(root, num, num_val, size, seed):
         for name in IMAGENET_CLASSES:
             (root / 'imagenet' / split / name).mkdir(parents=True)
         for index in range(count):
-            image, digit = draw_digit(_rng(seed, 'imagenet', split, index), split, size)
+            image, digit = draw_digit(_rng(seed, 'imagenet', split, index), split, size, hard)
             file = f'{IMAGENET_CLASSES[digit]}/{IMAGENET_CLASSES[digit]}_{index}.JPEG'
             _save_jpeg(image, root / 'imagenet' / split / file)
             lines.append(f'{file} {digit}')
         _write_lists(root / 'imagenet' / 'meta', {split: lines})
 
 
-def make_cifar(root, num, num_val, size, seed):
+def make_cifar(root, num, num_val, size, seed, hard=False):
     """CIFAR-100 pickles: root/cifar100/cifar-100-python/{train,test,meta}; 32x32, whatever size."""
     folder = root / 'cifar100' / 'cifar-100-python'
     folder.mkdir(parents=True, exist_ok=True)
     for split, count in (('train', num), ('test', num_val)):
-        drawn = [draw_digit(_rng(seed, 'cifar', split, index), split, 32) for index in range(count)]
+        drawn = [
+            draw_digit(_rng(seed, 'cifar', split, index), split, 32, hard) for index in range(count)
+        ]
         digits = [digit for _, digit in drawn]
         (folder / split).write_bytes(
             pickle.dumps(
@@ -332,7 +360,7 @@ def make_cifar(root, num, num_val, size, seed):
     )
 
 
-def make_coco(root, num, num_val, size, seed):
+def make_coco(root, num, num_val, size, seed, hard=False):
     """COCO: root/coco/{train2017,val2017} and annotations/instances_{train,val}2017.json."""
     coco = root / 'coco'
     (coco / 'annotations').mkdir(parents=True, exist_ok=True)
@@ -343,7 +371,7 @@ def make_coco(root, num, num_val, size, seed):
         folder.mkdir(exist_ok=True)
         images, annotations = [], []
         for index in range(count):
-            image, objects = draw_scene(_rng(seed, 'coco', split, index), split, size)
+            image, objects = draw_scene(_rng(seed, 'coco', split, index), split, size, hard)
             name = f'{index + 1:012d}.jpg'
             _save_jpeg(image, folder / name)
             images.append(
@@ -367,7 +395,7 @@ def make_coco(root, num, num_val, size, seed):
         )
 
 
-def _voc_scenes(devkit, year, splits, size, seed):
+def _voc_scenes(devkit, year, splits, size, seed, hard):
     """Draws the images of one year and yields (id, split, image, objects)."""
     folder = devkit / f'VOC{year}' / 'JPEGImages'
     folder.mkdir(parents=True, exist_ok=True)
@@ -376,7 +404,7 @@ def _voc_scenes(devkit, year, splits, size, seed):
         for index in range(count):
             number += 1
             name = f'{number:06d}' if year == 2007 else f'{year}_{number:06d}'
-            image, objects = draw_scene(_rng(seed, f'voc{year}', split, index), split, size)
+            image, objects = draw_scene(_rng(seed, f'voc{year}', split, index), split, size, hard)
             _save_jpeg(image, folder / f'{name}.jpg')
             yield name, split, image, objects
 
@@ -410,7 +438,7 @@ def _voc_splits(year, num, num_val):
     return dict(train=train, val=num_val, **({'test': num_val} if year == 2007 else {}))
 
 
-def make_voc(root, num, num_val, size, seed):
+def make_voc(root, num, num_val, size, seed, hard=False):
     """VOC detection: root/VOCdevkit/VOC{2007,2012}/{JPEGImages,Annotations,ImageSets/Main}.
 
     ``num`` counts a year's trainval, of which ``num_val`` are its val; VOC2007 has ``num_val`` test
@@ -422,7 +450,7 @@ def make_voc(root, num, num_val, size, seed):
         lists = {split: [] for split in splits}
         annotations = devkit / f'VOC{year}' / 'Annotations'
         annotations.mkdir(parents=True, exist_ok=True)
-        for name, split, image, objects in _voc_scenes(devkit, year, splits, size, seed):
+        for name, split, image, objects in _voc_scenes(devkit, year, splits, size, seed, hard):
             (annotations / f'{name}.xml').write_text(_voc_xml(year, name, image, objects))
             lists[split].append(name)
         lists['trainval'] = lists['train'] + lists['val']
@@ -447,7 +475,7 @@ def _class_map(image, objects, void):
     return labels
 
 
-def make_vocseg(root, num, num_val, size, seed):
+def make_vocseg(root, num, num_val, size, seed, hard=False):
     """VOC segmentation: SegmentationClass, SegmentationClassAug and lists beside VOC2012's images.
 
     Half of the training images are VOC's own (``train.txt``, masks with colour table and void
@@ -460,7 +488,7 @@ def make_vocseg(root, num, num_val, size, seed):
     palette = voc_palette().ravel().tolist()
     splits = _voc_splits(2012, num, num_val)
     lists = dict(train=[], val=[], aug=[])
-    for name, split, image, objects in _voc_scenes(year.parent, 2012, splits, size, seed):
+    for name, split, image, objects in _voc_scenes(year.parent, 2012, splits, size, seed, hard):
         if split == 'train' and len(lists['train']) > len(lists['aug']):
             split = 'aug'
         lists[split].append(name)
@@ -485,7 +513,7 @@ FOLDERS = dict(
 )
 
 
-def make(root, task, num=1000, num_val=None, size=None, seed=0):
+def make(root, task, num=1000, num_val=None, size=None, seed=0, hard=False):
     """Makes one data set, unless it is there already with the same settings.
 
     Args:
@@ -496,6 +524,7 @@ def make(root, task, num=1000, num_val=None, size=None, seed=0):
         size (int, optional): The longer side in pixels; by default 64 for 'imagenet', 128 for
             scenes. CIFAR images are 32x32.
         seed (int): Same seed, same bytes.
+        hard (bool): Small digits among halves of others, for models that must not be perfect.
 
     Returns:
         bool: Whether it was made, False if it was there.
@@ -519,6 +548,7 @@ def make(root, task, num=1000, num_val=None, size=None, seed=0):
     record = root / 'digits.json'
     made = json.loads(record.read_text()) if record.exists() else {}
     settings = dict(num=num, num_val=num_val, size=size, seed=seed)
+    settings |= {'hard': True} if hard else {}  # sets made before have no such key
     if made.get(task) == settings:
         return False
     folder = root / FOLDERS[task]
@@ -531,6 +561,6 @@ def make(root, task, num=1000, num_val=None, size=None, seed=0):
     # An entry without settings marks a set that is begun and not finished.
     root.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(made | {task: None}, indent=1))
-    MAKERS[task](root, num, num_val, size, seed)
+    MAKERS[task](root, num, num_val, size, seed, hard)
     record.write_text(json.dumps(made | {task: settings}, indent=1))
     return True

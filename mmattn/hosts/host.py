@@ -54,14 +54,13 @@ class PluginHost:
     def _finish_plugins(self) -> None:
         """When all is built: no plugin is without a place, norms that follow the host's do."""
         self._slots.check_placed()
-        for plugin in self._slots.plugins:
-            if plugin.norm_cfg == 'host':
-                for module in plugin.modules:
-                    for parent in [*module.modules()]:
-                        for name, norm in [*parent.named_children()]:
-                            if isinstance(norm, _BatchNorm):
-                                made = _as_in_host(norm, self.norm_cfg, plugin.name)
-                                parent.add_module(name, made)
+        for plugin, module in self._plugin_modules():
+            if plugin.norm_cfg != 'host':
+                continue
+            for parent in [*module.modules()]:
+                for name, norm in [*parent.named_children()]:
+                    if isinstance(norm, _BatchNorm):
+                        parent.add_module(name, _as_in_host(norm, self.norm_cfg, plugin.name))
 
     def _plugin_modules(self) -> Iterator[tuple[Plugin, nn.Module]]:
         return ((p, module) for p in self._slots.plugins for module in p.modules)

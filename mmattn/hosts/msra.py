@@ -6,7 +6,6 @@ go in as BGR with a standard deviation of 1, a stage's stride lies in its first 
 """
 
 import os
-import pickle
 import re
 from typing import Any
 
@@ -15,16 +14,10 @@ import torch
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
+from mmattn import pickles
+
 PREFIX = 'msra://'
 URL = 'https://dl.fbaipublicfiles.com/detectron2/ImageNetPretrained/MSRA/'
-
-# All that a pickled NumPy array is made of; older and newer NumPy have it under different names.
-ALLOWED = {
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('numpy.core.multiarray', '_reconstruct'),
-    ('numpy._core.multiarray', '_reconstruct'),
-}
 
 NAME = re.compile(
     r'(?:(?:res_)?conv1|res(?P<stage>[2-5])_(?P<block>\d+)_branch(?P<branch>1|2[abc]))'
@@ -41,17 +34,6 @@ BLOBS = {'_w': (0, 'weight'), '_bn_s': (1, 'weight'), '_bn_b': (1, 'bias')}
 # The classifier, momenta of the optimiser, and a bias of the first convolution, which is merged
 # into its norm: Detectron2 leaves these, too.
 UNUSED = re.compile(r'(fc1000|pred)_[wb]|conv1_b|.*_momentum')
-
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads NumPy arrays in Python's own containers, and calls nothing else that a file names."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise pickle.UnpicklingError(
-                f'it asks for {module}.{name}; allowed: NumPy arrays in dicts, lists and tuples'
-            )
-        return super().find_class(module, name)
 
 
 def load_from_msra(filename: str, map_location: Any = None) -> dict[str, Tensor]:
@@ -75,9 +57,13 @@ def load_from_msra(filename: str, map_location: Any = None) -> dict[str, Tensor]
             f'no file {path}; the published ones are {URL}R-50.pkl and R-101.pkl'
         )
     try:
-        with open(path, 'rb') as file:
-            blobs = ArrayUnpickler(file, encoding='latin1').load()
-    except Exception as error:  # a broken pickle may raise anything
+        blobs = pickles.load_file(path)
+    except pickles.UnknownNames as error:
+        raise ValueError(
+            f'{path} is no pickle of arrays: it asks for {error}; allowed: NumPy arrays in dicts, '
+            'lists and tuples'
+        ) from error
+    except pickles.PickleError as error:
         raise ValueError(f'{path} is no pickle of arrays: {error}') from error
     if isinstance(blobs, dict) and isinstance(blobs.get('blobs'), dict):
         blobs = blobs['blobs']  # Detectron's detectors have them one level deeper

@@ -5,7 +5,6 @@ as if it began with `_base_ = ROW`. The tables of `paper_tables.yml` list those 
 """
 
 import difflib
-import inspect
 import reprlib
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -17,12 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.runner import Runner
 
-from .tables import PAPERS, config_root, entries, load
+from .tables import PAPERS, Entry, config_root, entries, load
+
+PRETRAINED = 'pretrained'  # the alternative whose runs start from another's checkpoint
 
 # What a run reads of a config; other names are variables of the config's own.
-READ = {*inspect.signature(Runner.__init__).parameters, 'custom_imports'}
+# These are the arguments of mmengine's Runner, which is slow to import.
+READ = set(
+    """
+    self cfg custom_imports model work_dir train_dataloader val_dataloader test_dataloader
+    train_cfg val_cfg test_cfg auto_scale_lr optim_wrapper param_scheduler val_evaluator
+    test_evaluator default_hooks custom_hooks data_preprocessor load_from resume launcher env_cfg
+    log_processor log_level visualizer default_scope randomness experiment_name
+    """.split()  # noqa: SIM905
+)
 
 
 class AlternativeError(ValueError):
@@ -113,6 +121,21 @@ def of_row(config: str) -> dict[str, Alternative]:
         for alternative in listed()
         if (alternative.paper, alternative.table) in tables and alternative.fits(config)
     }
+
+
+def fitting(entry: Entry) -> set[str]:
+    """The names of a row's alternatives; a user's own has `pretrained`, if it says from what."""
+    own = entry.near is not None and entry.pretrained is not None
+    return {*of_row(entry.config), *([PRETRAINED] if own else [])}
+
+
+def start_from(cfg: Config, checkpoint: str) -> None:
+    """Let a config's model start from a checkpoint, and from nothing else."""
+    cfg.setdefault('default_hooks', {})
+    cfg.default_hooks.pretrained = dict(type='PretrainedHook', checkpoint=checkpoint)
+    for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
+        if part is not None:
+            part.init_cfg = None
 
 
 def row_of(path: str | Path) -> str:

@@ -4,21 +4,22 @@ The paper's numbers stand in fields called `paper`, ours in fields called `ours`
 """
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from . import judge
-from .collect import Fault, Known, Run, Source, collect, fitting
+from .alternatives import PRETRAINED
+from .collect import Fault, Known, Run, Source, collect
 from .metrics import COUNTED, Metric, is_number, metrics_of
-from .tables import Entry, entries, load
+from .own import Table, select
+from .tables import PAPERS, config_root
 
-OWN_KEYS = {'table', 'rows'}
-OWN_ROW_KEYS = {'group', 'method', 'config'}
 NO_PAPER = 'no paper has it'
+# Why there is nothing to say of a row's gain.
+BASELINE, ONE_SEED, ALONE = 'baseline', 'one seed: no verdict', 'nothing to compare with'
 REPRODUCED, EQUIVALENT, GAIN, LOSS = 'reproduced', 'equivalent', 'gain', 'loss'
 
 # What is decided before any run, as every format states it.
@@ -45,6 +46,7 @@ RULES = (
     'shown, never mixed in. A run whose config is not that of the repository is modified and never '
     'averaged in, and neither is a run that is not done.',
 )
+OF_PAPERS = 2  # the first so many of these, which say how a paper's number is judged
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Cell:
     other: dict[int, float]
     verdict: judge.Verdict
     gain: judge.Gain | None = None
+    why: str = ''  # there is no gain
 
     @property
     def gain_word(self) -> str:
-        """What can be said of the gain; empty where there is none."""
+        """What can be said of the gain, or why there is none."""
         if self.gain is None:
-            return ''
+            return self.why
         if self.gain.reproduced:
             return REPRODUCED
         if self.gain.seen:
@@ -96,10 +99,12 @@ class Row:
     runs: list[Run]
     notes: list[str]
     own: bool = False
+    waiting: dict[int, str] = field(default_factory=dict)
 
     @property
     def state(self) -> str:
-        """In words: 'missing', or how many runs are in which state."""
+        """In words: 'missing', or how many runs are in which state. Those that wait for the run of
+        another row, which they start from, are `waiting`: seeds and that row's config."""
         words = []
         for state in ('done', 'running', 'stopped', 'failed', 'modified'):
             those = [run for run in self.runs if _state(run) == state]
@@ -110,12 +115,14 @@ class Row:
             if state in ('running', 'stopped') and known:
                 word += f' ({", ".join(f"{100 * part:.0f} %" for part in known)})'
             words.append(word)
+        if self.waiting:
+            words.append(f'{len(self.waiting)} waiting')
         return ', '.join(words) or 'missing'
 
 
 @dataclass(frozen=True)
 class Board:
-    """One table."""
+    """One table; `files` are the users' that have to do with it."""
 
     paper: str
     table: int
@@ -128,20 +135,26 @@ class Board:
     rows: list[Row]
     seeds: list[int]
     faults: list[Fault] = field(default_factory=list)
+    files: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
         return f'{self.paper.upper()}, Table {self.table}'
 
+    @property
+    def has_paper(self) -> bool:
+        """Whether a paper prints any of its numbers: a user's own table may be ours alone."""
+        return any(cell.paper is not None for row in self.rows for cell in row.cells.values())
 
-@dataclass(frozen=True)
-class Own:
-    """Rows of a user's own that join a paper's table; configs are relative to `root`."""
-
-    paper: str
-    table: int
-    rows: list[dict[str, str]]
-    root: Path
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What of `RULES` is applied here."""
+        cells = [cell for row in self.rows for cell in row.cells.values()]
+        if self.has_paper:
+            return RULES
+        if any(cell.gain is not None for cell in cells):
+            return RULES[OF_PAPERS:]
+        return RULES[-1:]
 
 
 def boards(
@@ -149,154 +162,99 @@ def boards(
     tables: Sequence[int],
     sources: Iterable[Source],
     seeds: int | None = None,
-    own: Iterable[Own] = (),
+    files: Sequence[str | Path] = (),
     complexity: bool = False,
 ) -> list[Board]:
-    """Tables of a paper with all that is known of their runs.
+    """Tables of a paper, or of a user's file, with all that is known of their runs.
 
     Args:
-        paper (str): One of `PAPERS`.
+        paper (str): One of `PAPERS`, or what a user's file calls itself.
         tables (Sequence[int]): Numbers of its tables; all if empty.
         sources (Iterable[Source]): Where the records are.
         seeds (int, optional): How many seeds (0, 1, ...) each row should have; by default those
             that any run of the table has.
-        own (Iterable[Own]): Further rows, see `read_own`.
+        files (Sequence[str or Path]): Tables and rows of a user's own, see own.py.
         complexity (bool): Whether to count parameters and FLOPs, which takes a second a row.
 
     Raises:
-        ValueError: for an unknown paper or table.
+        ValueError: as `own.select` does.
         NotADirectoryError: if the folder of a source is not there.
     """
-    own = list(own)
-    known = Known.of_papers()
-    for item in own:
-        known = known.having([row['config'] for row in item.rows], item.root)
-    listed = load(paper)
-    for table in tables:
-        if table not in listed:
-            raise ValueError(f'{paper} has the tables {", ".join(map(str, listed))}, got {table}')
+    chosen = select(paper, tables, files)
+    known = Known.with_files(files)
     runs, faults = collect(sources, known)
-    return [
-        build(
-            paper,
-            table,
-            runs,
-            faults,
-            seeds,
-            [item for item in own if (item.paper, item.table) == (paper, table)],
-            complexity,
-        )
-        for table in tables or listed
-    ]
+    found = [build(table, runs, faults, seeds, known, complexity) for table in chosen]
+    return [replace(board, files=tuple(map(str, files))) for board in found]
 
 
 def build(
-    paper: str,
-    table: int,
+    table: Table,
     runs: Sequence[Run],
     faults: Sequence[Fault] = (),
     seeds: int | None = None,
-    own: Sequence[Own] = (),
+    known: Known | None = None,
     complexity: bool = False,
 ) -> Board:
-    """One table; arguments as those of `boards`, `runs` and `faults` those of `collect`."""
-    described = load(paper)[table]
+    """One table; `runs` and `faults` are those of `collect`, to which `known` was given; the other
+    arguments as those of `boards`."""
+    known, described = known or Known.of_papers(), table.described
     metrics = metrics_of(described)
-    listed = [(entry, False) for entry in entries(paper, table)]
-    listed += [(_own_entry(item, row), True) for item in own for row in item.rows]
+    listed = [(entry, False) for entry in table.entries]
+    listed += [(entry, True) for entry in table.joined]
     by_config = {}
     for run in runs:
         by_config.setdefault(run.config, {}).setdefault(run.alternatives, []).append(run)
     configs = {entry.config for entry, _ in listed}
     expected = range(seeds) if seeds else {run.seed for run in runs if run.config in configs}
     expected = sorted(expected)
-    counted = _complexities(paper, table) if complexity else {}
+    counted = _complexities(table) if complexity else {}
     rows = []
+    started = any(PRETRAINED in run.alternatives for run in runs if run.config in configs)
     for entry, is_own in listed:
         found = by_config.get(entry.config, {})
-        for names in sorted({(), *found}):
-            rows.append(
-                _row(
-                    entry,
-                    names,
-                    sorted(found.get(names, []), key=lambda run: run.seed),
-                    metrics,
-                    described['checkpoint'],
-                    expected,
-                    counted.get(entry.config, {}),
-                    is_own,
-                )
+        planned = {(), *found}
+        if started and PRETRAINED in known.fitting(entry.config):
+            planned.add((PRETRAINED,))  # the others of the table are to follow
+        if table.paper not in PAPERS and len(planned) > 1 and () not in found:
+            planned.remove(())  # a user's own table is what was trained of it
+        for names in sorted(planned):
+            row = _row(
+                entry,
+                names,
+                sorted(found.get(names, []), key=lambda run: run.seed),
+                metrics,
+                described['checkpoint'],
+                expected,
+                counted.get(entry.config, {}),
+                is_own,
             )
+            if PRETRAINED in names:
+                sources = by_config.get(entry.pretrained, {}).get((), [])
+                row = _with_waiting(row, entry.pretrained, sources, expected)
+            rows.append(_with_missing(row, expected))
     return Board(
-        paper,
-        table,
+        table.paper,
+        table.number,
         described['caption'],
         described['dataset'],
         described['task'],
         described['checkpoint'],
         metrics,
         [name for name in described['metrics'] if name in COUNTED],
-        _with_gains(rows, metrics),
+        _with_gains(rows, metrics, known),
         expected,
         list(faults),
     )
 
 
-def read_own(path: str | Path, paper: str) -> Own:
-    """A user's rows for a table of a paper: YAML with `table` and `rows`.
-
-    Each row has `group` (that of the row it is compared with, the first of it), `method` and
-    `config`: `<folder>/<name>.py`, where `<folder>` is the file's, as for `reproduce.py`.
-
-    Raises:
-        FileNotFoundError: if the file or a config is not there.
-        ValueError: if it is of another form.
-    """
-    path = Path(path)
-    try:
-        contents = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: no YAML: {" ".join(str(error).split())}') from error
-    if not isinstance(contents, dict) or set(contents) != OWN_KEYS:
-        raise ValueError(f'{path}: must have the keys {", ".join(sorted(OWN_KEYS))}')
-    if contents['table'] not in load(paper):
-        raise ValueError(
-            f'{path}: {paper} has the tables {", ".join(map(str, load(paper)))}, '
-            f'got {contents["table"]!r}'
-        )
-    rows = contents['rows']
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict)
-        and set(row) == OWN_ROW_KEYS
-        and all(isinstance(value, str) for value in row.values())
-        for row in rows
-    ):
-        raise ValueError(f'{path}: each row must have {", ".join(sorted(OWN_ROW_KEYS))}, as texts')
-    root = path.resolve().parent.parent
-    for row in rows:
-        config = Path(row['config'])
-        if config.is_absolute() or '..' in config.parts or len(config.parts) != 2:
-            raise ValueError(
-                f'{path}: a config must be <folder>/<name>.py, '
-                f'as {path.resolve().parent.name}/x.py for x.py beside the file, got {config}'
-            )
-        if not (root / config).is_file():
-            raise FileNotFoundError(f'{path}: there is no config {root / config}')
-        if row['config'] in Known.of_papers().roots:
-            raise ValueError(f"{path}: {config} is a row of the papers'")
-    return Own(paper, contents['table'], rows, root)
-
-
-def _own_entry(own, row):
-    return Entry(own.paper, own.table, row['group'], row['method'], row['config'], {})
-
-
-def _complexities(paper, table):
-    """The counted columns of each config; imported here, as it builds models."""
+def _complexities(table):
+    """The counted columns of each config of a paper's; imported here, as it builds models."""
+    if table.paper not in PAPERS:
+        return {}
     from mmattn.analysis.complexity import table_rows
 
     found = {}
-    for row in table_rows(paper, table):
+    for row in table_rows(table.paper, table.number):
         # gmac is 10^9 as gflops is
         found[row.config] = {'params': row.params, 'gflops': row.flops, 'gmac': row.flops}
     return found
@@ -319,10 +277,6 @@ def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
                 list(values.values()), paper, judge.MARGINS[name], metric.step
             )
         cells[name] = Cell(metric, paper, values, _values(runs, metric, other), verdict)
-    there = {run.seed for run in runs}
-    missing = [seed for seed in expected if seed not in there]
-    if runs and missing:
-        notes.append(f'seeds missing: {", ".join(map(str, missing))}')
     for run in runs:
         where = f'seed {run.seed}'
         if run.modified:
@@ -353,6 +307,25 @@ def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
     )
 
 
+def _with_waiting(row, source, sources, expected):
+    """The row with those of its seeds that cannot start yet: what they start from is not done."""
+    there = {run.seed for run in row.runs} | {run.seed for run in sources if run.counts}
+    return replace(row, waiting={seed: source for seed in expected if seed not in there})
+
+
+def _with_missing(row, expected):
+    """The row with a note of the seeds of which there is nothing."""
+    there = {run.seed for run in row.runs} | {*row.waiting}
+    missing = [seed for seed in expected if seed not in there]
+    notes = [*row.notes]
+    if row.waiting:
+        source = next(iter(row.waiting.values()))
+        notes.insert(0, f'seeds that wait for {source}: {", ".join(map(str, sorted(row.waiting)))}')
+    if row.runs and missing:
+        notes.insert(0, f'seeds missing: {", ".join(map(str, missing))}')
+    return replace(row, notes=notes)
+
+
 def _values(runs, metric, which):
     values = {}
     for run in runs:
@@ -371,27 +344,32 @@ def _unjudged(values, margin, step):
     return replace(found, word=word, difference=None, more=None)
 
 
-def _with_gains(rows, metrics):
+def _with_gains(rows, metrics, known):
     """The rows with what they gain over their baselines, p-values corrected over the table."""
     plain = {}
     for row in rows:
-        if not row.alternatives and not row.own:
+        if not row.own:
             plain.setdefault(row.group, row)
     # A group whose first row has a gate already has no baseline.
     bases = {group: row for group, row in plain.items() if not row.method.startswith('+')}
+    compared = {
+        row.group for row in rows if row.group in bases and row.config != bases[row.group].config
+    }
     by_name = {(row.config, row.alternatives): row for row in rows}
-    gains, families = {}, {}
+    gains, families, whys = {}, {}, {}
     for at, row in enumerate(rows):
         base = bases.get(row.group)
+        whys[at] = BASELINE if base and row.group in compared else ALONE
         if base is None or row.config == base.config:
             continue
-        names = tuple(name for name in row.alternatives if name in fitting(base.config))
+        names = tuple(name for name in row.alternatives if name in known.fitting(base.config))
         base = by_name.get((base.config, names))
         for name in metrics if base else ():
             gains[at, name] = found = _gain(row, base, name)
             families.setdefault((row.alternatives, row.own), []).append((at, name, found))
+        whys[at] = '' if base else ALONE
     # A table with an alternative is planned to be as large as the table.
-    planned = len(families.get(((), False), []))
+    planned = max((len(family) for (_, own), family in families.items() if not own), default=0)
     for (_, own), family in families.items():
         run = [(at, name, found) for at, name, found in family if found is not None]
         more = max(0, (len(family) if own else planned) - len(run))
@@ -407,11 +385,19 @@ def _with_gains(rows, metrics):
         replace(
             row,
             cells={
-                name: replace(cell, gain=gains.get((at, name))) for name, cell in row.cells.items()
+                name: replace(cell, gain=gains.get((at, name)), why=_why(cell, whys[at]))
+                for name, cell in row.cells.items()
             },
         )
         for at, row in enumerate(rows)
     ]
+
+
+def _why(cell, why):
+    """Why there is no gain: the row has too few runs, or what it has to do with a baseline."""
+    if not cell.ours:
+        return judge.NOT_RUN
+    return why if why == BASELINE else ONE_SEED if len(cell.ours) == 1 else why
 
 
 def _gain(row, base, name):
@@ -446,16 +432,20 @@ def _pair(row, base, seed):
     return all(first[key] == second[key] for key in keys)
 
 
-def commands(row: Row, paper: str, table: int) -> list[str]:
-    """How to train a row again and to see it; a row of one's own from beside its YAML."""
-    config = row.config if row.own else f'configs/{row.config}'
-    words = ''.join(
-        ' --pretrained CHECKPOINT' if name == 'pretrained' else f' --alternative {name}'
-        for name in row.alternatives
-    )
+def commands(board: Board, row: Row) -> list[str]:
+    """How to train a row again and to see it; a user's own, which is not in `configs/`, from beside
+    the folder that holds it."""
+    is_ours = (config_root() / row.config).is_file()
+    config = f'configs/{row.config}' if is_ours else row.config
+    words = ''
+    if named := [name for name in row.alternatives if name != PRETRAINED]:
+        words += f' --alternative {" ".join(named)}'
+    if PRETRAINED in row.alternatives:
+        words += ' --pretrained CHECKPOINT'
     sizes = re.search(r'_(\d+)xb\d+', row.config)
     train = f'tools/dist_train.sh {config} {sizes[1] if sizes else 1}{words}'
     seeds = sorted({run.seed for run in row.runs}) or [0]
+    tables = f' --tables {shlex.join(board.files)}' if board.files else ''
     return [f'{train} --seed {seed}' for seed in seeds] + [
-        f'python tools/leaderboard.py {paper} {table}'
+        f'python tools/leaderboard.py {board.paper} {board.table}{tables}'
     ]

@@ -41,9 +41,10 @@ def values_chart(board: Board, column: str) -> str:
         v = cell.verdict
         width = v.half_width
         low, high = (None, None) if width is None else (v.mean - width, v.mean + width)
-        title = f'{name_of(row)}: paper {number(cell.paper) or "none"}, ours '
+        title = f'{name_of(row)}: '
+        title += f'paper {number(cell.paper) or "none"}, ours ' if board.has_paper else ''
         title += ', '.join(map(number, cell.ours.values())) or 'not run'
-        middle = v.mean if cell.ours else None
+        middle = v.mean if v.n > 1 else None  # one run is its own dot
         lines.append(
             Line(
                 name_of(row),
@@ -52,11 +53,12 @@ def values_chart(board: Board, column: str) -> str:
                 middle,
                 low,
                 high,
-                f'{title}; {v}',
+                f'{title}; {v}' if board.has_paper else title,
                 row.group,
             )
         )
-    return _chart(lines, f'{column} of the paper and of our runs')
+    whose = 'the paper and of our runs' if board.has_paper else 'our runs'
+    return _chart(lines, f'{column} of {whose}')
 
 
 def gains_chart(board: Board, column: str) -> str:
@@ -65,8 +67,9 @@ def gains_chart(board: Board, column: str) -> str:
     for row in board.rows:
         gain = row.cells[column].gain
         if gain is not None:
-            title = f'{name_of(row)}: gain {number(gain.mean, sign=True)}, paper '
-            title += f'{number(gain.paper, sign=True) or "none"}; {row.cells[column].gain_word}'
+            title = f'{name_of(row)}: gain {number(gain.mean, sign=True)}'
+            title += f', paper {number(gain.paper, sign=True) or "none"}' if board.has_paper else ''
+            title += f'; {row.cells[column].gain_word}'
             lines.append(
                 Line(name_of(row), gain.paper, (), gain.mean, gain.low, gain.high, title, row.group)
             )

@@ -16,13 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from mmattn.lines import one_line
 from mmattn.runs import plain_config
+from mmattn.runs.atomic import TEMPORARY
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of, resolved
-from mmattn.runs.saving import TEMPORARY
 
-from . import alternatives
+from . import alternatives, own
 from .metrics import is_number
+from .plan import expected
 from .tables import config_root, entries
 
 # A record's own bounds: evaluations of hundreds of epochs and a config are some 100 kB.
@@ -108,7 +110,7 @@ class Folder:
 
     def last_lines(self, place: str) -> str:
         logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
-        if not logs or not logs[-1].is_file():
+        if not logs or logs[-1].is_symlink() or not logs[-1].is_file():
             return ''
         with open(logs[-1], 'rb') as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
@@ -128,9 +130,13 @@ class Folder:
 
 @dataclass(frozen=True)
 class Known:
-    """The rows that records may be of: configs by their name, and the folder that holds each."""
+    """The rows that records may be of: configs by their name, and the folder that holds each.
+
+    `starting` are those of a user's tables that can start from another run's checkpoint.
+    """
 
     roots: dict[str, Path]
+    starting: frozenset[str] = frozenset()
 
     @staticmethod
     def of_papers() -> 'Known':
@@ -139,9 +145,21 @@ class Known:
         names += [entry.pretrained for entry in listed if entry.pretrained]
         return Known(dict.fromkeys(names, root))
 
-    def having(self, configs: Iterable[str], root: Path) -> 'Known':
-        """With rows of a user's own, which do not replace the papers'."""
-        return Known({**dict.fromkeys(configs, root), **self.roots})
+    @staticmethod
+    def with_files(files: Iterable[str | Path]) -> 'Known':
+        """With the rows of users' files (own.py), too; raises ValueError as `own.read` does."""
+        roots, starting = {}, set()
+        for entry in (entry for path in files for entry in own.read(path).entries):
+            for config in filter(None, (entry.config, entry.pretrained)):
+                roots[config] = entry.root_of(config)
+            if entry.pretrained is not None:
+                starting.add(entry.config)
+        return Known({**roots, **Known.of_papers().roots}, frozenset(starting))
+
+    def fitting(self, config: str) -> tuple[str, ...]:
+        """The names of a row's alternatives."""
+        more = [alternatives.PRETRAINED] if config in self.starting else []
+        return tuple(sorted({*fitting(config), *more}))
 
 
 def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list[Run], list[Fault]]:
@@ -169,7 +187,7 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
                 if run.state in ('failed', 'stopped'):
                     run = replace(run, last_lines=source.last_lines(place))
             except RecordError as error:
-                faults.append(Fault(full, str(error)))
+                faults.append(Fault(full, one_line(error)))
                 continue
             before = runs.setdefault(run.identity, run)
             if before is run:
@@ -206,26 +224,27 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     right = (folder_of('', config, names, seed) / RECORD).as_posix()
     if place != right:
         raise RecordError(f'not at its place, which is {right}')
-    if list(names) != sorted({*names} & {*fitting(config)}):
+    allowed = known.fitting(config)
+    if list(names) != sorted({*names} & {*allowed}):
         raise RecordError(
-            f'alternatives {", ".join(names)}: allowed are {", ".join(fitting(config)) or "none"}'
+            f'alternatives {", ".join(names)}: allowed are {", ".join(allowed) or "none"}'
         )
     _check_evaluations(record)
-    expected = expected_config(str(known.roots[config] / config), names)
+    wanted = expected_config(str(known.roots[config] / config), names)
     modified, deviations = [], []
     if record['config_text'] is not None:
-        modified += _changed(expected.path, names, record['config_text'])
+        modified += _changed(wanted.path, names, record['config_text'])
     batch, lr = record.get('batch'), record.get('lr')
-    if expected.batch is not None and batch is not None:
-        if batch != expected.batch:
-            modified.append(f'batch {batch} for {expected.batch}')
+    if wanted.batch is not None and batch is not None:
+        if batch != wanted.batch:
+            modified.append(f'batch {batch} for {wanted.batch}')
         elif PER_GPU in modified:
             modified.remove(PER_GPU)
-    if expected.lr is not None and lr is not None and abs(lr - expected.lr) > 1e-9 * expected.lr:
-        modified.append(f'rate {lr:g} for {expected.lr:g}')
+    if wanted.lr is not None and lr is not None and abs(lr - wanted.lr) > 1e-9 * wanted.lr:
+        modified.append(f'rate {lr:g} for {wanted.lr:g}')
     gpus = record.get('gpus')
-    if gpus is not None and expected.gpus is not None and gpus != expected.gpus:
-        deviations.append(f'{gpus or "no"} GPU{"" if gpus == 1 else "s"} for {expected.gpus}')
+    if gpus is not None and wanted.gpus is not None and gpus != wanted.gpus:
+        deviations.append(f'{gpus or "no"} GPU{"" if gpus == 1 else "s"} for {wanted.gpus}')
     if record.get('diff_sha256'):
         deviations.append('uncommitted changes')
     return Run(
@@ -237,7 +256,7 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
         record,
         tuple(modified),
         tuple(deviations),
-        _progress(record, expected.length),
+        _progress(record, wanted.length),
     )
 
 
@@ -266,9 +285,9 @@ def expected_config(path: str, names: tuple[str, ...]) -> Expected:
             cfg = None if names else plain_config.load(path)
         except plain_config.PlainConfigError:
             cfg = None
-        cfg = alternatives.combine(path, names) if cfg is None else cfg
-    except (OSError, SyntaxError, alternatives.AlternativeError) as error:
-        raise RecordError(f"the repository's config cannot be read: {error}") from error
+        cfg = expected(path, names) if cfg is None else cfg
+    except Exception as error:  # a user's own config may raise anything
+        raise RecordError(f"the repository's config cannot be read: {one_line(error)}") from error
     train = cfg.get('train_cfg') or {}
     length = next(
         (
@@ -374,26 +393,9 @@ def _progress(record, length):
 
 
 @cache
-def _tables() -> dict[str, set[tuple[str, int]]]:
-    found: dict[str, set[tuple[str, int]]] = {}
-    for entry in entries():
-        found.setdefault(entry.config, set()).add((entry.paper, entry.table))
-    return found
-
-
-@cache
 def fitting(config: str) -> tuple[str, ...]:
-    """The names of a row's alternatives: those of `alternatives.of_row`, for many rows at once."""
-    tables = _tables().get(config, set())
-    return tuple(
-        sorted(
-            {
-                item.name
-                for item in alternatives.listed()
-                if (item.paper, item.table) in tables and item.fits(config)
-            }
-        )
-    )
+    """The names of a row's alternatives, kept, as many runs ask for those of few rows."""
+    return tuple(sorted(alternatives.of_row(config)))
 
 
 @cache

@@ -57,7 +57,12 @@ def metrics_of(table: Mapping[str, Any]) -> dict[str, Metric]:
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number; a bool is none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that is no float
+        return False
 
 
 def _metric(table, column):

@@ -16,10 +16,13 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from mmattn.runs.record import NAME, file_digest
-from mmattn.runs.saving import replacing
+from mmattn import tars
+from mmattn.lines import one_line
+from mmattn.runs.atomic import replacing
+from mmattn.runs.record import NAME
 
 from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
+from .metrics import is_number
 
 LOGS = re.compile(r'[^/]+\.log|(.*/)?[^/]+\.json')
 # Of one member and of all together: logs of hundreds of runs.
@@ -57,12 +60,15 @@ class Pack:
     @cached_property
     def _members(self):
         """Records and the ends of logs, by their places."""
-        records, ends, total = {}, {}, 0
+        records, ends = {}, {}
         try:
-            with gzip.open(self.path) as zipped, tarfile.open(fileobj=zipped, mode='r|') as pack:
+            with (
+                gzip.open(self.path) as whole,
+                tars.limited(whole, MOST_PACKED) as zipped,
+                tarfile.open(fileobj=zipped, mode='r|', tarinfo=tars.Header) as pack,
+            ):
                 for count, member in enumerate(pack):
-                    total += member.size
-                    if total > MOST_PACKED or count >= MOST_MEMBERS:
+                    if count >= MOST_MEMBERS:
                         raise PackError(f'{self.path}: larger than a pack may be')
                     if not member.isfile():
                         continue
@@ -80,7 +86,7 @@ class Pack:
         except (FileNotFoundError, PackError):
             raise
         except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-            raise PackError(f'{self.path} is no pack: {error}') from error
+            raise PackError(f'{self.path} is no pack: {one_line(error)}') from error
         return records, ends
 
 
@@ -121,6 +127,8 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
     Raises:
         NotADirectoryError: if there is no such root.
     """
+    from mmattn.runs.checkpoint import sha256_of  # which takes torch
+
     root, faults = Path(root), []
     if not root.is_dir():
         raise NotADirectoryError(f'there is no folder {root}')
@@ -134,10 +142,9 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
             if not any(_says(line, item) for line in logged):
                 when = f'epoch {item["epoch"]}, iteration {item["iter"]}'
                 faults.append(Fault(run.place, f'no log has the evaluation of {when}'))
-        checkpoint = record['checkpoint']
-        if checkpoint is not None:
+        for checkpoint in filter(None, (record['checkpoint'], record.get('best_checkpoint'))):
             file = folder / Path(checkpoint['name']).name
-            if file.is_file() and file_digest(file) != checkpoint['sha256']:
+            if file.is_file() and sha256_of(file) != checkpoint['sha256']:
                 faults.append(Fault(run.place, f'{file.name} has another hash'))
     return faults
 
@@ -149,7 +156,9 @@ def _logs(run):
         inner.sort()
         for name in sorted(files):
             file = Path(folder) / name
-            if file.parent != run and LOGS.fullmatch(name) and not file.is_symlink():
+            if file.parent == run or not LOGS.fullmatch(name) or file.is_symlink():
+                continue
+            if file.is_file():  # and no pipe, which would be waited for
                 found.append(file)
     return found
 
@@ -181,7 +190,7 @@ def _says(line, evaluation):
     return all(
         value is None
         or (
-            isinstance(line.get(name), (int, float))
+            is_number(line.get(name))
             and math.isclose(line[name], value, rel_tol=1e-6, abs_tol=1e-9)
         )
         for name, value in evaluation['metrics'].items()

@@ -12,8 +12,22 @@ import jinja2
 from markupsafe import Markup
 
 from . import judge, render
-from .board import EQUIVALENT, GAIN, LOSS, NO_PAPER, REPRODUCED, RULES, Board, Row, commands
+from .board import (
+    ALONE,
+    BASELINE,
+    EQUIVALENT,
+    GAIN,
+    LOSS,
+    NO_PAPER,
+    ONE_SEED,
+    REPRODUCED,
+    Board,
+    Cell,
+    Row,
+    commands,
+)
 from .charts import curves_chart, gains_chart, values_chart
+from .collect import Run
 
 SIGNS = {
     judge.AGREES: '=',
@@ -26,8 +40,12 @@ SIGNS = {
     EQUIVALENT: '≈',
     GAIN: '▲',
     LOSS: '▼',
+    ONE_SEED: '?',
+    BASELINE: '·',
+    ALONE: '·',
 }
-ORDER = (judge.AGREES, judge.HIGHER, judge.LOWER, judge.UNDECIDED, judge.NOT_RUN, NO_PAPER)
+ORDER = (judge.AGREES, REPRODUCED, judge.HIGHER, GAIN, judge.LOWER, LOSS, EQUIVALENT)
+ORDER += (judge.UNDECIDED, ONE_SEED, judge.NOT_RUN, NO_PAPER, BASELINE, ALONE)
 
 
 def page(boards: Sequence[Board]) -> str:
@@ -42,12 +60,14 @@ def page(boards: Sequence[Board]) -> str:
         render=render,
         signs=SIGNS,
         order=ORDER,
-        rules=RULES,
+        rules=render.rules(boards),
+        word_of=word_of,
+        checkpoint_of=checkpoint_of,
         summary=summary,
         anchor=anchor,
         commands=commands,
         configs=_configs,
-        css_class=lambda word: word.replace(' ', '-'),
+        css_class=lambda word: word.replace(':', '').replace(' ', '-'),
         values_chart=_svg(values_chart),
         gains_chart=_svg(gains_chart),
         curves_chart=_svg(curves_chart),
@@ -59,7 +79,9 @@ def page(boards: Sequence[Board]) -> str:
 
 def summary(board: Board) -> dict[str, Any]:
     """How many cells have which verdict, and how many runs are done."""
-    words = Counter(cell.verdict.word for row in board.rows for cell in row.cells.values())
+    words = Counter(word_of(board, cell) for row in board.rows for cell in row.cells.values())
+    for word in (BASELINE, ALONE):  # no verdicts
+        words.pop(word, None)
     runs = [run for row in board.rows for run in row.runs]
     return dict(
         verdicts={word: words[word] for word in ORDER if words[word]},
@@ -68,6 +90,18 @@ def summary(board: Board) -> dict[str, Any]:
         started=sum(bool(row.runs) for row in board.rows),
         rows=len(board.rows),
     )
+
+
+def word_of(board: Board, cell: Cell) -> str:
+    """The verdict that a line is found by: on the paper's number or, without one, on the gain."""
+    return cell.verdict.word if board.has_paper else cell.gain_word
+
+
+def checkpoint_of(board: Board, run: Run) -> tuple[str, str]:
+    """Which checkpoint's hash is shown, and the hash: the counted one's, if it was kept."""
+    best = run.record.get('best_checkpoint') if board.checkpoint == 'best' else None
+    found = best or run.record['checkpoint'] or {}
+    return 'best' if best else 'last', found.get('sha256', '')
 
 
 def anchor(board: Board, row: Row) -> str:

@@ -2,18 +2,26 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
+
 from mmattn.runs import record
-from mmattn.runs.pretrained import start_from
 
-from .alternatives import AlternativeError, combine, combined_name, of_row
-from .tables import PAPERS, Entry, config_root, entries, load, own_entries
-
-PRETRAINED = 'pretrained'  # the alternative whose runs start from another
+from .alternatives import (
+    PRETRAINED,
+    AlternativeError,
+    combine,
+    combined_name,
+    fitting,
+    of_row,
+    start_from,
+)
+from .own import select
+from .tables import Entry, config_name
 
 
 class PlanError(ValueError):
@@ -53,10 +61,7 @@ class Run:
 
     def expected(self) -> str:
         """The `config_text` of its record, if it ran as the repository has it."""
-        cfg = combine(self.path, self._merged)
-        if self.waits_for is not None:
-            start_from(cfg, '')
-        return record.resolved(cfg)
+        return record.resolved(expected(self.path, self.alternatives))
 
     def folder(self, work_dir: str | Path) -> Path:
         return Path(work_dir) / self.name
@@ -83,27 +88,26 @@ def make(
     seeds: int = 1,
     rows: Sequence[str] = (),
     alternatives: Sequence[str] = (),
-    own: str | Path | None = None,
+    files: Sequence[str | Path] = (),
 ) -> list[Run]:
     """The runs of tables, each once, those that others start from before them.
 
     Args:
-        paper (str): 'cat' or 'drtam', or what `own` calls itself.
+        paper (str): 'cat', 'drtam', or the folder of a file with tables of its own.
         tables (Sequence[int]): Their numbers; none are all of the paper.
         seeds (int): Seeds 0, ..., `seeds` - 1 of each row.
         rows (Sequence[str]): Globs for the names of methods or of configs, without their folder;
             none are all rows.
         alternatives (Sequence[str]): For every row that each fits.
-        own (str or Path, optional): A file of tables in the form of `paper_tables.yml` instead of
-            the paper's.
+        files (Sequence[str or Path]): A user's tables and rows, see own.py.
 
     Raises:
-        PlanError: for a table, row or alternative that is not there.
-        ValueError: as `tables.entries` does.
+        PlanError: for a row or alternative that is not there.
+        ValueError: as `own.select` does.
     """
     if seeds < 1:
         raise PlanError(f'the number of seeds must be at least 1, got {seeds}')
-    found = _entries(paper, tables, own)
+    found = [entry for table in select(paper, tables, files) for entry in table.all_entries]
     chosen = [entry for entry in found if not rows or any(_fits(entry, glob) for glob in rows)]
     for glob in rows:
         if not any(_fits(entry, glob) for entry in found):
@@ -116,13 +120,13 @@ def make(
             names = _names(entry, alternatives)
             waits_for = None
             if PRETRAINED in names:
-                start = _run(entry.pretrained, (), seed, own)
+                start = _run(entry, entry.pretrained, (), seed)
                 waits_for = runs.setdefault(start.name, start)
             row = f'{entry.paper} {entry.table}: {entry.group}, {entry.name}'
-            run = _run(entry.config, names, seed, own, waits_for)
+            run = _run(entry, entry.config, names, seed, waits_for)
             rows_before = runs[run.name].rows if run.name in runs else ()
             # Replaced, not changed, as others may wait for it: they compare equal.
-            runs[run.name] = _run(entry.config, names, seed, own, waits_for, (*rows_before, row))
+            runs[run.name] = replace(run, rows=(*rows_before, row))
     return in_order(runs.values())
 
 
@@ -139,6 +143,19 @@ def in_order(runs: Iterable[Run]) -> list[Run]:
     for run in runs:
         place(run)
     return list(placed.values())
+
+
+def expected(path: str | Path, names: Sequence[str]) -> Config:
+    """What a run of a row computes; like `combine`, but `pretrained` need have no file for it.
+
+    Args:
+        path (str or Path): Of the row's config.
+        names (Sequence[str]): Of alternatives, all `fitting`.
+    """
+    cfg = combine(path, [name for name in names if name in of_row(config_name(path))])
+    if PRETRAINED in names:
+        start_from(cfg, '')
+    return cfg
 
 
 def as_shell(runs: Sequence[Run], work_dir: str | Path, processes: int) -> str:
@@ -179,33 +196,8 @@ def as_data(runs: Sequence[Run], work_dir: str | Path, processes: int) -> list[d
     return found
 
 
-def _run(config, names, seed, own, waits_for=None, rows=()):
-    return Run(config, tuple(sorted(names)), seed, _root(config, own), waits_for, tuple(rows))
-
-
-def _root(config: str, own: str | Path | None) -> Path:
-    """Of the folder that holds the tables' folder, and that of all configs, the one with it.
-
-    Raises:
-        PlanError: if neither has it.
-    """
-    roots = [config_root()] if own is None else [Path(own).resolve().parents[1], config_root()]
-    for root in roots:
-        if (root / config).is_file():
-            return root
-    raise PlanError(f'config not found: {config}, below {" or ".join(map(str, roots))}')
-
-
-def _entries(paper: str, tables: Sequence[int], own: str | Path | None) -> list[Entry]:
-    if own is None:
-        numbers = tables or list(load(paper))
-        return [entry for number in numbers for entry in entries(paper, number)]
-    found = own_entries(own)
-    known = sorted({entry.table for entry in found})
-    for number in tables:
-        if number not in known:
-            raise PlanError(f'{own} has the tables {known}, got {number}')
-    return [entry for entry in found if not tables or entry.table in tables]
+def _run(entry, config, names, seed, waits_for=None):
+    return Run(config, tuple(sorted(names)), seed, entry.root_of(config), waits_for)
 
 
 def _fits(entry: Entry, glob: str) -> bool:
@@ -213,28 +205,23 @@ def _fits(entry: Entry, glob: str) -> bool:
     return any(fnmatchcase(name, glob) for name in names)
 
 
-def _fitting(entry: Entry) -> set[str]:
-    """The alternatives of a row; a row of own tables has `pretrained`, if it says from what."""
-    own = entry.paper not in PAPERS and entry.pretrained is not None
-    return {*of_row(entry.config), *([PRETRAINED] if own else [])}
-
-
 def _names(entry: Entry, alternatives: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted(_fitting(entry).intersection(alternatives)))
+    return tuple(sorted(fitting(entry).intersection(alternatives)))
 
 
 def _check_alternatives(chosen: Sequence[Entry], alternatives: Sequence[str]) -> None:
-    fitting = sorted(set().union(*map(_fitting, chosen)))
+    known = sorted(set().union(*map(fitting, chosen)))
     for name in alternatives:
-        if name not in fitting:
-            listed = ', '.join(fitting) or 'none'
+        if name not in known:
+            listed = ', '.join(known) or 'none'
             raise PlanError(f'no row has the alternative {name!r}; they have {listed}')
     for entry in chosen:
         names = _names(entry, alternatives)
         if PRETRAINED in names and entry.pretrained is None:
             raise PlanError(f'{entry.config} names no ImageNet network to start from')
         try:
-            combine(_root(entry.config, None) / entry.config, names) if len(names) > 1 else None
+            if len(names) > 1:
+                expected(entry.root_of(entry.config) / entry.config, names)
         except AlternativeError as error:
             raise PlanError(str(error)) from error
 

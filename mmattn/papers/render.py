@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mmattn.lines import one_line
+
 from . import judge
 from .board import GAIN, LOSS, REPRODUCED, RULES, Board, Cell, Row
 from .collect import Run
@@ -30,6 +32,7 @@ COLOURS = {
 RIGHT = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
 HEADER = ('Network', 'Method', 'Metric', 'Paper', 'Ours', 'n', 'Difference', 'Verdict')
 HEADER += ('Gain, paper', 'Gain, ours', 'Verdict of the gain', 'State')
+OF_PAPERS = ('Paper', 'Difference', 'Verdict', 'Gain, paper')
 
 
 def render(boards: Sequence[Board], style: str) -> str:
@@ -41,15 +44,15 @@ def render(boards: Sequence[Board], style: str) -> str:
     if style == 'html':
         from .page import page
 
-        return page(boards)
+        return _encodable(page(boards))
     if style not in ('markdown', 'csv', 'json'):
         raise ValueError(f'style must be one of {FORMATS[1:]}, got {style!r}')
     if style == 'json':
-        contents = {'rules': RULES, 'tables': [as_data(board) for board in boards]}
-        return json.dumps(contents, indent=1, ensure_ascii=False) + '\n'
+        contents = {'rules': rules(boards), 'tables': [as_data(board) for board in boards]}
+        return _encodable(json.dumps(contents, indent=1, ensure_ascii=False) + '\n')
     if style == 'csv':
         return _csv(boards)
-    return '\n'.join(map(_markdown, boards)) + '\n' + ''.join(f'- {rule}\n' for rule in RULES)
+    return '\n'.join(map(_markdown, boards)) + '\n' + ''.join(f'- {r}\n' for r in rules(boards))
 
 
 def show(boards: Sequence[Board], console: Console | None = None) -> None:
@@ -58,7 +61,8 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
     for board in boards:
         title = f'{heading(board)} ({board.checkpoint} checkpoint)'
         table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in HEADER[1:]:
+        names = header(board)[1:]
+        for name in names:
             table.add_column(name, justify='right' if name in RIGHT else 'left')
         group = None
         for row in board.rows:
@@ -67,16 +71,26 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
                 table.add_row(Text(plain(row.group), style='bold'))
                 group = row.group
             for at, cell in enumerate(row.cells.values()):
-                words = _words(row, cell, first=at == 0)[1:]
-                texts = [Text(plain(word)) for word in words]
-                texts[6].stylize(COLOURS.get(cell.verdict.word, ''))
-                texts[9].stylize(COLOURS.get(cell.gain_word, ''))
-                table.add_row(*texts)
+                words = _words(row, cell, first=at == 0)
+                styles = {'Verdict': cell.verdict.word, 'Verdict of the gain': cell.gain_word}
+                table.add_row(
+                    *(Text(plain(words[n]), COLOURS.get(styles.get(n), '')) for n in names)
+                )
         console.print(table)
         for line in remarks(board):
             console.print(Text(f'- {plain(line)}'))
-    for rule in RULES:
+    for rule in rules(boards):
         console.print(Text(rule, style='dim'))
+
+
+def header(board: Board) -> list[str]:
+    """The columns: a paper's only where one prints something."""
+    return [name for name in HEADER if board.has_paper or name not in OF_PAPERS]
+
+
+def rules(boards: Sequence[Board]) -> list[str]:
+    """What of the rules is applied in any of these."""
+    return [rule for rule in RULES if any(rule in board.rules for board in boards)]
 
 
 def heading(board: Board) -> str:
@@ -135,17 +149,21 @@ def gain(cell: Cell) -> str:
 
 
 def gain_verdict(cell: Cell) -> str:
-    """The word, with the corrected p-value and the power."""
+    """The word, with the corrected p-value and the power; or why there is none."""
     if cell.gain is None:
-        return ''
+        return cell.why
     text = f'{cell.gain_word}, p {cell.gain.p:.2g}'
     return text if cell.gain.power is None else f'{text}, power {100 * cell.gain.power:.0f} %'
 
 
 def plain(text: Any) -> str:
     """One line without control characters, which a terminal would obey."""
-    text = re.sub(r'[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]', ' ', str(text))
-    return ' '.join(text.split())
+    return one_line(text, most=None)
+
+
+def _encodable(text):
+    """Names of files that are no text have their bytes as `\\udcff`."""
+    return text.encode('utf-8', 'backslashreplace').decode()
 
 
 def as_data(board: Board) -> dict[str, Any]:
@@ -179,6 +197,7 @@ def as_data(board: Board) -> dict[str, Any]:
                 'own': row.own,
                 'quoted': row.quoted,
                 'state': row.state,
+                'waiting': row.waiting,
                 'paper': row.paper,
                 'counted': row.counted,
                 'metrics': cells,
@@ -202,7 +221,8 @@ def run_data(run: Run) -> dict[str, Any]:
     """What a run was, without its config and evaluations."""
     record = run.record
     keys = ('commit', 'diff_sha256', 'data_sha256', 'gpus', 'processes', 'batch', 'lr')
-    keys += ('machines', 'versions', 'pretrained', 'checkpoint', 'config_sha256')
+    keys += ('machines', 'versions', 'pretrained', 'checkpoint', 'best_checkpoint')
+    keys += ('config_sha256',)
     return {
         'record': run.place,
         'seed': run.seed,
@@ -216,20 +236,20 @@ def run_data(run: Run) -> dict[str, Any]:
 
 def _words(row, cell, first):
     paper_gain = cell.gain.paper if cell.gain else None
-    return [
-        row.group if first else '',
-        name_of(row) if first else '',
-        cell.metric.column,
-        number(cell.paper),
-        ours(cell),
-        str(len(cell.ours)),
-        number(cell.verdict.difference, sign=True),
-        verdict(cell),
-        number(paper_gain, sign=True),
-        gain(cell),
-        gain_verdict(cell),
-        row.state if first else '',
-    ]
+    return {
+        'Network': row.group if first else '',
+        'Method': name_of(row) if first else '',
+        'Metric': cell.metric.column,
+        'Paper': number(cell.paper),
+        'Ours': ours(cell),
+        'n': str(len(cell.ours)),
+        'Difference': number(cell.verdict.difference, sign=True),
+        'Verdict': verdict(cell),
+        'Gain, paper': number(paper_gain, sign=True),
+        'Gain, ours': gain(cell),
+        'Verdict of the gain': gain_verdict(cell),
+        'State': row.state if first else '',
+    }
 
 
 def _markdown(board):
@@ -238,10 +258,12 @@ def _markdown(board):
 
     text = f'### {_escaped(heading(board))}\n\n'
     text += f'{_escaped(board.dataset)}; {board.checkpoint} checkpoint.\n\n'
-    text += line(HEADER) + f'|{" --- |" * len(HEADER)}\n'
+    names = header(board)
+    text += line(names) + f'|{" --- |" * len(names)}\n'
     for row in board.rows:
         for cell in row.cells.values():
-            text += line(_words(row, cell, first=True))
+            words = _words(row, cell, first=True)
+            text += line(words[name] for name in names)
     return text + '\n' + ''.join(f'- {_escaped(remark)}\n' for remark in remarks(board))
 
 

@@ -8,7 +8,10 @@ from typing import Any
 
 import yaml
 
+from mmattn.lines import one_line
+
 PAPERS = ('cat', 'drtam')
+MOST_ITEMS = 10**5  # of a file of tables
 TASKS = (
     'image-classification',
     'object-detection',
@@ -29,6 +32,11 @@ TABLE_KEYS = {
 }
 CHECKPOINTS = ('best', 'last')
 OPTIONAL_TABLE_KEYS = {'alternatives', 'granularity'}
+EVIDENCE_KEYS = {
+    'checkpoint_evidence',
+    'proven',
+    'platform',
+}  # which a table of one's own needs not
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
 OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
@@ -49,7 +57,8 @@ class Entry:
     the paper contradicts itself to the reason, `misprints` those whose number is impossible.
     `quoted` says from where the row is, if not from the paper's own training. `config` is relative
     to `config_root()`, and so is `pretrained`, the config of an ImageNet network with the same
-    backbone, gates included, that a detector or segmentor can start from.
+    backbone, gates included, that a detector or segmentor can start from. `near` is the folder that
+    both may lie below, too, of a row that a user has written (own.py).
     """
 
     paper: str
@@ -64,10 +73,23 @@ class Entry:
     misprints: dict[str, str] = field(default_factory=dict)
     quoted: str | None = None
     pretrained: str | None = None
+    near: Path | None = None
 
     @property
     def name(self) -> str:
         return f'{self.method} ({self.placement})' if self.placement else self.method
+
+    def root_of(self, config: str) -> Path:
+        """The folder that a config of this row lies below.
+
+        Raises:
+            FileNotFoundError: if it is not there.
+        """
+        roots = [*([] if self.near is None else [self.near]), config_root()]
+        for root in roots:
+            if (root / config).is_file():
+                return root
+        raise FileNotFoundError(f'config not found: {config}, below {" or ".join(map(str, roots))}')
 
 
 def config_root() -> Path:
@@ -114,58 +136,109 @@ def parse(text: str, path: str | Path) -> dict[int, dict[str, Any]]:
     Raises:
         ValueError: in one line, if it does not have the documented keys, or values of their kinds.
     """
-    try:
-        contents = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f'{path}: no YAML: {" ".join(str(error).split())}') from error
-    _check_kind(path, 'the file', contents, dict)
     tables = {}
-    for table in _check_kind(path, 'tables', contents.get('tables'), list):
-        _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
-        _check_kind(path, 'id', table['id'], int)
-        if table['id'] in tables:
-            raise ValueError(f'{path}: two tables have the id {table["id"]}')
-        for key, allowed in (('task', TASKS), ('checkpoint', CHECKPOINTS)):
-            if table[key] not in allowed:
-                raise ValueError(
-                    f'{path}: {key} must be one of {allowed}, got {reprlib.repr(table[key])}'
-                )
-        metrics = _check_kind(path, 'metrics', table['metrics'], list)
-        for metric in metrics:
-            _check_kind(path, 'a metric', metric, str)
-        granularity = _check_kind(path, 'granularity', table.get('granularity', {}), dict)
-        for metric, step in granularity.items():
-            if metric not in metrics or not _check_kind(path, 'a step', step, (int, float)) > 0:
-                raise ValueError(
-                    f'{path}: granularity gives a step above 0 for some of the metrics {metrics}, '
-                    f'got {reprlib.repr(granularity)}'
-                )
-        for item in _check_kind(path, 'alternatives', table.get('alternatives', []), list):
-            _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
-            for key in ALTERNATIVE_KEYS:
-                _check_kind(path, key, item[key], str)
-            globs = _check_kind(path, 'rows of an alternative', item.get('rows', '*'), (str, list))
-            for glob in [globs] if isinstance(globs, str) else globs:
-                _check_kind(path, 'rows of an alternative', glob, str)
-            if not re.fullmatch(r'[\w.-]+', item['name']):
-                raise ValueError(f'{path}: {item["name"]!r} is no name of an alternative')
-        for row in _check_kind(path, 'rows', table['rows'], list):
-            _check_row(path, row, table)
-        tables[table['id']] = table
+    for table in read_list(text, path):
+        add_table(tables, table, path)
     return tables
 
 
-def _check_row(path: str | Path, row: Any, table: dict[str, Any]) -> None:
-    """Raises ValueError for a row that is not of the documented form."""
+def read_list(text: str, path: str | Path) -> list[Any]:
+    """What a text's `tables` lists, unchecked; raises ValueError as `parse` does."""
+    contents = read_yaml(text, path)
+    _check_kind(path, 'the file', contents, dict)
+    return _check_kind(path, 'tables', contents.get('tables'), list)
+
+
+def add_table(
+    tables: dict[int, dict[str, Any]], table: Any, path: str | Path, own: bool = False
+) -> None:
+    """Add a table, checked, to those before it.
+
+    Args:
+        own (bool): Whether it is a user's: without evidence, alternatives or printed numbers.
+
+    Raises:
+        ValueError: as `parse` does.
+    """
+    if own:
+        _check_keys(path, table, TABLE_KEYS - EVIDENCE_KEYS, {'granularity', *EVIDENCE_KEYS})
+    else:
+        _check_keys(path, table, TABLE_KEYS, OPTIONAL_TABLE_KEYS)
+    _check_kind(path, 'id', table['id'], int)
+    if table['id'] in tables:
+        raise ValueError(f'{path}: two tables have the id {table["id"]}')
+    for key, allowed in (('task', TASKS), ('checkpoint', CHECKPOINTS)):
+        if not isinstance(table[key], str) or table[key] not in allowed:
+            raise ValueError(
+                f'{path}: {key} must be one of {allowed}, got {reprlib.repr(table[key])}'
+            )
+    metrics = _check_kind(path, 'metrics', table['metrics'], list)
+    for metric in metrics:
+        _check_kind(path, 'a metric', metric, str)
+    granularity = _check_kind(path, 'granularity', table.get('granularity', {}), dict)
+    for metric, step in granularity.items():
+        if metric not in metrics or not _check_kind(path, 'a step', step, (int, float)) > 0:
+            raise ValueError(
+                f'{path}: granularity gives a step above 0 for some of the metrics {metrics}, '
+                f'got {reprlib.repr(granularity)}'
+            )
+    for item in _check_kind(path, 'alternatives', table.get('alternatives', []), list):
+        _check_alternative(path, item)
+    for row in _check_kind(path, 'rows', table['rows'], list):
+        check_row(path, row, table, own)
+    tables[table['id']] = table
+
+
+def read_yaml(text: str, path: str | Path) -> Any:
+    """What a text of YAML holds.
+
+    Raises:
+        ValueError: in one line, if it is none, or stands for more than `MOST_ITEMS`, as a few lines
+            with aliases may.
+    """
+    try:
+        found, count = yaml.safe_load(text), 0
+        left = [found]
+        while left:
+            item, count = left.pop(), count + 1
+            if count > MOST_ITEMS:
+                raise ValueError(f'more than {MOST_ITEMS} items')
+            if isinstance(item, (dict, list, tuple, set)):
+                left += [*item.values()] if isinstance(item, dict) else [*item]
+        return found
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f'{path}: no YAML: {one_line(error)}') from error
+
+
+def _check_alternative(path: str | Path, item: Any) -> None:
+    _check_keys(path, item, ALTERNATIVE_KEYS, OPTIONAL_ALTERNATIVE_KEYS)
+    for key in ALTERNATIVE_KEYS:
+        _check_kind(path, key, item[key], str)
+    globs = _check_kind(path, 'rows of an alternative', item.get('rows', '*'), (str, list))
+    for glob in [globs] if isinstance(globs, str) else globs:
+        _check_kind(path, 'rows of an alternative', glob, str)
+    if not re.fullmatch(r'[\w.-]+', item['name']):
+        raise ValueError(f'{path}: {item["name"]!r} is no name of an alternative')
+
+
+def check_row(path: str | Path, row: Any, table: dict[str, Any], own: bool = False) -> None:
+    """Raises ValueError for a row that is not of the documented form, `own` as for `add_table`."""
     metrics = table['metrics']
-    _check_keys(path, row, ROW_KEYS, set(OPTIONAL_ROW_KEYS))
+    if own:
+        _check_keys(path, row, ROW_KEYS - {'paper'}, {'paper', *OPTIONAL_ROW_KEYS})
+    else:
+        _check_keys(path, row, ROW_KEYS, set(OPTIONAL_ROW_KEYS))
     _check_kind(path, 'group', row['group'], str)
     _check_kind(path, 'method', row['method'], str)
-    _check_kind(path, 'config', row['config'], (str, dict))
-    _check_kind(path, 'paper', row['paper'], dict)
+    _check_kind(path, 'config', row['config'], str if own else (str, dict))
     for key, kind in OPTIONAL_ROW_KEYS.items():
         if key in row:
-            _check_kind(path, key, row[key], kind)
+            _check_kind(path, key, row[key], str if own and key == 'pretrained' else kind)
+    if own and 'paper' not in row:
+        for key in {'config', 'pretrained'} & row.keys():
+            _check_config(path, row[key])
+        return
+    _check_kind(path, 'paper', row['paper'], dict)
     placements = dict(_placements(row, row['paper']))
     if isinstance(row['config'], dict) and set(placements) != set(row['config']):
         raise ValueError(
@@ -210,47 +283,39 @@ def entries(paper: str | None = None, table: int | None = None) -> list[Entry]:
     return _entries(paper, {n: tables[n] for n in (tables if table is None else [table])})
 
 
-def own_entries(path: str | Path) -> list[Entry]:
-    """The models of a file of one's own in the form of `paper_tables.yml`.
-
-    Its paper is called as its folder. Its configs are relative to the folder around that, where
-    they are found, as the papers' are; or else to `config_root()`.
-
-    Raises:
-        ValueError: if the file cannot be read, or as `parse` does.
-    """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding='utf-8')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: {error}') from error
-    return _entries(path.resolve().parent.name, parse(text, path))
-
-
 def _entries(paper: str, tables: dict[int, dict[str, Any]]) -> list[Entry]:
-    found = []
-    for number, table in tables.items():
-        for row in table['rows']:
-            values = dict(_placements(row, row['paper']))
-            pretrained = dict(_placements(row, row['pretrained'])) if 'pretrained' in row else {}
-            for placement, config in _placements(row, row['config']):
-                found.append(
-                    Entry(
-                        paper,
-                        number,
-                        row['group'],
-                        row['method'],
-                        config,
-                        values[placement],
-                        row.get('settings', {}),
-                        row.get('contradicts', {}),
-                        placement,
-                        row.get('misprints', {}),
-                        row.get('quoted'),
-                        pretrained.get(placement),
-                    )
-                )
-    return found
+    return [
+        entry
+        for number, table in tables.items()
+        for row in table['rows']
+        for entry in entries_of_row(paper, number, row)
+    ]
+
+
+def entries_of_row(
+    paper: str, table: int, row: dict[str, Any], near: Path | None = None
+) -> list[Entry]:
+    """The models of a checked row: one, or one for each placement."""
+    values = dict(_placements(row, row.get('paper', {})))
+    pretrained = dict(_placements(row, row['pretrained'])) if 'pretrained' in row else {}
+    return [
+        Entry(
+            paper,
+            table,
+            row['group'],
+            row['method'],
+            config,
+            values[placement],
+            row.get('settings', {}),
+            row.get('contradicts', {}),
+            placement,
+            row.get('misprints', {}),
+            row.get('quoted'),
+            pretrained.get(placement),
+            near,
+        )
+        for placement, config in _placements(row, row['config'])
+    ]
 
 
 def _placements(row: dict[str, Any], item: Any) -> Iterable[tuple[str | None, Any]]:

@@ -18,7 +18,6 @@ from mmengine.utils import import_modules_from_strings
 
 from mmattn.datasets import digits
 from mmattn.runs import Runner
-from mmattn.runs.pretrained import start_from
 
 from . import alternatives
 from .tables import config_root, entries
@@ -188,7 +187,7 @@ def build(
     cfg = overlay(cfg, data_root)
     cfg.work_dir = str(work_dir)
     if 'pretrained' in names:
-        start_from(cfg, _untrained(path, work_dir, names))
+        alternatives.start_from(cfg, _untrained(path, work_dir, names))
     # mmengine keeps scope, logger and visualizer under their names: they must be new each time.
     cfg.experiment_name = f'{Path(path).stem}-{time.time_ns()}'
     cfg.visualizer.update(name=cfg.experiment_name, vis_backends=[])

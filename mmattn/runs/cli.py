@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import import_modules_from_strings
 
 from mmattn import quiet
+from mmattn.lines import one_line
 from mmattn.papers import alternatives
 
 from . import checkpoint, plain_config, processes, saving, signals
@@ -209,12 +210,18 @@ def _with_loader_defaults(loader, scope):
 
 
 def rank():
-    """This process's number among all, before they have met."""
-    return int(next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), 0))
+    """This process's number among all, before they have met; 0 for what is no number, of which
+    they will hear when they meet."""
+    text = next((os.environ[name] for name in RANK_VARIABLES if name in os.environ), '0')
+    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def describe(error):
-    """What an exception says, in one line."""
+    """What an exception says, in one line that a terminal can be given."""
+    return one_line(_described(error), most=4000)
+
+
+def _described(error):
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     if 'EADDRINUSE' in text:
         return f'port {os.environ.get("MASTER_PORT")} is in use'

@@ -33,11 +33,16 @@ def port_is_busy(address, port):
     return False
 
 
+def is_number(text):
+    """Whether it is one of at most nine digits; '²' is a digit, too, for Python."""
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
 def number(name, default, low, high):
     """An environment variable as an integer in [low, high]."""
     text = os.environ.get(name, str(default))
-    if not text.isdigit() or not low <= int(text) <= high:
-        stop(f'{name} must be a number from {low} to {high}, got {text!r}')
+    if not is_number(text) or not low <= int(text) <= high:
+        stop(f'{name} must be a number from {low} to {high}, got {text[:40]!r}')
     return int(text)
 
 
@@ -57,8 +62,8 @@ def rendezvous(nodes, node_rank):
 
 def main():
     count = sys.argv[1] if len(sys.argv) > 1 else ''
-    if not count.isdigit() or int(count) < 1:
-        stop(f'the number of processes must be a positive integer, got {count!r}')
+    if not is_number(count) or int(count) < 1:
+        stop(f'the number of processes must be a positive integer, got {count[:40]!r}')
     nodes = number('NNODES', 1, 1, 10**6)
     node_rank = number('NODE_RANK', 0, 0, nodes - 1)
     restarts = number('RESTARTS', 3, 0, 10**6)

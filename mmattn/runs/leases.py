@@ -5,6 +5,8 @@ when it is killed, and they go on, nobody else gets the lease. Nothing has to be
 
 The file says who holds it and, by its time, that the holder is alive (`beat`): where locks do not
 reach other machines, a lease whose file another machine has touched a moment ago is taken too.
+
+This file imports nothing of the package: jobs of Slurm (task.py) load it by its path.
 """
 
 import errno
@@ -17,9 +19,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from .locks import UNSUPPORTED
-
 NAME = '.lease'
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file systems' locks
 BEAT, STALE = 10, 60  # seconds between two touches; after which a silent machine counts as gone
 
 

@@ -17,9 +17,29 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import UserError
+from .leases import UNSUPPORTED
 
 NAME = '.owner'
-UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def make_folder(folder):
+    """Makes a folder and those above it where they are not there yet.
+
+    Raises:
+        UserError: If something else has its name, or that of one above it.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        taken = next(
+            path
+            for path in (folder, *folder.parents)
+            if os.path.lexists(path) and not path.is_dir()
+        )
+        raise UserError(
+            f'{folder} cannot be a folder for results: {taken} is no folder; choose another'
+        ) from error
 
 
 @contextmanager
@@ -32,10 +52,10 @@ def owning(folder, what, wait=False):
         wait (bool): Whether to wait for another owner's end instead of raising an error.
 
     Raises:
-        UserError: If the folder has another owner.
+        UserError: If the folder has another owner, or cannot be one.
     """
     path = Path(folder) / NAME
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     told = False
     with open(path, 'a+') as file:
         while not _lock(file):

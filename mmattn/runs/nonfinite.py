@@ -1,43 +1,69 @@
-"""A loss of NaN or infinity stops the training before it reaches the weights, and says where.
+"""A loss or a gradient of NaN or infinity stops the training before it reaches the weights.
 
-All processes look at the loss together before the backward pass, which would carry it to all.
+All processes look at the loss together before the backward pass, which would carry it to all, and
+at the gradients before the optimizer's step: that of a square root at 0, say, under a finite loss.
 """
 
+import functools
 import math
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 
 from .errors import UserError
 from .seeding import seed_iteration
 
-FILES = 4  # named in the message; the log has all
+NAMED = 4  # images and parameters in the message; the log has all
+SKIPPED = 'skipped_nonfinite'  # in the message hub, and so in checkpoints
 
 
-class NonFiniteLossHook(Hook):
-    """Refuses a loss that is not finite.
+class NonFiniteHook(Hook):
+    """Refuses a loss and gradients that are not finite.
+
+    Gradients that a scaler for mixed precision has scaled are left to it: it skips those steps and
+    lowers its scale.
 
     Args:
-        skip (int): How many batches may be left out for it before the training stops.
+        skip (int): How many batches may be left out for it before the training stops, restarts and
+            resumptions included.
     """
 
     def __init__(self, skip=0):
         self.skip, self.skipped, self.batch, self.buffers = skip, 0, None, {}
+        self.files = []  # of all batches since the optimizer's last step
+        self.loss = None
 
     def before_train(self, runner):
+        skipped = runner.message_hub.runtime_info.get(SKIPPED, 0)
+        self.skipped = skipped if isinstance(skipped, int) else 0
         wrapper = runner.optim_wrapper
-        update = getattr(wrapper, 'update_params', None)
-        if update is None:
-            return
+        for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            if hasattr(each, 'update_params'):
+                self._guard(runner, each)
 
-        def guarded(loss, *args, **options):
-            if _all_finite(loss):
-                return update(loss, *args, **options)
-            return self._refuse(runner, loss)
+    def _guard(self, runner, wrapper):
+        update, step = wrapper.update_params, wrapper.step
 
-        wrapper.update_params = guarded
+        def guarded_update(loss, *args, **options):
+            self.loss = loss.detach()
+            if not _all_finite(self.loss):
+                return self._refuse_loss(runner)
+            self.files += batch_files(self.batch)
+            return update(loss, *args, **options)
+
+        @functools.wraps(step)  # by whose attributes mmengine's schedulers know it again
+        def guarded_step(**options):
+            parameters = [each for group in wrapper.param_groups for each in group['params']]
+            finite = _scales(wrapper) or _all_finite(_norms(parameters))
+            if not (finite or _every_finite(parameters)):
+                return self._refuse_gradients(runner)
+            self.files = []
+            return step(**options)
+
+        wrapper.update_params, wrapper.step = guarded_update, guarded_step
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         self.batch = data_batch
@@ -48,45 +74,105 @@ class NonFiniteLossHook(Hook):
             }
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.batch = None
+        self.batch = self.loss = None
 
-    def _refuse(self, runner, loss):
-        here = None if _is_finite(loss) else (float(loss.detach()), first_layer(runner, self.batch))
-        files = None if here is None else batch_files(self.batch)
-        if here is None and is_distributed():
+    def _refuse_loss(self, runner):
+        finite = _is_finite(self.loss)
+        here = None if finite else (float(self.loss), first_layer(runner, self.batch))
+        files = None if finite else batch_files(self.batch)
+        if finite and is_distributed():
             first_layer(runner, self.batch)  # its synchronised layers wait for ours
         found = [each for each in _gather((here, files)) if each[0] is not None]
         (value, layer), files = found[0][0], [name for _, names in found for name in names]
-        rates = sorted({rate for rates in _rates(runner) for rate in rates})
-        message = (
-            f'loss is {value} at iteration {runner.iter + 1} '
-            f'(learning rate {", ".join(f"{rate:.4g}" for rate in rates)}); '
-            f'not finite first: {layer}; images: '
+        self._refuse(
+            runner,
+            f'loss is {value} at iteration {runner.iter + 1} ({_rates(runner)}); '
+            f'not finite first: {layer}',
+            files,
         )
+
+    def _refuse_gradients(self, runner):
+        # Summed over the processes by now: each has the same ones, and any may be the cause.
+        found = _gather((bad_gradients(_bare(runner.model)), self.files or batch_files(self.batch)))
+        self.files = []
+        names, files = found[0][0], [name for _, some in found for name in some]
+        loss = '' if self.loss is None else f'loss {float(self.loss):.4g}, '
+        runner.logger.error(f'gradients that are not finite: {", ".join(names)}')
+        self._refuse(
+            runner,
+            f'a gradient is not finite at iteration {runner.iter + 1} ({loss}{_rates(runner)}); '
+            f'seen from the loss, first those of {_some(names)}',
+            files,
+        )
+
+    def _refuse(self, runner, message, files):
+        message += '; images: '
         runner.logger.error(message + ', '.join(files))
         for name, buffer in _bare(runner.model).named_buffers():
             if name in self.buffers:
                 buffer.copy_(self.buffers[name])
         self.skipped += 1
         if self.skipped <= self.skip:
+            runner.message_hub.update_info(SKIPPED, self.skipped)
             runner.logger.warning(f'left out, {self.skipped} of {self.skip} (--skip-nonfinite)')
             return
-        more = f' and {len(files) - FILES} more, see the log' if len(files) > FILES else ''
         hint = '--skip-nonfinite N leaves out up to N such batches'
-        if self.skip:
-            hint = f'{self.skip} such batches were left out before (--skip-nonfinite)'
-        raise UserError(f'{message}{", ".join(files[:FILES])}{more}; {hint}', everywhere=True)
+        if self.skipped > 1:
+            hint = f'{self.skipped - 1} such batches were left out before (--skip-nonfinite)'
+        raise UserError(f'{message}{_some(files)}; {hint}', everywhere=True)
+
+
+def _some(names):
+    """The first of many names, for a message."""
+    more = f' and {len(names) - NAMED} more, see the log' if len(names) > NAMED else ''
+    return ', '.join(names[:NAMED]) + more
+
+
+def _scales(wrapper):
+    """Whether an optimizer's wrapper scales the loss, and sees to overflows itself."""
+    return hasattr(wrapper, 'loss_scaler') or 'Apex' in type(wrapper).__name__
+
+
+def _gradients(parameters):
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None:
+            yield gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _norms(parameters):
+    """The L2 norms of all gradients: (number,). One pass, in few launches on a GPU."""
+    gradients = [each.detach() for each in _gradients(parameters)]
+    if not gradients:
+        return torch.zeros(1)
+    norms = torch._foreach_norm(gradients)  # of which torch.nn.utils.clip_grad_norm_ is made
+    return torch.stack([norm.float().to(norms[0].device) for norm in norms])
+
+
+def _every_finite(parameters):
+    """Whether it was only a norm that was too large for a number; the same in all processes."""
+    finite = all([_is_finite(each) for each in _gradients(parameters)])
+    return _all_finite(torch.tensor(0.0 if finite else math.nan))
+
+
+def bad_gradients(model):
+    """The parameters whose gradients are not finite, from the end of a model to its beginning."""
+    return [
+        name
+        for name, parameter in reversed([*model.named_parameters()])
+        if not all(map(_is_finite, _gradients([parameter])))
+    ]
 
 
 def _is_finite(loss):
     return bool(torch.isfinite(loss.detach()).all())
 
 
-def _all_finite(loss):
-    """Whether the loss is finite in all processes."""
+def _all_finite(values):
+    """Whether values are finite in all processes."""
     if not is_distributed():
-        return _is_finite(loss)
-    finite = torch.isfinite(loss.detach()).all().int()
+        return _is_finite(values)
+    finite = torch.isfinite(values.detach()).all().int()
     all_reduce(finite, 'min')
     return bool(finite)
 
@@ -100,8 +186,11 @@ def _bare(model):
 
 
 def _rates(runner):
+    """The learning rates, in words."""
     rates = runner.optim_wrapper.get_lr()
-    return rates.values() if isinstance(rates, dict) else [rates]
+    rates = rates.values() if isinstance(rates, dict) else [rates]
+    rates = sorted({rate for some in rates for rate in some})
+    return f'learning rate {", ".join(f"{rate:.4g}" for rate in rates)}'
 
 
 def batch_files(batch):

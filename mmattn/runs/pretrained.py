@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
 from mmattn.registry import register
@@ -32,7 +31,9 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: as `checkpoint.load` does.
         ValueError: if the file holds no weights.
     """
-    found = checkpoint.load(path)
+    checkpoint.install()
+    # By whichever name mmengine takes: a file, https://, torchvision://, msra://.
+    found = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
     for key in ('state_dict', 'model'):
         if isinstance(found.get(key), dict):
             found = found[key]
@@ -136,15 +137,6 @@ class PretrainedHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         load_backbone(model, self.checkpoint)
         runner.logger.info(f'The backbone starts from {self.checkpoint}')
-
-
-def start_from(cfg: Config, checkpoint: str) -> None:
-    """Let a config's model start from a checkpoint, and from nothing else."""
-    cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.pretrained = dict(type='PretrainedHook', checkpoint=checkpoint)
-    for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
-        if part is not None:
-            part.init_cfg = None
 
 
 def _some(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import checkpoint, record
+from . import checkpoint
 
 SOURCES = ('mmattn', 'configs', 'tools')  # of the checkout: what a training can depend on
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'numpy')
@@ -122,5 +122,5 @@ def _sample(info: dict[str, Any], root: str) -> bytes:
 
 def of_checkpoint(path: str | Path) -> dict[str, str]:
     """A record's `checkpoint`."""
-    sha = record.file_digest(path)
+    sha = checkpoint.sha256_of(path)
     return dict(name=Path(path).name, sha256=sha, weights_sha256=weights(path))

@@ -1,4 +1,4 @@
-"""What tools/quickstart.sh does after the set-up: data, trainings, tests and one table.
+"""What tools/quickstart.sh does after the set-up: data, trainings, and the leaderboard of them.
 
 Whatever is finished is kept, so that a second start goes on.
 """
@@ -17,11 +17,18 @@ from typing import NamedTuple
 from mmengine.config import Config
 
 from mmattn.datasets import digits
-from mmattn.runs import locks
+from mmattn.papers import own
+from mmattn.papers.board import boards
+from mmattn.papers.collect import Folder
+from mmattn.papers.render import render, show
+from mmattn.runs import atomic, locks, record
+from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
 
 PROCESSES = 2
 DATA_ROOT = Path('data/digits')
 WORK_DIR = Path('work_dirs/quickstart')
+PAGE = WORK_DIR / 'leaderboard.html'
+SEED = 0
 DATA = {
     'imagenet': dict(num=2500, num_val=300, size=64),
     'cifar': dict(num=1500, num_val=300),
@@ -130,100 +137,82 @@ def _read(path):
     return found if isinstance(found, dict) else {}
 
 
+def folder(task):
+    """Where a task is trained: where the leaderboard looks for it."""
+    return record.folder_of(WORK_DIR, f'quickstart/{task.config}', [], SEED)
+
+
 def train_and_test(task, tools, configs):
     """Result of one task: parameters, untrained and trained metric, seconds; kept in its folder."""
-    config = configs / task.config
-    work_dir = WORK_DIR / config.stem
-    record = work_dir / 'result.json'
+    config, work_dir = configs / task.config, folder(task)
+    kept = work_dir / 'result.json'
     text = Config.fromfile(config, import_custom_modules=False).pretty_text + json.dumps(DATA)
     key = hashlib.sha256(text.encode()).hexdigest()
-    known = _read(record)
+    known = _read(kept)
     if known.get('key') != key:
         shutil.rmtree(work_dir, ignore_errors=True)
         work_dir.mkdir(parents=True)
         known = dict(key=key, seconds=0.0)
-        record.write_text(json.dumps(known))
+        kept.write_text(json.dumps(known))
     if 'trained' in known:
         print('    finished before')
         return known
     started = time.time()
+    command = ['bash', tools / 'dist_train.sh', config, str(PROCESSES), '--work-dir', work_dir]
     try:
-        run(
-            [
-                'bash',
-                tools / 'dist_train.sh',
-                config,
-                str(PROCESSES),
-                '--work-dir',
-                work_dir,
-                '--resume',
-            ],
-            work_dir / 'train.log',
-        )
-        checkpoint = (work_dir / 'last_checkpoint').read_text().strip()
-        run(
-            [
-                'bash',
-                tools / 'dist_test.sh',
-                config,
-                checkpoint,
-                str(PROCESSES),
-                '--work-dir',
-                work_dir,
-                '--out',
-                work_dir / 'test.json',
-            ],
-            work_dir / 'test.log',
-        )
-        untrained, tested = _read(work_dir / 'untrained.json'), _read(work_dir / 'test.json')
-        for found, name in ((untrained, 'untrained.json'), (tested, 'test.json')):
-            if not found:
-                sys.exit(f'error: {work_dir / name} is damaged; without the folder it trains again')
+        run([*command, '--seed', str(SEED), '--record', '--resume'], work_dir / 'train.log')
+        untrained, tested = _read(work_dir / 'untrained.json'), _final(work_dir)
+        if not untrained or tested is None:
+            name = record.NAME if untrained else 'untrained.json'
+            message = f'{work_dir / name} is damaged; without the folder it trains again'
+            print(f'error: {message}', file=sys.stderr)
+            sys.exit(USER_ERROR)
         known.update(
             parameters=untrained['parameters'],
-            # COCO's evaluator has no metrics for a model that detects nothing
-            untrained=untrained['metrics'].get(task.metric, 0) * task.scale,
-            trained=tested[task.metric] * task.scale,
+            # COCO's evaluator has no metrics for a model that detects nothing, or says -1
+            untrained=max(untrained['metrics'].get(task.metric, 0), 0) * task.scale,
+            trained=max(tested.get(task.metric) or 0, 0) * task.scale,
         )
     finally:
         known['seconds'] += time.time() - started
-        record.write_text(json.dumps(known))
+        kept.write_text(json.dumps(known))
     return known
 
 
-def table(results):
-    """The results as aligned text.
+def _final(work_dir):
+    """The metrics at the end of a training, on digits that it has not seen; None if unknown."""
+    try:
+        found = record.read(work_dir)
+    except (OSError, record.RecordError):
+        return None
+    return found['final'] and found['final']['last']
+
+
+def line(task, result):
+    """A task's result in one line."""
+    return (
+        f'{task.label} {result["trained"]:.1f} % (untrained {result["untrained"]:.1f} %), '
+        f'{result["parameters"] / 1e6:.2f} M parameters, {result["seconds"]:.0f} s'
+    )
+
+
+def leaderboard(tasks, tables):
+    """Prints the leaderboard of the tasks and writes its page.
 
     Args:
-        results (list): Pairs of a :class:`Task` and what :func:`train_and_test` returned.
-
-    Returns:
-        str: A header and one line a task.
+        tasks (list[Task]): Those that were run.
+        tables (Path): The file of the quickstart's tables.
     """
-    rows = [('task', 'model', 'metric', 'untrained %', 'trained %', 'parameters', 'seconds')]
-    for task, result in results:
-        # COCO's evaluator says -1 when there is nothing to evaluate
-        rows.append(
-            (
-                task.name,
-                task.model,
-                task.label,
-                f'{max(result["untrained"], 0):.1f}',
-                f'{max(result["trained"], 0):.1f}',
-                f'{result["parameters"] / 1e6:.2f} M',
-                f'{result["seconds"]:.0f}',
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i < 3 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append('  '.join(cells).rstrip())
-    lines.insert(1, '-' * max(map(len, lines)))
-    return '\n'.join(lines)
+    ran = {f'quickstart/{task.config}' for task in tasks}
+    numbers = [
+        table.number
+        for table in own.select('quickstart', files=[tables])
+        if any(entry.config in ran for entry in table.entries)
+    ]
+    found = boards('quickstart', numbers, [Folder(WORK_DIR)], files=[tables])
+    show(found)
+    atomic.write_text(PAGE, render(found, 'html'))
+    print(f'The same as a page, with curves and configs: {PAGE.resolve()}')
 
 
 def main(only=None):
@@ -242,13 +231,13 @@ def _run_all(only):
     for data in dict.fromkeys(task.data for task in tasks):
         if digits.make(DATA_ROOT, data, **DATA[data]):
             print(f'[data] handwritten digits as {data} in {DATA_ROOT}', flush=True)
-    results = []
     for task in tasks:
         print(f'[{TASKS.index(task) + 1}/{len(TASKS)}] {task.name}: {task.model}', flush=True)
         result = train_and_test(task, root / 'tools', root / 'configs/quickstart')
-        results.append((task, result))
-        print(f'    {task.label} {result["trained"]:.1f} %', flush=True)
-    print(f'\n{table(results)}\n\n{time.time() - started:.0f} s on {PROCESSES} processes')
+        print(f'    {line(task, result)}', flush=True)
+    print()
+    leaderboard(tasks, root / 'configs/quickstart/paper_tables.yml')
+    print(f'{time.time() - started:.0f} s on {PROCESSES} processes')
 
 
 if __name__ == '__main__':
@@ -256,4 +245,7 @@ if __name__ == '__main__':
         main(*sys.argv[1:])
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(USER_ERROR)

@@ -1,7 +1,7 @@
 """The record of a run: one JSON file that says what was trained, how it went, what came out.
 
 It lies in the run's folder, `<root>/<paper>/<row>[+<alternative>...]/seed<k>/record.json`, and is
-replaced as a whole (:mod:`mmattn.runs.saving`). A run is done only if its record says so. The keys
+replaced as a whole (:mod:`mmattn.runs.atomic`). A run is done only if its record says so. The keys
 are those of `KEYS`; what is not known, as after a failure before the first step, is None.
 """
 
@@ -18,7 +18,7 @@ from mmengine.config import Config
 
 from mmattn.papers.alternatives import combined_name, effective
 
-from . import saving
+from . import atomic
 
 NAME = 'record.json'
 VERSION = 1
@@ -48,10 +48,14 @@ KEYS = {
     'starts': list,
     'evaluations': list,
     'final': (dict, NONE),  # last, best, best_epoch
-    'checkpoint': (dict, NONE),  # name, sha256 of the file, weights_sha256 of what is in it
+    'checkpoint': (dict, NONE),  # the last: name, sha256 of it, weights_sha256 of what is in it
     'state': str,
 }
-OPTIONAL = {'progress': (dict, NONE)}  # epoch, iter, max_iters, loss, at: of the running training
+OPTIONAL = {
+    'progress': (dict, NONE),  # of the running training
+    'best_checkpoint': (dict, NONE),  # as `checkpoint`; None if the config keeps no best one
+}
+PROGRESS = {'epoch': int, 'iter': int, 'max_iters': int, 'loss': (*NUMBER, NONE), 'at': NUMBER}
 START = {
     'at': NUMBER,  # seconds since 1970, as all times here
     'host': str,
@@ -128,15 +132,6 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, 'rb') as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 def new(config: str, alternatives: Sequence[str], seed: int) -> dict[str, Any]:
     """The record of a run of which nothing is known yet. Its state is 'stopped': it may start."""
     empty = dict.fromkeys(KEYS)
@@ -185,7 +180,7 @@ def write(folder: str | Path, record: dict[str, Any]) -> None:
     record = finite(record)
     check(record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    saving.write_text(Path(folder) / NAME, f'{text}\n')
+    atomic.write_text(Path(folder) / NAME, f'{text}\n')
 
 
 def end(record: dict[str, Any], outcome: str, message: str | None = None) -> None:
@@ -212,30 +207,35 @@ def check(record: Any) -> None:
     if record['state'] not in STATES:
         raise RecordError(f'state must be one of {STATES}, got {reprlib.repr(record["state"])}')
     if not all(isinstance(name, str) for name in record['alternatives']):
-        raise RecordError(f'alternatives must be names, got {record["alternatives"]!r}')
+        raise RecordError(f'alternatives must be names, got {reprlib.repr(record["alternatives"])}')
     text, sha = record['config_text'], record['config_sha256']
     if (text is None) != (sha is None) or (text is not None and digest(text) != sha):
         raise RecordError('config_sha256 is not the hash of config_text')
     for start in record['starts']:
         _check(start, START, {}, 'a start')
         if start['outcome'] not in OUTCOMES:
-            raise RecordError(f'outcome must be one of {OUTCOMES}, got {start["outcome"]!r}')
+            raise RecordError(
+                f'outcome must be one of {OUTCOMES}, got {reprlib.repr(start["outcome"])}'
+            )
     for evaluation in record['evaluations']:
         _check(evaluation, EVALUATION, {}, 'an evaluation')
         _check_metrics(evaluation['metrics'])
+    if record.get('progress') is not None:
+        _check(record['progress'], PROGRESS, {}, 'progress')
     if record['final'] is not None:
         _check(record['final'], FINAL, {}, 'final')
         _check_metrics(record['final']['last'])
         _check_metrics(record['final']['best'])
-    if record['checkpoint'] is not None:
-        _check(record['checkpoint'], CHECKPOINT, {}, 'checkpoint')
+    for key in ('checkpoint', 'best_checkpoint'):
+        if record.get(key) is not None:
+            _check(record[key], CHECKPOINT, {}, key)
     if record['state'] == 'done' and None in (record['checkpoint'], record['config_text']):
         raise RecordError('it says done, without a config and a checkpoint')
 
 
 def _check(item, keys, optional, what):
     if not isinstance(item, dict) or not keys.keys() <= item.keys() <= {**keys, **optional}.keys():
-        found = sorted(map(str, item)) if isinstance(item, dict) else reprlib.repr(item)
+        found = reprlib.repr(sorted(map(str, item)) if isinstance(item, dict) else item)
         raise RecordError(f'{what} must have the keys {sorted(keys)}, got {found}')
     for key, value in item.items():
         kinds = {**keys, **optional}[key]
@@ -243,12 +243,21 @@ def _check(item, keys, optional, what):
         if not isinstance(value, kinds) or isinstance(value, bool):
             names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
             raise RecordError(f'{key} must be of {names}, got {reprlib.repr(value)}')
+        _check_size(key, value)
 
 
 def _check_metrics(metrics):
     for name, value in metrics.items():
         if value is not None and (not isinstance(value, NUMBER) or isinstance(value, bool)):
-            raise RecordError(f'the metric {name} must be a number, got {reprlib.repr(value)}')
+            what = f'the metric {reprlib.repr(name)}'
+            raise RecordError(f'{what} must be a number, got {reprlib.repr(value)}')
+        _check_size(name, value)
+
+
+def _check_size(name, value):
+    """JSON has integers of any length, and reads 1e999 as infinity."""
+    if isinstance(value, NUMBER) and not -(2**63) <= value < 2**63:
+        raise RecordError(f'{reprlib.repr(name)} must be a number of 64 bits')
 
 
 def _refuse(constant):

@@ -19,6 +19,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from . import provenance, record, saving
+from .checkpoint import sha256_of
 from .errors import Stopped, UserError
 
 PROGRESS = 20  # seconds between notes of the iteration and the loss
@@ -42,7 +43,7 @@ def ask(
     origin = None
     if pretrained is not None:
         found = record.find(Path(pretrained).parent) or {}
-        sha = record.file_digest(pretrained)
+        sha = sha256_of(pretrained)
         origin = dict(config=found.get('config'), seed=found.get('seed'), checkpoint_sha256=sha)
     cfg.record = dict(
         config=config,
@@ -109,6 +110,7 @@ class RecordHook(Hook):
             evaluations=[e for e in self.record['evaluations'] if e['iter'] <= runner.iter],
             final=None,
             checkpoint=None,
+            best_checkpoint=None,
             state='running',
         )
         resumed = Path(runner._load_from).name if runner.iter and runner._load_from else None
@@ -174,6 +176,8 @@ class RecordHook(Hook):
             )
         self.record.pop('progress', None)
         self.record['checkpoint'] = provenance.of_checkpoint(last)
+        best = _best_checkpoint(runner)
+        self.record['best_checkpoint'] = best and provenance.of_checkpoint(best)
         record.end(self.record, 'done')
         record.write(runner.work_dir, self.record)
 
@@ -246,6 +250,13 @@ def _rate(runner: Runner, batch: int) -> float | None:
     if rate is not None and scale.get('enable') and scale.get('base_batch_size'):
         rate *= batch / scale['base_batch_size']
     return rate
+
+
+def _best_checkpoint(runner: Runner) -> str | None:
+    """The file of the first metric whose best checkpoint the config keeps, if there is one."""
+    info = runner.message_hub.runtime_info
+    paths = [info[key] for key in info if key.startswith('best_ckpt') and info[key]]
+    return next((path for path in paths if Path(path).is_file()), None)
 
 
 def _best_key(runner: Runner, evaluations: list[dict[str, Any]]) -> str | None:

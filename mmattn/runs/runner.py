@@ -10,11 +10,11 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmattn import mmcv_ops
 from mmattn.registry import register
 
-from . import checkpoint, processes, recording, saving, unreadable
+from . import atomic, checkpoint, measure, processes, recording, saving, unreadable
 from .errors import UserError
 from .hooks import ProgressHook
 from .loops import resumable
-from .nonfinite import NonFiniteLossHook
+from .nonfinite import NonFiniteHook
 from .seeding import SeedIterationHook, seeded
 from .signals import StopHook
 
@@ -30,11 +30,12 @@ class Runner(MMEngineRunner):
       deterministically.
     - Checkpoints are whole or not there (:mod:`mmattn.runs.saving`), and are read as data and run
       no code (:mod:`mmattn.runs.checkpoint`).
-    - Signals, losses that are not finite and images that cannot be read end in words
+    - Signals, losses and gradients that are not finite, and images that cannot be read end in words
       (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
-    - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`).
+    - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
+      ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
     Arguments are mmengine's, as keywords.
     """
@@ -51,18 +52,21 @@ class Runner(MMEngineRunner):
         super().__init__(**kwargs)
         self.logger.info(mmcv_ops.in_use())
         for fault in faults:
-            self.logger.warning(f'{fault}; resuming from {self._load_from}')
+            goes_on = f'resuming from {self._load_from}' if self._load_from else 'beginning anew'
+            self.logger.warning(f'{fault}; {goes_on}')
         self.progress = ProgressHook()
         for hook in (
             self.progress,
             SeedIterationHook(),
-            NonFiniteLossHook(self.cfg.get('skip_nonfinite', 0)),
+            NonFiniteHook(self.cfg.get('skip_nonfinite', 0)),
             unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
             StopHook(),
         ):
             self.register_hook(hook)
         if self.cfg.get('record'):
             self.register_hook(recording.RecordHook(self.cfg.record.to_dict()))
+        if self.cfg.get('measure'):
+            self.register_hook(measure.MeasureHook(**self.cfg.measure))
 
     def train(self):
         with recording.kept(self):
@@ -95,7 +99,7 @@ class Runner(MMEngineRunner):
         if is_main_process() and saving.pointed(self.work_dir) != filename:
             # Whoever goes on from here before there is a new one begins at the same place.
             path = filename if '://' in filename else os.path.abspath(filename)
-            saving.write_text(Path(self.work_dir) / saving.POINTER, path)
+            atomic.write_text(Path(self.work_dir) / saving.POINTER, path)
         # CheckpointHook deletes what these name when there is something better or newer, folders
         # too: they must be checkpoints of this run.
         info, folder = self.message_hub.runtime_info, Path(self.work_dir).resolve()
@@ -139,5 +143,8 @@ class Runner(MMEngineRunner):
     def save_checkpoint(self, out_dir, filename, file_client_args=None, **options):
         if not is_main_process() or '://' in str(out_dir) or file_client_args is not None:
             return super().save_checkpoint(out_dir, filename, file_client_args, **options)
-        with saving.replacing(os.path.join(out_dir, filename)) as temporary:
+        run = saving.run_of(self.work_dir)
+        if run is not None:
+            options['meta'] = {**(options.get('meta') or {}), 'run': run}
+        with atomic.replacing(os.path.join(out_dir, filename)) as temporary:
             super().save_checkpoint(out_dir, temporary.name, **options)

@@ -7,44 +7,21 @@ and a full disk costs the new one alone.
 
 import errno
 import os
+import time
+import uuid
 import zipfile
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
 
+from . import checkpoint
+from .atomic import TEMPORARY, write_text
 from .errors import UserError
 
 POINTER = 'last_checkpoint'
+RUN = '.run'  # whose checkpoints a folder's new ones are: each carries it as meta['run']
 STOPPED = 'stopped.pth'  # one at most, whatever the schedule counts in
-TEMPORARY = '.tmp'
-
-
-@contextmanager
-def replacing(path):
-    """Gives the path of another file that takes the place of ``path`` if all goes well."""
-    path = Path(path)
-    temporary = path.with_name(path.name + TEMPORARY)
-    try:
-        yield temporary
-        with open(temporary, 'rb+') as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # some file systems sync no folders
-            os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def write_text(path, text):
-    with replacing(path) as temporary:
-        temporary.write_text(text)
 
 
 def is_full(error):
@@ -206,19 +183,33 @@ def save_stopped(runner):
 
 
 def begin(work_dir, resumed):
-    """Clears what an earlier run that was killed, or is not to be resumed, left in a folder."""
+    """Clears what an earlier run that was killed, or is not to be resumed, left in a folder.
+
+    Its checkpoints stay; by the new run's name, which is noted here, they are known as another's.
+    """
     folder = Path(work_dir)
     for path in folder.glob(f'*.pth{TEMPORARY}'):
         path.unlink(missing_ok=True)
-    if not resumed:
+    if not resumed or not (pointed(work_dir) or any(_written(folder))):
         # Or a restart of this training would go on with the other.
         (folder / POINTER).unlink(missing_ok=True)
+        name = f'{time.strftime("%Y-%m-%d %H:%M:%S")} {uuid.uuid4().hex[:8]}'
+        write_text(folder / RUN, name)
+
+
+def run_of(work_dir):
+    """The name of the run that has begun in a folder last, or None if none was noted."""
+    return _text(Path(work_dir) / RUN)
 
 
 def pointed(work_dir):
     """What `last_checkpoint` says, or None."""
+    return _text(Path(work_dir) / POINTER)
+
+
+def _text(path):
     try:
-        return (Path(work_dir) / POINTER).read_text().strip() or None
+        return path.read_text().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 
@@ -240,37 +231,65 @@ def fault(path):
 
 
 def last_whole(work_dir):
-    """The last checkpoint of a folder that is whole.
+    """The last checkpoint of a folder's run that is whole.
 
-    `last_checkpoint` comes first, then those that a training writes, the newest first.
+    `last_checkpoint` comes first, then those that a training writes, the newest first; but none of
+    a training that was there before this one began.
 
     Returns:
-        tuple[str | None, list[str]]: Its path, None in a folder without checkpoints; and what is
-        wrong with those that were passed over, a phrase each.
+        tuple[str | None, list[str]]: Its path, None if this run has saved none; and what is wrong
+        with those that were passed over, a phrase each.
 
     Raises:
-        UserError: If there are checkpoints, and none is whole.
+        UserError: If this run has checkpoints, and none is whole.
     """
     folder = Path(work_dir)
-    candidates, faults = [], []
-    last = pointed(work_dir)
+    last, run = pointed(work_dir), run_of(work_dir)
+    faults, others = [], []
     if last is not None:
         # As it was written, or beside it if the folder has been moved since.
         moved = folder / Path(last).name
-        candidates.append(last if os.path.exists(last) or not moved.exists() else str(moved))
-    others = {
-        path for pattern in ('epoch_*.pth', 'iter_*.pth', STOPPED) for path in folder.glob(pattern)
-    }
-    others = sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
-    known = [*map(os.path.realpath, candidates)]
-    candidates += [str(path) for path in others if os.path.realpath(path) not in known]
-    for path in candidates:
-        if '://' in path:
-            return path, faults
-        wrong = fault(path)
+        last = last if os.path.exists(last) or not moved.exists() else str(moved)
+        wrong = None if '://' in last else fault(last)
         if wrong is None:
-            return path, faults
-        faults.append(f'{path} is {wrong}')
+            return last, faults
+        faults.append(f'{last} is {wrong}')
+    for path in _written(folder):
+        if last is not None and os.path.realpath(path) == os.path.realpath(last):
+            continue
+        wrong = fault(path)
+        if wrong is None and run is not None and _run_in(path) != run:
+            others.append(path)
+        elif wrong is None:
+            return path, faults + _passed_over(others)
+        else:
+            faults.append(f'{path} is {wrong}')
+    passed_over = _passed_over(others)
     if faults:
-        raise UserError(f'no checkpoint to resume from: {"; ".join(faults)}')
-    return None, faults
+        raise UserError(f'no checkpoint to resume from: {"; ".join(faults + passed_over)}')
+    return None, passed_over
+
+
+def _written(folder):
+    """What trainings have saved in a folder but for the best, which lack an optimizer's state."""
+    patterns = ('epoch_*.pth', 'iter_*.pth', STOPPED)
+    paths = [path for pattern in patterns for path in folder.glob(pattern)]
+    return map(str, sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True))
+
+
+def _run_in(path):
+    try:
+        return checkpoint.load_meta(path).get('run')
+    except (UserError, OSError, ValueError):
+        return None  # not ours at any rate; whoever loads it will hear what is wrong
+
+
+def _passed_over(paths):
+    """Of the newest alone: where there is one, there may be a hundred."""
+    if not paths:
+        return []
+    more = f' (as are {len(paths) - 1} more)' if len(paths) > 1 else ''
+    return [
+        f'{paths[0]}{more} is of an earlier training in this folder, '
+        f'which --resume {paths[0]} goes on with'
+    ]

@@ -1,4 +1,7 @@
-"""Where the runs of a plan are, as their records and leases say: from any shell, at any time."""
+"""Where the runs of a plan are, as their records and leases say: from any shell, at any time.
+
+A driver shows the same table while it runs (`progress.py`), and knows some things better.
+"""
 
 import time
 from collections.abc import Sequence
@@ -8,19 +11,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from mmattn.lines import one_line
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
+
+NAMES = ('run', 'state', 'epoch', 'loss', 'metric', 'left')
 
 
 @dataclass(frozen=True)
 class Status:
     """Of one run.
 
-    `state` is 'missing', 'waiting' (it has been stopped, or lost), 'running', 'failed', 'done' or
-    'damaged'. `done` is the part of its steps that are done, in [0, 1], `remaining` seconds; None
-    is unknown. `metric` is the last evaluation's first.
+    `state` is 'missing', 'waiting' (it has been stopped, or lost), 'running', 'failed', 'done',
+    'damaged', or where a driver says that it is ('queued as job 12'). `done` is the part of its
+    steps that are done, in [0, 1], `remaining` seconds; None is unknown. `metric` is the last
+    evaluation's first.
     """
 
     run: Run
@@ -45,19 +53,25 @@ class Status:
         )
 
 
-def status(run: Run, work_dir: str | Path) -> Status:
-    """Where a run is."""
+def status(run: Run, work_dir: str | Path, where: str | None = None) -> Status:
+    """Where a run is.
+
+    Args:
+        where (str, optional): What its driver says: 'running', 'waiting' or other words. Nobody
+            else's lease is looked at then, which for a moment would keep others from taking it.
+    """
     folder = run.folder(work_dir)
-    held = leases.is_held(folder / leases.NAME)
+    held = leases.is_held(folder / leases.NAME) if where is None else where == 'running'
     try:
         found = record.find(folder)
     except record.RecordError as error:
         return Status(run, 'damaged', message=str(error))
     if found is None:
-        return Status(run, 'running' if held else 'missing')
+        return Status(run, 'running' if held else where or 'missing')
     state = found['state']
     if state in ('running', 'stopped'):
-        state = 'running' if held or (state == 'running' and _moves(found)) else 'waiting'
+        moves = held or (where is None and state == 'running' and _moves(found))
+        state = 'running' if moves else where or 'waiting'
     progress = found.get('progress') or {}
     last = found['evaluations'][-1] if found['evaluations'] else {}
     metric = next(iter((last.get('metrics') or {}).items()), None)
@@ -66,7 +80,7 @@ def status(run: Run, work_dir: str | Path) -> Status:
         run,
         state,
         progress.get('epoch', last.get('epoch')),
-        progress['iter'] / progress['max_iters'] if progress.get('max_iters') else None,
+        _part(found),
         progress.get('loss'),
         metric if metric and metric[1] is not None else None,
         _remaining(found) if state == 'running' else None,
@@ -74,63 +88,45 @@ def status(run: Run, work_dir: str | Path) -> Status:
     )
 
 
-def gpu_seconds(found: dict[str, Any]) -> float:
-    """Seconds that the starts in a record took, times its processes."""
-    return (found['processes'] or 1) * sum(
-        start['ended'] - start['at'] for start in found['starts'] if start['ended'] is not None
-    )
-
-
-def estimate(runs: Sequence[Run], work_dir: str | Path) -> tuple[float, list[str]]:
-    """What is left to do, by runs of the same config that are done.
-
-    Returns:
-        tuple[float, list[str]]: seconds of GPUs (or CPU processes), and the configs of which none
-        is done yet, so that nothing is known.
-    """
-    known, left, unknown = {}, 0.0, []
-    for run in runs:
-        try:
-            found = record.find(run.folder(work_dir))
-        except record.RecordError:
-            continue
-        if found is not None and found['state'] == 'done':
-            known[run.config, run.alternatives] = gpu_seconds(found)
-            continue
-    for run in runs:
-        if status(run, work_dir).state == 'done':
-            continue
-        key = run.config, run.alternatives
-        if key in known:
-            left += known[key]
-        elif run.config not in unknown:
-            unknown.append(run.config)
-    return left, unknown
+def _part(found: dict[str, Any]) -> float | None:
+    """How much of its steps a run has done."""
+    progress = found.get('progress') or {}
+    if found['state'] == 'done':
+        return 1.0
+    return progress['iter'] / progress['max_iters'] if progress.get('max_iters') else None
 
 
 def show(runs: Sequence[Run], work_dir: str | Path, console: Console) -> None:
     """One table on a terminal, plain lines elsewhere."""
     found = [status(run, work_dir) for run in runs]
-    names = ('run', 'state', 'epoch', 'loss', 'metric', 'left')
     if console.is_terminal:
-        console.print(table(found, names))
+        console.print(table(found))
     else:
         for item in found:
-            words = [f'{n} {c}' for n, c in zip(names[1:], item.cells()[1:], strict=True) if c]
-            console.print(f'{item.cells()[0]}: {", ".join(words)}', markup=False, soft_wrap=True)
-    counts = ', '.join(
-        f'{sum(item.state == state for item in found)} {state}'
-        for state in dict.fromkeys(item.state for item in found)
-    )
-    console.print(f'{len(found)} runs: {counts}', markup=False, highlight=False)
+            words = [f'{n} {c}' for n, c in zip(NAMES[1:], item.cells()[1:], strict=True) if c]
+            line = one_line(f'{item.cells()[0]}: {", ".join(words)}')
+            console.print(line, markup=False, soft_wrap=True)
+    console.print(summary(found), markup=False, highlight=False)
 
 
-def table(found: Sequence[Status], names: Sequence[str]) -> Table:
+def table(found: Sequence[Status]) -> Table:
     """For rich."""
-    made = Table(*names)
+    made = Table(*NAMES)
     for item in found:
-        made.add_row(*item.cells())
+        made.add_row(*(Text(one_line(cell)) for cell in item.cells()))
     return made
+
+
+def summary(found: Sequence[Status]) -> str:
+    """Of all runs: how many are in which state, and how much of their steps is done."""
+    states = ['queued' if item.state.startswith('queued') else item.state for item in found]
+    counts = ', '.join(f'{states.count(state)} {state}' for state in dict.fromkeys(states))
+    return f'{len(found)} runs: {counts}; {100 * part_of_all(found):.0f} % of all steps'
+
+
+def part_of_all(found: Sequence[Status]) -> float:
+    """How much is done of runs that count alike, whatever their lengths; in [0, 1]."""
+    return sum(item.done or 0 for item in found) / len(found) if found else 1.0
 
 
 def duration(seconds: float) -> str:

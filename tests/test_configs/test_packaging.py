@@ -27,6 +27,7 @@ EXTRAS = {
     'mmpretrain': ('einops', 'importlib_metadata', 'mat4py', 'matplotlib', 'modelindex', 'rich'),
     'mmdet': ('matplotlib', 'pycocotools', 'scipy', 'shapely', 'six', 'terminaltables', 'tqdm'),
     'mmseg': ('ftfy', 'matplotlib', 'packaging', 'prettytable', 'regex', 'scipy'),
+    'reproduce': ('jinja2', 'rich', 'scipy', 'submitit'),
 }
 CODEBASES = ('mmengine', 'mmcv', 'mmdetection', 'mmpretrain', 'mmsegmentation')
 THEIRS = {'torch', 'torchvision', 'mmcv-lite', 'mmcv-full', 'mmdet', 'triton'}
@@ -103,7 +104,7 @@ def test_an_install_replaces_nothing(installed):
     _, site = installed
     found = metadata(site)
     extras = set(found.get_all('Provides-Extra'))
-    assert extras == {'all', 'mmdet', 'mmpretrain', 'mmseg'}
+    assert extras == {'all', *EXTRAS}
     asked = [Requirement(text) for text in found.get_all('Requires-Dist')]
     for requirement in asked:
         assert requirement.marker is not None and not requirement.marker.evaluate({'extra': ''})
@@ -111,7 +112,7 @@ def test_an_install_replaces_nothing(installed):
         # With a bound, pip would replace an installed one that is outside.
         assert not requirement.specifier and requirement.url is None
     (itself,) = [requirement for requirement in asked if requirement.name == 'mmattn']
-    assert itself.extras == {'mmdet', 'mmpretrain', 'mmseg'}
+    assert itself.extras == set(EXTRAS)
     assert {r.name for r in asked} == {name for names in EXTRAS.values() for name in names} | {
         'mmattn'
     }

@@ -1,6 +1,8 @@
 import gc
 import os
+import runpy
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -64,3 +66,18 @@ def small_papers(monkeypatch):
         numbers.update(zip(splits, official.COUNTS[name], strict=True))
     assert numbers.keys() == counts.PAPERS.keys()
     monkeypatch.setattr(counts, 'PAPERS', numbers)
+
+
+@pytest.fixture
+def tool(request, monkeypatch, capsys):
+    """Runs the test file's TOOL in this process: exit code, standard output, standard error."""
+
+    def call(*args):
+        path = request.module.TOOL
+        monkeypatch.setattr(sys, 'argv', [path.name, *map(str, args)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(str(path), run_name='__main__')
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return call

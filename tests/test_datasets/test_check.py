@@ -7,10 +7,8 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import struct
-import sys
 from pathlib import Path
 
 import cv2
@@ -100,6 +98,10 @@ def test_prepared_data_are_right(name, root):
     assert found(report) == [] and report.right
     assert [data_set.samples for data_set in report.data_sets] == SAMPLES[name]
     assert [data_set.checked for data_set in report.data_sets] == SAMPLES[name]
+    assert [data_set.decoded for data_set in report.data_sets] == SAMPLES[name]
+    assert next(report.lines()).endswith(
+        f': {SAMPLES[name][0]} samples, {SAMPLES[name][0]} decoded'
+    )
     assert report.configs[name]['val'] == report.configs[name]['test']
 
 
@@ -128,7 +130,12 @@ def test_missing_and_cut_off_and_broken_images(name, root):
     path.write_bytes(b'no image')
     the(run(name, root), level='error', kind='broken', file=str(path))
     path.write_bytes(b'')
-    the(run(name, root), level='error', kind='broken', file=str(path))
+    report = run(name, root)
+    the(report, level='error', kind='broken', file=str(path))
+    number = SAMPLES[name][0]
+    assert [data_set.checked for data_set in report.data_sets] == SAMPLES[name]
+    assert [data_set.decoded for data_set in report.data_sets] == [number - 1, *SAMPLES[name][1:]]
+    assert f': {number} samples, {number - 1} decoded, 1 missing or broken' in next(report.lines())
 
 
 def test_corrupt_inside(root):
@@ -467,18 +474,6 @@ def test_headers():
     picture = io.BytesIO()
     Image.new('L', (3, 3)).save(picture, 'JPEG', progressive=True)
     assert samples.jpeg_header(picture.getvalue()) == (8, 1)
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['check_data.py', *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 def test_command_line(tool, root, tmp_path):

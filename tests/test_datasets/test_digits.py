@@ -49,6 +49,28 @@ def test_same_seed_same_bytes(tmp_path):
     assert not any(c.get(name) == a[name] for name in images)
 
 
+def test_hard_digits_are_smaller_among_halves_of_others():
+    def ink(hard):
+        """The share of bright pixels in many images."""
+        drawn = [digits.draw_digit(np.random.default_rng(i), 'val', 64, hard) for i in range(50)]
+        return np.mean([(image.max(-1) > 140).mean() for image, _ in drawn])
+
+    assert 0.02 < ink(True) < 0.8 * ink(False)
+    sides = {}
+    for how in (False, True):
+        scenes = [digits.draw_scene(np.random.default_rng(i), 'val', 96, how) for i in range(50)]
+        sides[how] = [max(mask.shape) for _, objects in scenes for *_, mask in objects]
+    assert np.mean(sides[True]) < np.mean(sides[False]) and min(sides[True]) > 10
+
+
+def test_hard_is_another_setting(tmp_path):
+    assert digits.make(tmp_path, 'imagenet', 6, 2, 48, hard=True)
+    assert not digits.make(tmp_path, 'imagenet', 6, 2, 48, hard=True)
+    hard = checksums(tmp_path / 'imagenet')
+    assert digits.make(tmp_path, 'imagenet', 6, 2, 48)
+    assert checksums(tmp_path / 'imagenet') != hard
+
+
 def test_more_images_keep_the_first(tmp_path):
     digits.make(tmp_path / 'few', 'coco', 4, 2, 64)
     digits.make(tmp_path / 'many', 'coco', 8, 4, 64)

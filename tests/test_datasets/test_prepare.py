@@ -3,9 +3,7 @@
 import hashlib
 import json
 import os
-import runpy
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -258,18 +256,6 @@ def test_an_archive_is_verified_once(sealed, tmp_path, monkeypatch):
     with pytest.raises(AttributeError):
         run('cifar100', sealed.parent, tmp_path / 'data', checksums=True)
     assert len(calls) == 2
-
-
-@pytest.fixture
-def tool(monkeypatch, capsys):
-    def call(*args):
-        monkeypatch.setattr(sys, 'argv', ['prepare.py', *map(str, args)])
-        with pytest.raises(SystemExit) as ended:
-            runpy.run_path(str(TOOL), run_name='__main__')
-        said = capsys.readouterr()
-        return ended.value.code, said.out, said.err
-
-    return call
 
 
 def test_command_line(tool, published, tmp_path):

@@ -204,8 +204,9 @@ def test_masks_of_sbd_out_of_range(downloads, tmp_path, content, words):
 
 def test_a_pickle_of_cifar_does_not_run(downloads, tmp_path, capfd):
     forged = official.forged_cifar()
+    (tmp_path / 'forged').write_bytes(forged)
     with pytest.raises(ValueError, match='is no file of CIFAR'):
-        cifar.load(io.BytesIO(forged))
+        cifar.load(tmp_path / 'forged')
     official.tar(
         downloads / ARCHIVES['cifar100'],
         [(f'cifar-100-python/{name}', forged) for name in ('train', 'test', 'meta')],

@@ -189,12 +189,32 @@ def test_nothing_is_run(tmp_path, function, args, name):
         ({**BLOBS, 'res6_0_branch1_w': BLOBS['conv1_w']}, "it has a 'res6_0_branch1_w'"),
         ({**BLOBS, 7: BLOBS['conv1_w']}, 'it has a 7'),
         ({**BLOBS, 'conv1_w': 'text'}, 'conv1_w is no array of floats'),
-        ({**BLOBS, 'conv1_w': np.array([None])}, 'conv1_w is no array of floats'),
+        ({**BLOBS, 'conv1_w': np.array([None])}, 'no pickle of arrays: an array of other than'),
+        ({**BLOBS, 'conv1_w': np.ones(3, int)}, 'conv1_w is no array of floats'),
     ],
 )
 def test_other_contents(tmp_path, content, words):
     with pytest.raises(ValueError, match=words):
         msra.load_from_msra(write(tmp_path / 'R-50.pkl', content))
+
+
+def test_no_array_of_pointers(tmp_path):
+    """A dtype whose flags say that there are bytes where an object lies: NumPy reads the file's
+    bytes as addresses, and the process is gone, or the file's."""
+
+    class Dtype:
+        def __reduce__(self):
+            fields = {'a': (np.dtype('O'), 0)}
+            return np.dtype, ('V8', False, True), (3, '|', None, ('a',), fields, 8, 1, 0)
+
+    class Array:
+        def __reduce__(self):
+            make, args, _ = np.zeros(1).__reduce__()
+            return make, args, (1, (1,), Dtype(), False, b'A' * 8)
+
+    path = write(tmp_path / 'R-50.pkl', {**BLOBS, 'conv1_w': Array()})
+    with pytest.raises(ValueError, match='no pickle of arrays: an array of other than numbers'):
+        msra.load_from_msra(path)
 
 
 def test_no_pickle_and_no_file(tmp_path):

@@ -1,10 +1,12 @@
 """What the papers' rows might have been: listed, merged, kept apart."""
 
 import fnmatch
+import inspect
 from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from mmattn import papers
 from mmattn.papers import alternatives, tables
@@ -32,6 +34,10 @@ def test_each_changes_a_row_that_it_fits(item):
         assert fnmatch.filter([Path(path).name for path in item.configs], glob), glob
     assert item.changes and item.evidence.endswith('.') and not item.changes.endswith('.')
     assert alternatives.changes(item.configs[0], [item.name])
+
+
+def test_what_a_run_reads_is_what_the_runner_takes():
+    assert {*inspect.signature(Runner.__init__).parameters, 'custom_imports'} == alternatives.READ
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ pytest.importorskip('scipy.stats')
 import synthetic as made_up  # noqa: E402
 
 from mmattn.papers import alternatives, entries, judge, load, packs  # noqa: E402
-from mmattn.papers.board import boards, read_own  # noqa: E402
+from mmattn.papers.board import boards, commands  # noqa: E402
 from mmattn.papers.collect import Folder, collect, fitting  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 from mmattn.papers.render import render, show  # noqa: E402
@@ -380,12 +381,70 @@ def test_an_alternative_is_a_row_of_its_own_over_its_own_baseline(tmp_path):
     assert row_of(board, CAT, ('zero-init-residual',)).cells['top1'].gain is None
 
 
+def test_the_commands_of_a_row_name_all_its_alternatives_at_once(tmp_path):
+    names = ('cat-concat', 'zero-init-residual')
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(75.0), alternatives=names))
+    board = one(tmp_path)
+    train, show_it = commands(board, row_of(board, CAT, names))
+    # train.py takes the last --alternative of several
+    assert train.split()[3:-2] == ['--alternative', *names]
+    assert show_it == 'python tools/leaderboard.py cat 4'
+
+
 def test_groups_without_a_bare_row_have_no_gains(tmp_path):
     for entry in entries('drtam', 3)[:2]:
         for seed in range(2):
             made_up.save(tmp_path, made_up.record(entry.config, seed, top(77 + seed)))
     board = one(tmp_path, table=3, paper='drtam')
     assert all(cell.gain is None for row in board.rows for cell in row.cells.values())
+
+
+def test_what_waits_for_another_run_says_so(tmp_path):
+    """A detector that starts from an ImageNet network, as soon as one of the table does."""
+    bare, se, cat = (
+        next(entry for entry in entries('cat', 1) if entry.method == method)
+        for method in ('ResNet50', '+ SENet', '+ CAT')
+    )
+    values = {'pascal_voc/AP': 0.5, 'pascal_voc/AP50': 0.8, 'pascal_voc/AP75': 0.5}
+    made_up.save(tmp_path, made_up.record(se.pretrained, 0, top(76)))
+    made_up.save(tmp_path, made_up.record(se.pretrained, 1, top(76), state='running'))
+    made_up.save(tmp_path, made_up.record(se.config, 0, values, ['pretrained']))
+    board = one(tmp_path, table=1, seeds=3)
+    row = row_of(board, se.config, ('pretrained',))
+    assert row.state == '1 done, 2 waiting' and row.waiting == {1: se.pretrained, 2: se.pretrained}
+    assert f'seeds that wait for {se.pretrained}: 1, 2' in row.notes
+    assert row_of(board, cat.config, ('pretrained',)).state == '3 waiting'
+    assert row_of(board, bare.config).state == 'missing'
+
+
+def test_one_seed_of_a_table_of_ones_own_has_no_verdict(tmp_path):
+    path = own_rows(tmp_path / 'own')
+    rows = f'  - {{group: A, method: bare, config: {BARE}}}\n'
+    rows += f'  - {{group: A, method: + CAT, config: {CAT}}}\n'
+    path.write_text(
+        'tables:\n- id: 2\n  caption: Mine.\n  task: image-classification\n  dataset: ImageNet-1K\n'
+        f'  metrics: [top1]\n  checkpoint: last\n  rows:\n{rows}'
+    )
+    for config in (BARE, CAT):
+        made_up.save(tmp_path / 'runs', made_up.record(config, 0, top(75.0)))
+    board = boards('mine', [], [Folder(tmp_path / 'runs')], files=[path])[0]
+    words = [row.cells['top1'].gain_word for row in board.rows]
+    assert words == ['baseline', 'one seed: no verdict'] and not board.has_paper
+    text = render([board], 'markdown')
+    assert 'one seed: no verdict' in text and 'Paper' not in text and 'equivalent' not in text
+    assert f'leaderboard.py mine 2 --tables {path}' in render([board], 'html')
+
+
+def test_the_hash_of_the_checkpoint_that_counts(tmp_path):
+    """The best one's where a table counts it and the run has kept it, else the last one's."""
+    best = {'name': 'best.pth', 'sha256': 'b' * 64, 'weights_sha256': 'c' * 64}
+    made_up.save(tmp_path, made_up.record(BARE, 0, top(75), best_checkpoint=best))
+    made_up.save(tmp_path, made_up.record(CAT, 0, top(76)))
+    last = row_of(one(tmp_path), CAT).runs[0].record['checkpoint']['sha256']
+    page = render([one(tmp_path)], 'html')
+    assert f'best <code title="{"b" * 64}">' in page and f'last <code title="{last}">' in page
+    data = json.loads(render([one(tmp_path)], 'json'))
+    assert data['tables'][0]['rows'][0]['runs'][0]['best_checkpoint'] == best
 
 
 def test_quoted_rows_say_so(tmp_path):
@@ -401,8 +460,8 @@ def own_rows(folder):
     (folder / 'mine' / 'resnet50-mine_8xb32_in1k.py').write_text(text)
     path = folder / 'mine' / 'leaderboard.yml'
     path.write_text(
-        'table: 4\nrows:\n- group: ResNet50\n  method: + Mine\n'
-        '  config: mine/resnet50-mine_8xb32_in1k.py\n'
+        'tables:\n- joins: cat 4\n  rows:\n  - group: ResNet50\n    method: + Mine\n'
+        '    config: mine/resnet50-mine_8xb32_in1k.py\n'
     )
     return path
 
@@ -414,7 +473,7 @@ def entries_root():
 
 
 def test_a_gate_of_ones_own_joins_the_table(tmp_path):
-    own = read_own(own_rows(tmp_path / 'own'), 'cat')
+    own = own_rows(tmp_path / 'own')
     root = tmp_path / 'runs'
     for seed in range(3):
         made_up.save(root, made_up.record(BARE, seed, top(75.0 + 0.01 * seed)))
@@ -423,7 +482,7 @@ def test_a_gate_of_ones_own_joins_the_table(tmp_path):
         mine['checkpoint']['weights_sha256'] += 'mine'
         made_up.save(root, mine)
     assert 'foreign' in one(root).faults[0].reason
-    board = one(root, own=[own])
+    board = one(root, files=[own])
     row = row_of(board, 'mine/resnet50-mine_8xb32_in1k.py')
     cell = row.cells['top1']
     assert row.own and cell.paper is None and cell.verdict.word == 'no paper has it'
@@ -433,21 +492,41 @@ def test_a_gate_of_ones_own_joins_the_table(tmp_path):
         assert 'Mine' in render([board], style)
 
 
-@pytest.mark.parametrize(
-    'text, words',
-    [
-        ('{', 'no YAML'),
-        ('a: 1', 'must have the keys rows, table'),
-        ('table: 9\nrows: []', r'cat has the tables 1, 2, 3, 4, 5, 6, got 9'),
-        ('table: 4\nrows: [{group: a}]', 'each row must have config, group, method'),
-        ('table: 4\nrows: [{group: a, method: b, config: ../x/y.py}]', 'beside the file'),
-        ('table: 4\nrows: [{group: a, method: b, config: cat/none.py}]', 'there is no config'),
-    ],
-)
-def test_bad_rows_of_ones_own(tmp_path, text, words):
-    (tmp_path / 'my.yml').write_text(text)
-    with pytest.raises((ValueError, FileNotFoundError), match=words):
-        read_own(tmp_path / 'my.yml', 'cat')
+def test_a_table_of_ones_own(tmp_path, capsys):
+    """No paper has it; its rows are compared with each other as a paper's are."""
+    path = own_rows(tmp_path / 'own')
+    mine = 'mine/resnet50-mine_8xb32_in1k.py'
+    rows = f'  - {{group: A, method: bare, config: {BARE}}}\n'
+    rows += f'  - {{group: A, method: + Mine, config: {mine}, pretrained: {BARE}}}\n'
+    path.write_text(
+        'tables:\n- id: 2\n  caption: Mine.\n  task: image-classification\n  dataset: ImageNet-1K\n'
+        f'  metrics: [top1]\n  checkpoint: last\n  rows:\n{rows}'
+    )
+    root = tmp_path / 'runs'
+    started = started_config(tmp_path / 'own' / mine)
+    for seed in range(3):
+        made_up.save(root, made_up.record(BARE, seed, top(75.0 + 0.01 * seed)))
+        found = made_up.record(BARE, seed, top(77.0 + 0.01 * seed), **started)
+        found.update(config=mine, alternatives=['pretrained'])
+        found['checkpoint']['weights_sha256'] += 'mine'
+        made_up.save(root, found)
+    board = boards('mine', [], [Folder(root)], files=[path])[0]
+    assert (board.title, board.faults) == ('MINE, Table 2', [])
+    row = row_of(board, mine, ('pretrained',))
+    assert row.state == '3 done' and row.cells['top1'].verdict.word == 'no paper has it'
+    for style in ('markdown', 'csv', 'json', 'html'):
+        assert 'Mine' in render([board], style)
+    assert tool('mine', '--tables', path, '--work-dir', root, '--format', 'csv') == 0
+    assert 'no paper has it' in capsys.readouterr().out
+
+
+def started_config(path):
+    """The config of a record of a user's row that starts from another's checkpoint."""
+    from mmattn.papers.plan import expected
+    from mmattn.runs.record import digest, resolved
+
+    text = resolved(expected(path, ['pretrained']))
+    return dict(config_text=text, config_sha256=digest(text))
 
 
 # ---------------------------------------------------------------------------------------- formats
@@ -708,12 +787,28 @@ def test_the_tool(tmp_path, capsys):
     assert 'no log says what was evaluated' in capsys.readouterr().out
 
 
+def test_the_tool_starts_without_torch_and_the_codebases(tmp_path):
+    made_up.save(tmp_path, made_up.record(BARE, 0, top(75.4)))
+    arguments = [str(TOOL), 'cat', '4', '--work-dir', str(tmp_path), '--out', f'{tmp_path}/a.html']
+    code = (
+        f'import runpy, sys; sys.argv = {arguments}\n'
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        'except SystemExit as end: assert end.code == 0\n'
+        "slow = {'torch', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'scipy.stats'} & {*sys.modules}\n"
+        'assert not slow, slow'
+    )
+    subprocess.run([sys.executable, '-c', code], check=True, timeout=60)
+    assert 'ResNet50' in (tmp_path / 'a.html').read_text()
+
+
 @pytest.mark.parametrize(
     'args, words',
     [
         (('cat', '4', '--work-dir', '/no/such'), 'there is no folder /no/such'),
         (('cat', '4', '--merge', '/no/such'), '/no/such'),
-        (('cat', '4', '--tables', '/no/such'), '/no/such'),
+        (('cat', '4', '--tables', '/no/such'), '/no/such: No such file'),
+        (('dog',), "paper must be one of cat, drtam, got 'dog'"),
+        (('cat', '9'), 'cat has the tables 1, 2, 3, 4, 5, 6, got 9'),
         (('cat', '--verify', '/no/such'), 'there is no folder /no/such'),
         (('cat', '--export', '/no/such/x', '--work-dir', '/no/such'), '/no/such'),
     ],
@@ -727,8 +822,6 @@ def test_the_tool_says_what_is_wrong_in_a_line(args, words, capsys):
 @pytest.mark.parametrize(
     'args, words',
     [
-        (('dog',), 'invalid choice'),
-        (('cat', '9'), 'cat has the tables 1, 2, 3, 4, 5, 6'),
         (('cat', '--seeds', '0'), 'must be 1 or more'),
         (('cat', '--format', 'terminal', '--out', 'x'), '--out takes the formats'),
     ],

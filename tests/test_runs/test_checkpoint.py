@@ -19,7 +19,9 @@ from mmengine.optim.scheduler import MultiStepLR, OneCycleLR
 from mmengine.runner import load_checkpoint
 from mmengine.utils import digit_version
 
-from mmattn.runs import checkpoint, pickled
+from mmattn import pickles
+from mmattn.runs import checkpoint
+from mmattn.runs.checkpoint import formats, sources
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +62,7 @@ def whole():
         message_hub=message_hub(),
         optimizer=optimizer.state_dict(),
         param_schedulers=[scheduler.state_dict() for scheduler in schedulers],
-        dtypes=[torch.ones(3, dtype=dtype) for dtype in set(pickled.STORAGES.values())],
+        dtypes=[torch.ones(3, dtype=dtype) for dtype in set(pickles.makers.STORAGES.values())],
         new_dtypes=NEW_DTYPES,
         views=(x[2:4], x.reshape(2, 5).t(), x[:0], x[3], x[:1].expand(4)),
         parameter=torch.nn.Parameter(torch.ones(2)),
@@ -131,7 +133,7 @@ def test_arrays_of_numpy_1_and_2():
         both.append(both[0].replace(b'numpy.core', b'numpy._core'))
         assert both[0] != both[1] and data in both
         for form in both:
-            assert same(pickled.load(io.BytesIO(form)), value)
+            assert same(pickles.load(io.BytesIO(form)), value)
 
 
 def test_where_tensors_are_put(tmp_path):
@@ -213,8 +215,8 @@ def opcodes(text):
 )
 def test_what_is_allowed_does_no_more_than_it_should(text):
     for wrapped in (opcodes(text), opcodes('}\nX a\n' + text + '\ns')):
-        with pytest.raises((pickled.PickleError, pickled.UnknownNames)):
-            pickled.load(io.BytesIO(wrapped))
+        with pytest.raises((pickles.PickleError, pickles.UnknownNames)):
+            pickles.load(io.BytesIO(wrapped))
 
 
 def test_a_tensor_stays_in_its_memory(tmp_path):
@@ -246,11 +248,11 @@ def test_nothing_takes_for_ever():
         )
     )
     for data in (bomb + b'.', b'\x80\x02' + b']' * 500 + b'a' * 499 + b'.'):
-        with pytest.raises(pickled.PickleError, match='items|levels'):
-            pickled.load(io.BytesIO(data))
+        with pytest.raises(pickles.PickleError, match='items|levels'):
+            pickles.load(io.BytesIO(data))
     big = b'\x80\x02X\xff\xff\xff\x7fabc.'
-    with pytest.raises(pickled.PickleError, match='no whole pickle'):
-        pickled.load(io.BytesIO(big))
+    with pytest.raises(pickles.PickleError, match='no whole pickle'):
+        pickles.load(io.BytesIO(big))
 
 
 @pytest.mark.parametrize('form', FORMS[:2], ids=['zip', 'single'])
@@ -298,7 +300,7 @@ def test_what_fuzzing_found(tmp_path):
     for content in (
         data[:99] + data[100:],  # members before the file's begin
         data[:name] + b'\xf6' + data[name + 1 :],  # a name that is no text
-        single(checkpoint.MAGIC, checkpoint.PROTOCOL, 1),
+        single(formats.MAGIC, formats.PROTOCOL, 1),
         b'\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x7fab',  # a text of 2**63 bytes
     ):
         (tmp_path / 'x.pth').write_bytes(content)
@@ -375,7 +377,7 @@ def downloads(tmp_path, monkeypatch):
 @pytest.mark.parametrize('scheme', ['torchvision://', 'open-mmlab://', 'mmcls://', 'https://'])
 def test_weights_by_name(downloads, tmp_path, monkeypatch, scheme):
     """Each of mmengine's ways to name weights comes to `load`, and checks the name's hash."""
-    theirs = checkpoint.theirs
+    theirs = sources.theirs
     linear = torch.nn.Linear(1, 1)
     prefix = 'backbone.' if scheme == 'mmcls://' else ''
     weights = {
@@ -413,7 +415,7 @@ def test_other_stores(downloads, tmp_path, monkeypatch):
         def get(name):
             return (tmp_path / 'x.pth').read_bytes()
 
-    monkeypatch.setattr(checkpoint, 'get_file_backend', lambda name: Store)
+    monkeypatch.setattr(sources, 'get_file_backend', lambda name: Store)
     for name in ('s3://bucket/x.pth', 'petrel://x.pth', 'pavi://x.pth'):
         with pytest.raises(checkpoint.Unsafe, match='eval'):
             load_checkpoint(torch.nn.Linear(1, 1), name)
@@ -480,8 +482,11 @@ def test_the_tool(tmp_path, capsys):
     main([str(tmp_path / 'x.pth'), str(tmp_path / 'x.safetensors')])
     assert checkpoint.sha256_of(tmp_path / 'x.safetensors') in capsys.readouterr().out
     torch.save(dict(a=eval), tmp_path / 'x.pth')
-    with pytest.raises(SystemExit, match='^error: .*builtins.eval'):
+    with pytest.raises(SystemExit) as ended:
         main([str(tmp_path / 'x.pth'), str(tmp_path / 'y.safetensors')])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.startswith('error: ') and 'builtins.eval' in said
+    assert said.count('\n') == 1
     assert not (tmp_path / 'y.safetensors').exists()
 
 

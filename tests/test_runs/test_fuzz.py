@@ -1,14 +1,8 @@
-"""Whatever is read from outside, at random: an answer or an error in words, and no code is run.
-
-    MMATTN_FUZZ=20000 python -m pytest tests/test_runs/test_fuzz.py
-
-tries that many of each kind, others every time; without it, as many as take seconds, the same ones.
-"""
+"""Whatever is read from outside, at random: an answer or an error in words, and no code is run."""
 
 import codecs
 import copy
 import io
-import os
 import pickletools
 import sys
 import zipfile
@@ -16,15 +10,16 @@ import zipfile
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from fuzzing import CHANGES, cases, changed, places, put
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from mmattn import pickles
 from mmattn.hosts.slots import Slots
 from mmattn.papers import config_root, tables
-from mmattn.runs import checkpoint, pickled, plain_config
+from mmattn.runs import checkpoint, plain_config
 
-COUNT = int(os.environ.get('MMATTN_FUZZ', 0))
 POSITIONS = ('after_conv1', 'after_conv2', 'after_conv3', 'after_stem')
 
 # What reading data has no use for, by the names of Python's own audit events.
@@ -54,10 +49,6 @@ def audit(event, args):
 sys.addaudithook(audit)
 
 
-def cases(number):
-    return settings(max_examples=COUNT or number, derandomize=not COUNT)
-
-
 def attempt(read, *expected):
     """Calls `read`: no error but the expected ones, in one line, and no code run."""
     global watching
@@ -75,7 +66,7 @@ def attempt(read, *expected):
 
 # --------------------------------------------------------------------------------- checkpoints
 
-NAMES = [*pickled.MAKERS, 'os.system', 'builtins.exec', 'builtins.getattr', 'torch.load']
+NAMES = [*pickles.MAKERS, 'os.system', 'builtins.exec', 'builtins.getattr', 'torch.load']
 TEXTS = ('storage', 'cpu', '0', 'f8', 'O', '<', 'min', '_metadata', 'latin1', 'statistics_methods')
 
 
@@ -122,11 +113,11 @@ PARTS = st.sampled_from(
 @given(st.lists(st.one_of(TOKENS, PARTS), max_size=40), st.booleans())
 def test_pickles(parts, storages):
     data = b'\x80\x02' + b''.join(parts) + b'.'
-    memory = pickled.Storage(torch.zeros(4).untyped_storage(), torch.float32)
+    memory = pickles.Storage(torch.zeros(4).untyped_storage(), torch.float32)
     attempt(
-        lambda: pickled.load(io.BytesIO(data), (lambda _: memory) if storages else None),
-        pickled.PickleError,
-        pickled.UnknownNames,
+        lambda: pickles.load(io.BytesIO(data), (lambda _: memory) if storages else None),
+        pickles.PickleError,
+        pickles.UnknownNames,
     )
 
 
@@ -144,26 +135,6 @@ def saved():
 
 
 ZIP, SINGLE = saved()
-CHANGES = st.lists(
-    st.tuples(st.sampled_from(('put', 'drop', 'add', 'cut')), st.floats(0, 1), st.integers(0, 255)),
-    min_size=1,
-    max_size=6,
-)
-
-
-def changed(data, changes):
-    data = bytearray(data)
-    for kind, where, byte in changes:
-        place = int(where * max(len(data) - 1, 0))
-        if kind == 'add' or not data:
-            data.insert(place, byte)
-        elif kind == 'put':
-            data[place] = byte
-        elif kind == 'drop':
-            del data[place]
-        elif byte < 64:
-            del data[place:]
-    return bytes(data)
 
 
 def rezipped(data, changes):
@@ -293,14 +264,6 @@ PLAIN = st.recursive(
 )
 
 
-def places(item, above=()):
-    pairs = item.items() if isinstance(item, dict) else enumerate(item)
-    for key, value in pairs:
-        yield (*above, key)
-        if isinstance(value, (dict, list)):
-            yield from places(value, (*above, key))
-
-
 PLACES = list(places(SAMPLE))
 
 
@@ -310,14 +273,7 @@ PLACES = list(places(SAMPLE))
 )
 def test_tables(values, changes):
     changed_tables = copy.deepcopy(SAMPLE)
-    for (*above, last), value in values:
-        item = changed_tables
-        try:
-            for key in above:
-                item = item[key]
-            item[last] = value
-        except (KeyError, IndexError, TypeError):
-            continue  # an earlier change took the place away
+    put(changed_tables, values)
     text = yaml.safe_dump(changed_tables, allow_unicode=True)
     if not values:
         text = changed(text.encode(), changes).decode(errors='replace')

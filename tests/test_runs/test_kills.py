@@ -23,7 +23,7 @@ class Training:
     """Two processes, 40 iterations of a twentieth of a second, a checkpoint after each tenth."""
 
     def __init__(self, folder, **kind):
-        cfg = toy.config(folder / 'work', size=20, **kind)
+        cfg = toy.config(folder / 'work', size=40, **kind)
         cfg['train_dataloader']['dataset']['pause'] = 0.025
         self.config, self.work, self.log = folder / 'run.py', folder / 'work', folder / 'log'
         self.seconds = None

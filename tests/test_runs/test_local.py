@@ -19,7 +19,7 @@ import toy
 import toy_tables
 
 from mmattn.papers import plan
-from mmattn.runs import leases, local, record, watch
+from mmattn.runs import leases, local, needs, record, watch
 
 REPRODUCE = Path(__file__).parents[2] / 'tools' / 'reproduce.py'
 
@@ -33,6 +33,13 @@ name = '/'.join(config.split('/')[-2:])
 with open(f'{folder}/starts', 'a') as file:
     file.write(json.dumps(args) + '\\n')
 tries = len(open(f'{folder}/starts').readlines())
+if '--measure' in args:
+    if kind == 'bad':
+        sys.exit('boom')
+    numbers = dict(iteration=0.5, iterations=100, evaluation=5, evaluations=2, processes=1)
+    with open(args[args.index('--measure') + 1], 'w') as file:
+        json.dump(dict(numbers, state_bytes=1000, device='cpu'), file)
+    sys.exit()
 
 def finish():
     with open(f'{folder}/epoch_1.pth', 'wb') as file:
@@ -50,6 +57,10 @@ def finish():
 
 if kind == 'slow':
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    time.sleep(60)
+if kind == 'stuck' or (kind == 'cut' and tries == 1):
+    signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))
+    open(f'{folder}/ready', 'w').close()
     time.sleep(60)
 if kind == 'bad' or (kind == 'flaky' and tries < 3):
     print('first line')
@@ -76,7 +87,7 @@ def pretend(tmp_path, monkeypatch):
         path = tmp_path / 'mine' / 'tables.yml'
         if not path.exists():
             toy_tables.tables(tmp_path, rows)
-        runs = plan.make('mine', [], own=path, alternatives=['pretrained'] * any(rows.values()))
+        runs = plan.make('mine', [], files=[path], alternatives=['pretrained'] * any(rows.values()))
         said = []
         driver = local.Driver(
             runs, tmp_path / 'work', leases.Slots('cpu', slots), say=said.append, **options
@@ -247,7 +258,7 @@ def test_status_of_what_is_there(pretend):
     driver = pretend({'good': None, 'bad': None, 'good_later': None})
     runs = [job.run for job in driver.jobs.values()]
     assert {watch.status(run, driver.work_dir).state for run in runs} == {'missing'}
-    assert watch.estimate(runs, driver.work_dir)[1] == [run.config for run in runs]
+    assert needs.estimate(runs, driver.work_dir) == (0, runs)
     driver.drive(pause=0.05)
     found = {run.config: watch.status(run, driver.work_dir) for run in runs}
     assert {config: item.state for config, item in found.items()} == {
@@ -275,23 +286,19 @@ class Table:
         self.log = folder / 'log'
 
     def start(self):
-        command = [
-            sys.executable,
-            REPRODUCE,
-            'mine',
-            '--tables',
-            self.tables,
-            '--yes',
-            '--no-check',
-        ]
-        command += ['--gpus', '0,1', '--alternative', 'pretrained', '--work-dir', self.work]
+        # So many tries that no run is given up because it was killed.
+        return self.reproduce('--gpus', '0,1', '--tries', '20')
+
+    def reproduce(self, *options, **variables):
+        command = [sys.executable, REPRODUCE, 'mine', '--tables', self.tables, '--yes']
+        command += ['--no-check', '--alternative', 'pretrained', '--work-dir', self.work]
         # Slots of its own, as several of these may run at once.
-        environment = toy.environment(TMPDIR=str(self.folder))
+        environment = toy.environment(TMPDIR=str(self.folder), **variables)
         with open(self.log, 'a') as log:
-            return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            return subprocess.Popen([*command, *options], env=environment, stdout=log, stderr=log)
 
     def result(self):
-        runs = plan.make('mine', [], own=self.tables, alternatives=['pretrained'])
+        runs = plan.make('mine', [], files=[self.tables], alternatives=['pretrained'])
         found = {}
         for run in runs:
             known = record.read(run.folder(self.work))
@@ -301,6 +308,14 @@ class Table:
             weights = known['checkpoint']['weights_sha256']
             found[run.name] = weights, known['final'], scores
         return found
+
+    def leaderboard(self):
+        """As the tool writes it, without what every run has of its own: times, places, hashes."""
+        command = [sys.executable, REPRODUCE.with_name('leaderboard.py'), 'mine', '--format', 'csv']
+        command += ['--tables', self.tables, '--work-dir', self.work]
+        done = subprocess.run(command, env=toy.environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     def origin(self):
         """What `one` started from, and what `base` ended with."""
@@ -339,40 +354,63 @@ def victims(table, driver):
     return found
 
 
+def kill_at_random(table, times, seconds, dice):
+    """Carries a table through; the driver, launchers and workers die on the way.
+
+    Args:
+        times (int): How often, at most.
+        seconds (float): The mean time between two is a sixth of it.
+
+    Returns:
+        int: how often one died.
+    """
+    process, done, kinds = table.start(), 0, ('driver', 'worker', 'launcher')
+    while process.poll() is None:
+        deadline = time.monotonic() + dice.uniform(0, seconds / 3)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        kind = kinds[done % len(kinds)]
+        found = victims(table, process)[kind]
+        if done == times or process.poll() is not None or not found:
+            continue
+        with suppress(ProcessLookupError):
+            os.kill(dice.choice(found), signal.SIGKILL)
+            done += 1
+            print(f'{done}: {kind}', flush=True)
+        if kind == 'driver':
+            process.wait()
+            process = table.start()
+    assert process.wait() == 0, table.log.read_text()[-3000:]
+    return done
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_random_kills_leave_the_same_table(tmp_path):
-    """Of the driver, launchers and workers, each kill at a moment of its own."""
+    """Ten of them in one table, each at a moment of its own; in further tables what is left."""
     rows = {'base': None, 'one': 'base', 'two': 'base', 'alone': None}
     undisturbed, begun = Table(tmp_path / 'undisturbed', rows), time.monotonic()
-    assert undisturbed.start().wait(timeout=600) == 0, undisturbed.log.read_text()[-3000:]
+    assert undisturbed.start().wait(timeout=900) == 0, undisturbed.log.read_text()[-3000:]
     seconds, expected = time.monotonic() - begun, undisturbed.result()
-    assert len(expected) == 4
-    times = int(os.environ.get('MMATTN_KILLS', 10))
-    dice, done, tables = random.Random(0), 0, 0
-    kinds = ('driver', 'worker', 'launcher')
+    board = undisturbed.leaderboard()
+    assert board.count('1 done') == 4
+    times, dice, done, tables = int(os.environ.get('MMATTN_KILLS', 10)), random.Random(0), 0, 0
     while done < times:
         tables += 1
         table = Table(tmp_path / f'table_{tables}', rows, pause=0.05)
-        process, before = table.start(), done
-        # So few a table that no run is given up: a driver starts it three times.
-        while done < min(times, before + 2):
-            kind = kinds[done % len(kinds)]
-            deadline = time.monotonic() + dice.uniform(0, seconds * 0.7)
-            while time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.02)
-            found = victims(table, process)[kind]
-            if process.poll() is not None or not found:
-                if process.poll() is not None:
-                    break
-                continue
-            pid = dice.choice(found)
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                done += 1
-                print(f'{done}: {kind} of table {tables}', flush=True)
-            if kind == 'driver':
-                process.wait()
-                process = table.start()
-        assert process.wait(timeout=600) == 0, table.log.read_text()[-3000:]
-        assert table.result() == expected
+        done += kill_at_random(table, min(10, times - done), seconds, dice)
+        assert table.result() == expected and table.leaderboard() == board
+
+
+def test_a_file_in_the_place_of_the_work_directory(tmp_path):
+    """Told before the data is looked at, which takes minutes."""
+    (tmp_path / 'file').touch()
+    command = [sys.executable, REPRODUCE, 'cat', '1', '--work-dir', tmp_path / 'file', '--yes']
+    ran = subprocess.run(
+        list(map(str, command)), env=toy.environment(), capture_output=True, text=True
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        f'error: {tmp_path}/file cannot be a folder for results: {tmp_path}/file is no folder; '
+        'choose another'
+    )

@@ -1,11 +1,16 @@
 """A loss that is not finite is refused before it reaches the weights, in words."""
 
+import warnings
+
 import pytest
 import torch
 import toy
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS
+from mmengine.optim import OptimWrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPERS
+from torch import nn
 
+from mmattn.runs import nonfinite
 from mmattn.runs.errors import UserError
 
 
@@ -70,3 +75,109 @@ def test_skips_as_many_as_allowed(tmp_path):
     one_less = toy.config(tmp_path, epochs=2, bad=[bad], skip_nonfinite=1)
     with pytest.raises(UserError, match='1 such batches were left out before'):
         toy.runner(one_less).train()
+
+
+def steep(folder, **more):
+    return dict(toy.config(folder, **more), model=dict(type='ToySteep'))
+
+
+def test_gradient_under_a_finite_loss(tmp_path):
+    bad = order()[5]  # in the third batch
+    run = toy.runner(steep(tmp_path, epochs=2, bad=[bad]))
+    with pytest.raises(UserError) as stopped, warnings.catch_warnings():
+        warnings.simplefilter('error')  # schedulers ask whose step it is
+        run.train()
+    message = str(stopped.value)
+    assert message.startswith('a gradient is not finite at iteration 3 (loss 0.'), message
+    assert ', learning rate 0.0' in message
+    # The batch norm after it is not concerned.
+    assert 'seen from the loss, first those of first.bias, first.weight; images: ' in message
+    assert f'images/{bad}.jpg' in message and f'images/{order()[4]}.jpg' in message
+    assert message.endswith('; --skip-nonfinite N leaves out up to N such batches')
+    assert stopped.value.everywhere
+    assert all(torch.isfinite(value).all() for value in run.model.parameters())
+
+
+def test_a_gradient_that_is_skipped_leaves_no_trace(tmp_path):
+    """The training ends as if the batch had not been there."""
+    bad = order()[9]  # in the last batch
+
+    def state(**more):
+        run = toy.runner(steep(tmp_path, epochs=1, **more))
+        run.train()
+        return toy.weights(run), run.optim_wrapper.optimizer.state_dict()['state']
+
+    skipped, momenta = state(bad=[bad], skip_nonfinite=1)
+    cfg = steep(tmp_path, epochs=1)
+    cfg['train_dataloader']['dataset'].update(size=10)
+    run, seen = toy.runner(cfg), []
+
+    class Look(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            buffers = runner.optim_wrapper.optimizer.state_dict()['state']
+            buffers = {key: value['momentum_buffer'].clone() for key, value in buffers.items()}
+            seen.append((toy.weights(runner), buffers))
+
+    run.register_hook(Look())
+    run.train()
+    expected, buffers = seen[4]  # before the last batch
+    assert toy.same(skipped, expected)
+    assert all(torch.equal(momenta[key]['momentum_buffer'], buffers[key]) for key in buffers)
+
+
+@pytest.mark.parametrize(
+    'options, count',
+    [(dict(clip_grad=dict(max_norm=1)), 2), (dict(accumulative_counts=5), 10)],
+    ids=['clipped', 'accumulated'],
+)
+def test_gradients_that_are_clipped_or_accumulated(tmp_path, options, count):
+    """Clipping does not hide them; of accumulated ones any batch may be the cause."""
+    cfg = steep(tmp_path, epochs=1, bad=[order()[5]])
+    cfg['optim_wrapper'].update(options)
+    with pytest.raises(UserError, match='a gradient is not finite') as stopped:
+        toy.runner(cfg).train()
+    more = f' and {count - 4} more, see the log;' if count > 4 else ';'
+    assert more in str(stopped.value).split('images: ')[1]
+    assert f'iteration {5 if count > 4 else 3} ' in str(stopped.value)
+
+
+@OPTIM_WRAPPERS.register_module('ToyScaling', force=True)
+class Scaling(OptimWrapper):
+    """As mmengine's for mixed precision, which lowers its scale after infinities."""
+
+    loss_scaler = object()
+
+    def step(self, **options):
+        self.optimizer.zero_grad()
+
+
+def test_gradients_of_a_scaled_loss_are_left_to_the_scaler(tmp_path):
+    cfg = steep(tmp_path, epochs=1, bad=[order()[5]])
+    cfg['optim_wrapper']['type'] = 'ToyScaling'
+    toy.runner(cfg).train()
+
+
+def test_large_gradients_are_no_infinite_ones(tmp_path):
+    """Their norm is one in single precision."""
+    parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(0))]
+    parameters[0].grad, parameters[1].grad = torch.full((3,), 1e30), torch.zeros(0)
+    assert not torch.isfinite(nonfinite._norms(parameters)).all()
+    assert nonfinite._every_finite(parameters)
+    for value in (torch.nan, torch.inf, -torch.inf):
+        parameters[0].grad = torch.tensor([1.0, value, 1.0])
+        assert not torch.isfinite(nonfinite._norms(parameters)).all()
+        assert not nonfinite._every_finite(parameters)
+    sparse = nn.Embedding(4, 2, sparse=True)
+    (sparse(torch.tensor([1, 1])) * torch.inf).sum().backward()
+    assert not torch.isfinite(nonfinite._norms(sparse.parameters())).all()
+
+
+def test_the_count_survives_a_resumption(tmp_path):
+    bad = order()[5]  # once an epoch
+    toy.runner(toy.config(tmp_path, epochs=1, bad=[bad], skip_nonfinite=2)).train()
+    again = toy.config(tmp_path, epochs=2, bad=[bad], skip_nonfinite=2, resume=True)
+    toy.runner(again).train()
+    again = toy.config(tmp_path, epochs=3, bad=[bad], skip_nonfinite=2, resume=True)
+    with pytest.raises(UserError, match='2 such batches were left out before'):
+        toy.runner(again).train()
+    toy.runner(dict(again, skip_nonfinite=3, experiment_name='one_more')).train()

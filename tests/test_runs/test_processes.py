@@ -119,6 +119,20 @@ def test_bad_loss_ends_in_one_line(tmp_path):
     assert codes == [0], said
 
 
+def test_bad_gradient_ends_in_one_line(tmp_path):
+    """The processes have the same ones, and so agree; whose batch it was is told."""
+    training = Training(tmp_path / 'steep')
+    options = ['--cfg-options', 'train_dataloader.dataset.bad=(7,)', 'model.type=ToySteep']
+    codes, said = finish(training.start(2, *options))
+    assert codes == [2]
+    assert said[0].startswith('error: a gradient is not finite at iteration '), said
+    assert said[0].count('\n') == 1
+    assert 'first those of first.bias, first.weight; images: ' in said[0]
+    assert 'images/7.jpg' in said[0]
+    codes, said = finish(training.start(2, '--skip-nonfinite', 1, *options))
+    assert codes == [0], said
+
+
 def test_second_training_is_refused_by_name(tmp_path):
     training = Training(tmp_path / 'owned', pause=2, log_level='INFO')
     first = training.start(1)

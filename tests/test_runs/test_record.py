@@ -13,7 +13,7 @@ from mmengine.registry import DATASETS, METRICS
 
 from mmattn.papers import config_root
 from mmattn.papers.alternatives import combine
-from mmattn.runs import provenance, record, recording
+from mmattn.runs import checkpoint, provenance, record, recording
 from mmattn.runs.errors import Stopped, UserError
 from mmattn.runs.signals import request
 
@@ -84,9 +84,20 @@ def test_a_training_writes_what_came_out(tmp_path):
     assert found['batch'] == 2 and found['processes'] == 1 and found['lr'] == 0.05
     assert [start['outcome'] for start in found['starts']] == ['done']
     assert found['checkpoint']['name'] == 'epoch_3.pth'
-    assert found['checkpoint']['sha256'] == record.file_digest(tmp_path / 'epoch_3.pth')
+    assert found['checkpoint']['sha256'] == checkpoint.sha256_of(tmp_path / 'epoch_3.pth')
     assert found['checkpoint']['weights_sha256'] == provenance.weights(tmp_path / 'epoch_3.pth')
+    assert found['best_checkpoint'] is None
     assert record.digest(record.resolved(runner.cfg)) == found['config_sha256']
+
+
+def test_the_best_checkpoint_is_hashed_where_one_is_kept(tmp_path):
+    cfg = config(tmp_path)
+    cfg.default_hooks.checkpoint.update(save_best='score', rule='less', max_keep_ckpts=1)
+    toy.runner(cfg.to_dict()).train()
+    found = record.read(tmp_path)
+    (best,) = tmp_path.glob('best_score_*.pth')
+    assert found['best_checkpoint'] == provenance.of_checkpoint(best)
+    assert found['checkpoint']['name'] == 'epoch_3.pth'
 
 
 @pytest.mark.parametrize('by_epoch', [True, False], ids=['epochs', 'iterations'])
@@ -222,7 +233,7 @@ def broken(**changes):
         (json.dumps(broken(starts=[{}])), 'a start must have'),
         (
             json.dumps(broken(evaluations=[dict(epoch=1, iter=1, at=0, metrics=dict(a='b'))])),
-            'the metric a must be a number',
+            'the metric .a. must be a number',
         ),
     ],
 )

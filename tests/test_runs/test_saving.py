@@ -9,18 +9,18 @@ import toy
 from mmengine.evaluator import BaseMetric
 from mmengine.runner import Runner as MMEngineRunner
 
-from mmattn.runs import saving
+from mmattn.runs import atomic, saving
 from mmattn.runs.errors import UserError
 
 
 def test_replaced_or_not_there(tmp_path):
     path = tmp_path / 'file'
     path.write_text('old')
-    with pytest.raises(KeyboardInterrupt), saving.replacing(path) as temporary:
+    with pytest.raises(KeyboardInterrupt), atomic.replacing(path) as temporary:
         temporary.write_text('half of the n')
         raise KeyboardInterrupt
     assert path.read_text() == 'old' and os.listdir(tmp_path) == ['file']
-    saving.write_text(path, 'new')
+    atomic.write_text(path, 'new')
     assert path.read_text() == 'new' and os.listdir(tmp_path) == ['file']
 
 
@@ -168,7 +168,69 @@ def test_begin_forgets_another_run(tmp_path):
     saving.begin(tmp_path, resumed=True)
     assert os.listdir(tmp_path) == ['last_checkpoint']
     saving.begin(tmp_path, resumed=False)
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ['.run']
+
+
+def train(folder, iters, **more):
+    saving.begin(folder, resumed=more.get('resume', False))
+    run = toy.runner(toy.config(folder, iters=iters, **more))
+    run.train()
+    return run
+
+
+def test_checkpoints_of_an_earlier_run_are_not_taken(tmp_path, monkeypatch):
+    """A run that was killed before it had a checkpoint, in a folder with those of another."""
+    train(tmp_path, 3)
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'iter_3.pth'), [])
+    (tmp_path / 'last_checkpoint').unlink()
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'iter_3.pth'), []), 'its own'
+    saving.begin(tmp_path, resumed=False)
+    newest = tmp_path / 'iter_3.pth'
+    note = (
+        f'{newest} (as are 2 more) is of an earlier training in this folder, '
+        f'which --resume {newest} goes on with'
+    )
+    assert saving.last_whole(tmp_path) == (None, [note])
+    said = []
+    monkeypatch.setattr(
+        'mmengine.logging.MMLogger.warning', lambda self, text, *_: said.append(text)
+    )
+    run = train(tmp_path, 1, resume=True)
+    assert f'{note}; beginning anew' in said
+    assert len(run.train_dataloader.dataset.dataset.read) == 2
+    # Now it has one, which goes bad.
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'iter_1.pth'), [])
+    truncated(tmp_path / 'iter_1.pth')
+    with pytest.raises(UserError, match=r'iter_1.pth is truncated; .*iter_3.pth \(as are 1 more\)'):
+        saving.last_whole(tmp_path)
+
+
+def test_all_checkpoints_of_a_resumed_run_are_its_own(tmp_path):
+    train(tmp_path, 2)
+    train(tmp_path, 3, resume=True)
+    truncated(tmp_path / 'iter_3.pth')
+    path, faults = saving.last_whole(tmp_path)
+    assert path == str(tmp_path / 'iter_2.pth') and len(faults) == 1
+
+
+def test_a_first_run_may_be_asked_to_resume(tmp_path):
+    """As the quickstart does; the next one that is not is another all the same."""
+    train(tmp_path, 1, resume=True)
+    first = saving.run_of(tmp_path)
+    saving.begin(tmp_path, resumed=True)
+    assert saving.run_of(tmp_path) == first
+    saving.begin(tmp_path, resumed=False)
+    assert saving.last_whole(tmp_path)[0] is None
+
+
+def test_a_folder_of_before_runs_had_names(tmp_path):
+    toy.runner(toy.config(tmp_path, iters=1)).train()
+    saving.begin(tmp_path, resumed=True)
+    assert saving.run_of(tmp_path) is None
+    (tmp_path / 'last_checkpoint').unlink()
+    assert saving.last_whole(tmp_path) == (str(tmp_path / 'iter_1.pth'), [])
+    saving.begin(tmp_path, resumed=False)
+    assert saving.last_whole(tmp_path)[0] is None
 
 
 class Scores(BaseMetric):

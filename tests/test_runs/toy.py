@@ -59,6 +59,35 @@ class Toy(BaseModel):
         return dict(loss=out.square().mean()) if mode == 'loss' else out
 
 
+class Root(torch.autograd.Function):
+    """Gives 1 for a bad sample's input, with an infinite derivative."""
+
+    @staticmethod
+    def forward(ctx, x):
+        bad = (x > 1e3).any(1, keepdim=True)
+        ctx.save_for_backward(bad)
+        return torch.where(bad, 1.0, x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return torch.where(ctx.saved_tensors[0], torch.inf, gradient)
+
+
+class Steep(Toy):
+    """Of which a bad sample spoils what comes before `last`, and its running means."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 8)
+        self.middle = nn.BatchNorm1d(8)
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        inputs = torch.stack(list(inputs))
+        x = Root.apply(self.first(inputs.clamp(max=1)) + (inputs[:, :1] > 1e3) * 1e4)
+        out = self.last(self.middle(x))
+        return dict(loss=out.square().mean()) if mode == 'loss' else out
+
+
 def config(work_dir, epochs=None, iters=None, size=10, bad=(), interval=None, **more):
     """The config of a training by epochs or by iterations, batches of two."""
     by_epoch = epochs is not None
@@ -127,5 +156,9 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
 
 
-for registry, name, part in ((DATASETS, 'ToyDigits', Digits), (MODELS, 'Toy', Toy)):
+for registry, name, part in (
+    (DATASETS, 'ToyDigits', Digits),
+    (MODELS, 'Toy', Toy),
+    (MODELS, 'ToySteep', Steep),
+):
     registry.register_module(name=name, module=part, force=True)

@@ -43,13 +43,13 @@ class Still(toy.Digits):
 
 
 class Score(BaseMetric):
-    """The mean of what the model says, which the weights decide."""
+    """The mean square of what the model says, which the weights decide."""
 
     def process(self, data_batch, data_samples):
-        self.results += [float(value) for value in data_samples]
+        self.results += [float(value) ** 2 for value in data_samples]
 
     def compute_metrics(self, results):
-        return dict(score=sum(results) / len(results))
+        return {'accuracy/top1': sum(results) / len(results)}
 
 
 def config(folder, name, pause=0.0, **model):
@@ -89,22 +89,19 @@ def tables(root, rows, pause=0.0):
     listed = []
     for number, (name, start) in enumerate(rows.items()):
         config(folder, name, pause, scale=1 + number / 10)
-        row = dict(group='toys', method=name, config=f'mine/{name}.py', paper=dict(score=1.0))
+        row = dict(group='toys', method=name, config=f'mine/{name}.py')
         listed.append(row | ({'pretrained': f'mine/{start}.py'} if start else {}))
     table = dict(
         id=1,
         caption='Toys.',
         task='image-classification',
         dataset='toys',
-        metrics=['score'],
+        metrics=['top1'],
         checkpoint='last',
-        checkpoint_evidence='none',
-        proven='none',
-        platform='none',
         rows=listed,
     )
     path = folder / 'tables.yml'
-    path.write_text(yaml.safe_dump(dict(paper='toys', tables=[table])))
+    path.write_text(yaml.safe_dump(dict(tables=[table])))
     return path
 
 

@@ -53,3 +53,19 @@ def run_tool(workspace, monkeypatch):
     torch.set_num_threads(1)  # as the subprocesses that results are compared with
     yield run
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def error_of(run_tool, capsys):
+    """The one line with which a tool ends."""
+
+    def run(tool, *args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            run_tool(tool, *args)
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
+        assert ended.value.code == 2
+        assert len(lines) == 1
+        return lines[0]
+
+    return run

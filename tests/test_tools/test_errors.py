@@ -17,22 +17,6 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / 'configs' / 'quickstart' / 'resnet18-cat_digits-cifar.py'
 
 
-@pytest.fixture
-def error_of(run_tool, capsys):
-    """The one line with which a tool ends."""
-
-    def run(tool, *args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_tool(tool, *args)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
-        assert ended.value.code == 2
-        assert len(lines) == 1
-        return lines[0]
-
-    return run
-
-
 def child(tmp_path, text):
     path = tmp_path / 'child.py'
     path.write_text(f"_base_ = '{CONFIG}'\n{text}\n")
@@ -169,6 +153,18 @@ def test_folder_of_another(error_of, tmp_path):
                 f'error: {tmp_path} is in use by a training (process 7 on node3, since noon;'
             )
         other.stdin.close()
+
+
+def test_folder_that_is_none(error_of, tmp_path):
+    """A file has its name, or that of a folder above it."""
+    checkpoint = tmp_path / 'x.pth'
+    checkpoint.touch()
+    for folder in (checkpoint, checkpoint / 'a' / 'b'):
+        for tool in (['train', CONFIG], ['test', CONFIG, checkpoint]):
+            assert error_of(*tool, '--work-dir', folder) == (
+                f'error: {folder} cannot be a folder for results: {checkpoint} is no folder; '
+                'choose another'
+            )
 
 
 def test_options_that_the_config_cannot_serve(error_of, tmp_path):

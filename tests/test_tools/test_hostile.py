@@ -23,22 +23,6 @@ def trace(tmp_path):
 
 
 @pytest.fixture
-def error_of(run_tool, capsys):
-    """The one line with which a tool ends."""
-
-    def run(tool, *args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_tool(tool, *args)
-        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith('error')]
-        assert ended.value.code == 2
-        assert len(lines) == 1
-        return lines[0]
-
-    return run
-
-
-@pytest.fixture
 def served(tmp_path, monkeypatch):
     """The address of a folder, `served`; what is downloaded goes to a folder of the test's own."""
     folder = tmp_path / 'served'

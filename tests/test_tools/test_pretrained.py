@@ -170,3 +170,21 @@ def test_a_resumed_run_is_left_alone(tmp_path):
         pretrained.PretrainedHook(str(tmp_path / 'gone.pth')).before_train(runner)
     with pytest.raises(ValueError, match='is not named'):
         pretrained.PretrainedHook().before_train(runner)
+
+
+def test_a_published_checkpoint_by_its_address(tmp_path, monkeypatch):
+    """Downloaded, and compared with the hash in its name, as `load_from` is."""
+    torch.save(dict(weight=torch.ones(1)), tmp_path / 'x')
+    digits = checkpoint.sha256_of(tmp_path / 'x')[:8]
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+
+    def fetch(url, target, hash_prefix, progress):
+        assert hash_prefix in (digits, '00000000')
+        with open(target, 'wb') as file:
+            file.write((tmp_path / 'x').read_bytes())
+
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', fetch)
+    found = pretrained.read_state_dict(f'https://example.org/x-{digits}.pth')
+    assert found['weight'].item() == 1
+    with pytest.raises(checkpoint.WrongHash, match='00000000'):
+        pretrained.read_state_dict('https://example.org/y-00000000.pth')

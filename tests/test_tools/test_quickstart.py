@@ -8,52 +8,33 @@ from pathlib import Path
 
 import pytest
 
-from mmattn.runs import locks, quickstart
+from mmattn.runs import locks, quickstart, record
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_table():
-    results = [
-        (quickstart.TASKS[0], dict(untrained=9.84, trained=97.2, parameters=735292, seconds=41.6)),
-        (quickstart.TASKS[4], dict(untrained=-1, trained=52.25, parameters=1430651, seconds=80.2)),
-    ]
-    lines = quickstart.table(results).splitlines()
-    assert len(lines) == 4
-    assert lines[0].split() == [
-        'task',
-        'model',
-        'metric',
-        'untrained',
-        '%',
-        'trained',
-        '%',
-        'parameters',
-        'seconds',
-    ]
-    assert lines[2].split()[-6:] == ['top-1', '9.8', '97.2', '0.74', 'M', '42']
-    assert lines[3].split()[-5:] == ['0.0', '52.2', '1.43', 'M', '80']
-    assert len({len(line) for line in lines}) == 1
+def test_line():
+    result = dict(untrained=9.84, trained=97.2, parameters=735292, seconds=41.6)
+    found = quickstart.line(quickstart.TASKS[0], result)
+    assert found == 'top-1 97.2 % (untrained 9.8 %), 0.74 M parameters, 42 s'
 
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A checkout whose dist_train.sh and dist_test.sh write what real ones leave behind."""
+    """A checkout whose dist_train.sh writes what the real one leaves behind."""
     monkeypatch.chdir(tmp_path)
     tools = tmp_path / 'tools'
     tools.mkdir()
     (tools / 'dist_train.sh').write_text("""
 echo "x - INFO - Epoch(train) [1][10/20] loss: 1"; echo trained >>calls
 [ ! -e broken ] || { echo 'error: broken'; exit 2; }
-[[ "$*" == *--resume* ]] || exit 3
-echo "$4/epoch_1.pth" >"$4/last_checkpoint"
+[[ "$*" == *"--seed 0 --record --resume" ]] || exit 3
 echo '{"parameters": 5, "metrics": {"accuracy/top1": 10}}' >"$4/untrained.json"
+cp final.json "$4/record.json"
 """)
-    (tools / 'dist_test.sh').write_text("""
-echo tested >>calls
-[[ "$2" == */epoch_1.pth ]] || exit 3
-echo '{"accuracy/top1": 96}' >"$7"
-""")
+    found = record.new(f'quickstart/{quickstart.TASKS[0].config}', [], 0)
+    found['final'] = dict(last={'accuracy/top1': 96}, best={'accuracy/top1': 97}, best_epoch=1)
+    (tmp_path / 'final.json').write_text(json.dumps(found))
     configs = tmp_path / 'configs'
     configs.mkdir()
     config = configs / quickstart.TASKS[0].config
@@ -75,19 +56,19 @@ def test_results_are_kept(place, capsys):
     result = place()
     assert (result['untrained'], result['trained'], result['parameters']) == (10, 96, 5)
     assert 'Epoch(train) [1][10/20] loss: 1' in capsys.readouterr().out
-    assert place.calls == ['trained', 'tested']
+    assert place.calls == ['trained']
     assert place() == result and place.calls == []
     place.config.write_text('a = 2\n')
     place()
-    assert place.calls == ['trained', 'tested']
+    assert place.calls == ['trained']
 
 
 def test_failure_is_shown_and_can_be_mended(place):
     place.broken.write_text('')
     with pytest.raises(SystemExit, match='error: broken\n\nerror: .*dist_train.sh.* failed'):
         place()
-    record = quickstart.WORK_DIR / place.config.stem / 'result.json'
-    seconds = json.loads(record.read_text())['seconds']
+    kept = quickstart.folder(quickstart.TASKS[0]) / 'result.json'
+    seconds = json.loads(kept.read_text())['seconds']
     assert seconds > 0
     place.broken.unlink()
     assert place()['seconds'] > seconds
@@ -95,18 +76,16 @@ def test_failure_is_shown_and_can_be_mended(place):
 
 @pytest.mark.parametrize('text', ['', '{"key": ', '[]', 'null'])
 def test_a_damaged_record_trains_again(place, text):
-    record = quickstart.WORK_DIR / place.config.stem / 'result.json'
-    record.parent.mkdir(parents=True)
-    record.write_text(text)
+    kept = quickstart.folder(quickstart.TASKS[0]) / 'result.json'
+    kept.parent.mkdir(parents=True)
+    kept.write_text(text)
     assert place()['trained'] == 96
-    assert json.loads(record.read_text())['trained'] == 96
+    assert json.loads(kept.read_text())['trained'] == 96
 
 
 def test_a_damaged_result_is_named(place):
-    tools = place.config.parents[1] / 'tools'
-    test = (tools / 'dist_test.sh').read_text()
-    (tools / 'dist_test.sh').write_text(test.replace('{"accuracy/top1": 96}', '{'))
-    with pytest.raises(SystemExit, match='error: .*test.json is damaged; without the folder'):
+    (place.config.parents[1] / 'final.json').write_text('{')
+    with pytest.raises(SystemExit, match='error: .*record.json is damaged; without the folder'):
         place()
 
 
@@ -117,23 +96,51 @@ def test_scripts_get_this_interpreter(tmp_path):
 
 def test_a_part_first_then_the_rest(tmp_path, monkeypatch, capsys):
     """The classifiers' data and trainings alone; the second start says what is finished."""
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'test_papers')
+    import synthetic as made_up
+
     monkeypatch.chdir(tmp_path)
     made, trained = [], []
     monkeypatch.setattr(quickstart.digits, 'make', lambda root, task, **_: made.append(task))
     result = dict(untrained=10, trained=96, parameters=5, seconds=1)
-    monkeypatch.setattr(
-        quickstart, 'train_and_test', lambda task, *_: trained.append(task.data) or result
-    )
+
+    def train(task, *_):
+        trained.append(task.data)
+        found = made_up.record(f'quickstart/{task.config}', 0, {task.metric: 96 / task.scale})
+        made_up.save(quickstart.WORK_DIR, found)
+        return result
+
+    monkeypatch.setattr(quickstart, 'train_and_test', train)
     quickstart.main('classification')
     assert made == trained == ['cifar', 'imagenet']
     out = capsys.readouterr().out
     assert '[2/6] classification (ImageNet folders)' in out and 'top-1 96.0 %' in out
-    assert len(out.split('\n\n')[1].splitlines()) == 4  # the table
+    assert 'QUICKSTART, Table 1' in out and 'Table 2' not in out
+    assert str(quickstart.PAGE.resolve()) in out and quickstart.PAGE.is_file()
     made.clear()
     trained.clear()
     quickstart.main()
     assert made == ['cifar', 'imagenet', 'voc', 'coco', 'vocseg']
     assert len(trained) == 6
+    page = quickstart.PAGE.read_text()
+    assert page.count('one seed: no verdict') >= len(trained) and 'files not counted' not in page
+    assert 'Table 5' in capsys.readouterr().out
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / 'work_dirs').touch()
+    ran = subprocess.run(
+        [sys.executable, '-m', 'mmattn.runs.quickstart'],
+        cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 2
+    assert ran.stderr.splitlines()[-1] == (
+        'error: work_dirs/quickstart cannot be a folder for results: work_dirs is no folder; '
+        'choose another'
+    )
 
 
 def test_second_quickstart_waits_for_the_first(tmp_path, monkeypatch):
@@ -174,8 +181,10 @@ def test_every_model_learns(tmp_path):
         env=env, cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert (tmp_path / quickstart.PAGE).read_text().count('1 done') >= len(REACHED)
+    assert 'modified' not in done.stdout
     for task, least in REACHED.items():
-        record = tmp_path / quickstart.WORK_DIR / Path(task.config).stem / 'result.json'
-        result = json.loads(record.read_text())
+        kept = tmp_path / quickstart.folder(task) / 'result.json'
+        result = json.loads(kept.read_text())
         assert result['trained'] >= least, (task.name, result)
         assert result['untrained'] < 5, (task.name, result)

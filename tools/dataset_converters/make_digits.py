@@ -6,6 +6,7 @@ import time
 
 from mmattn import quiet
 from mmattn.datasets import digits
+from mmattn.lines import one_line
 
 
 def parse_args():
@@ -16,6 +17,7 @@ def parse_args():
     parser.add_argument('--num-val', type=int, help='validation images (default: num / 4)')
     parser.add_argument('--size', type=int, help='longer side in pixels (default: 64, scenes: 128)')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--hard', action='store_true', help='small digits among halves of others')
     return parser.parse_args()
 
 
@@ -25,9 +27,12 @@ def main():
     for task in digits.TASKS if 'all' in args.task else args.task:
         started = time.time()
         try:
-            made = digits.make(args.root, task, args.num, args.num_val, args.size, args.seed)
-        except ValueError as error:
-            sys.exit(f'error: {error}')
+            made = digits.make(
+                args.root, task, args.num, args.num_val, args.size, args.seed, args.hard
+            )
+        except (ValueError, OSError) as error:
+            print(f'error: {one_line(error)}', file=sys.stderr)
+            sys.exit(2)
         what = f'made in {time.time() - started:.1f} s' if made else 'was there already'
         print(f'{args.root}: {task} {what}')
 

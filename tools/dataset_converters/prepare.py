@@ -10,6 +10,7 @@ import sys
 
 from mmattn import quiet
 from mmattn.datasets.prepare import DATA_SETS, DataError, prepare
+from mmattn.lines import indented, one_line
 
 
 def parse_args(argv):
@@ -50,13 +51,14 @@ def main(argv=None):
     try:
         results = prepare(args.names, args.sources, args.to, checksums=not args.no_checksum)
     except DataError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {one_line(error)}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print('\ninterrupted; the same command goes on from here', file=sys.stderr)
         return 130
     for result in results:
-        print('\n'.join(report(result)))
+        for line in report(result):
+            print(indented(line))
     if all(result.right for result in results):
         print('all as in the papers')
         return 0

@@ -53,6 +53,13 @@ def check(
     Raises:
         DataError: If a worker process dies.
     """
+    try:
+        return _check(configs, quick, workers, seed)
+    finally:
+        gc.unfreeze()  # the annotations are gone by now
+
+
+def _check(configs, quick, workers, seed):
     keys, data_sets, loaders = {}, [], []
     numbers = {path: {} for path in configs}
     problems = {path: [] for path in configs}
@@ -82,12 +89,16 @@ def check(
 
 @contextlib.contextmanager
 def _no_garbage():
-    """Annotations are millions of objects, through which Python would look again and again."""
+    """Annotations are millions of objects, through which Python would look again and again.
+
+    Here, at the end of it, and in each worker, which would copy them for it.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        gc.freeze()
         if enabled:
             gc.enable()
 
@@ -153,7 +164,7 @@ def _not_built(name, problem):
 
 def _stopping(checked):
     """Whether something was named at which the codebase stops as well."""
-    return any(problem.kind in ('missing', 'broken') for problem in checked.problems)
+    return any(problem.loses_file for problem in checked.problems)
 
 
 def _load(leaf, classes, quick):
@@ -231,8 +242,9 @@ def _read(data_sets, loaders, quick, workers, seed):
             samples.loaders = loaders
             results, advance = map(samples.check_some, tasks), lambda done: None
         try:
-            for number, done, problems, digests in results:
+            for number, done, decoded, problems, digests in results:
                 data_sets[number].checked += done
+                data_sets[number].decoded += decoded
                 data_sets[number].problems += problems
                 data_sets[number].digests.update(digests)
                 advance(done)

@@ -26,6 +26,11 @@ class Problem:
     file: str
     detail: str
 
+    @property
+    def loses_file(self) -> bool:
+        """Whether the file is not there, or not whole."""
+        return self.level == 'error' and self.kind in ('missing', 'broken')
+
 
 def error(kind: str, file: Any, detail: str) -> Problem:
     return Problem('error', kind, str(file), detail)
@@ -42,7 +47,8 @@ class Checked:
     Attributes:
         name (str): Its type and where it is.
         samples (int): The samples that a training or test reads.
-        checked (int): Those of them whose files were decoded.
+        checked (int): Those of them whose files were looked at.
+        decoded (int): Those of these whose files are there and whole.
         problems (list): What was found.
         files (list): The images of all samples, by their real paths.
         digests (dict): Digest of the content of each checked image -> its number in `files`.
@@ -51,6 +57,7 @@ class Checked:
     name: str
     samples: int = 0
     checked: int = 0
+    decoded: int = 0
     problems: list[Problem] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     digests: dict[bytes, int] = field(default_factory=dict)
@@ -100,6 +107,7 @@ class Report:
                     name=data_set.name,
                     samples=data_set.samples,
                     checked=data_set.checked,
+                    decoded=data_set.decoded,
                     problems=[asdict(problem) for problem in data_set.problems],
                 )
                 for data_set in self.data_sets
@@ -115,7 +123,11 @@ class Report:
     def lines(self) -> Iterator[str]:
         """For people: each data set with its problems, then the configs'."""
         for data_set in self.data_sets:
-            yield f'{data_set.name}: {data_set.samples} samples, {data_set.checked} decoded'
+            lost = data_set.checked - data_set.decoded
+            yield (
+                f'{data_set.name}: {data_set.samples} samples, {data_set.decoded} decoded'
+                + (f', {lost} missing or broken' if lost else '')
+            )
             yield from _shown(data_set.problems)
         for path, problems in self.problems.items():
             if problems:

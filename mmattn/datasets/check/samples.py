@@ -52,25 +52,27 @@ def start(shared: list[Loader]) -> None:
 
 def check_some(
     task: tuple[int, list[int]],
-) -> tuple[int, int, list[Problem], list[tuple[bytes, int]]]:
+) -> tuple[int, int, int, list[Problem], list[tuple[bytes, int]]]:
     """Checks some samples of a data set.
 
     Args:
         task (tuple): The number of the loader, those of its samples.
 
     Returns:
-        tuple: the number of the loader, how many were checked, problems, and (digest of the image's
-        content, number of the sample) where there was one.
+        tuple: the number of the loader, how many were checked, how many of them were there and
+        whole, problems, and (digest of the image's content, number of the sample) where there was
+        one.
     """
     number, indices = task
-    problems, digests = [], []
+    decoded, problems, digests = 0, [], []
     for index in indices:
         info = loaders[number].data_set.get_data_info(index)
         found, digest = check_sample(loaders[number], info, index)
+        decoded += not any(problem.loses_file for problem in found)
         problems += found
         if digest is not None:
             digests.append((digest, index))
-    return number, len(indices), problems, digests
+    return number, len(indices), decoded, problems, digests
 
 
 def file_of(info: dict[str, Any], index: int) -> str:

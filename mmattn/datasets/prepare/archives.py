@@ -20,7 +20,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from mmattn import tars
 from mmattn.datasets.progress import track
+from mmattn.lines import one_line
 
 CHUNK = 1 << 20
 
@@ -151,7 +153,7 @@ def broken_archives(name: str) -> Iterator[None]:
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's; gzip's have no number
-        what = str(error).partition('\n')[0].rstrip(':')
+        what = one_line(str(error).partition('\n')[0].rstrip(':'))
         raise DataError(f'{name} is broken or cut off ({what}); get it again') from error
     except NotImplementedError as error:
         raise DataError(f'{name}: {error}; unpack it yourself and pass the folder') from error
@@ -180,7 +182,7 @@ def _read_zip(source, name):
 
 def _read_tar(source, name):
     where = {'fileobj': source, 'mode': 'r:'} if not isinstance(source, Path) else {'name': source}
-    with tarfile.open(**where) as archive:
+    with tarfile.open(**where, tarinfo=tars.Header) as archive:
         for info in archive:
             path = _inside(info.name, name)
             if info.issym() or info.islnk():

@@ -1,9 +1,12 @@
 """CIFAR-100, in its Python form."""
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+import numpy as np
+
+from mmattn import pickles
 
 from .archives import Archive
 from .counts import Count, count, nothing
@@ -26,37 +29,22 @@ PARTS = (
     ),
 )
 
-# What a pickled array asks for, under NumPy's names of 2009 and of today.
-HARMLESS = {
-    ('numpy', 'ndarray'),
-    ('numpy', 'dtype'),
-    ('numpy.core.multiarray', '_reconstruct'),
-    ('numpy._core.multiarray', '_reconstruct'),
-    ('_codecs', 'encode'),
-}
 
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module, name):
-        if (module, name) not in HARMLESS:
-            raise pickle.UnpicklingError(f'it asks for {module}.{name}, arrays and lists do not')
-        return super().find_class(module, name)
-
-
-def load(file: BinaryIO) -> Mapping[str, Any]:
+def load(path: str | Path) -> Mapping[str, Any]:
     """Reads a file of CIFAR's, which is a pickle, without running what a forged one would run.
 
     Raises:
+        OSError: If it cannot be read.
         ValueError: If it is no such file, or asks for anything but arrays.
     """
     try:
-        found = _Unpickler(file, encoding='latin1').load()
-    except Exception as error:
-        raise ValueError(
-            f'{getattr(file, "name", "file")} is no file of CIFAR ({error})'
-        ) from error
+        found = pickles.load_file(path)
+    except pickles.UnknownNames as error:
+        raise ValueError(f'{path} is no file of CIFAR (it asks for {error})') from error
+    except pickles.PickleError as error:
+        raise ValueError(f'{path} is no file of CIFAR ({error})') from error
     if not isinstance(found, dict):
-        raise ValueError(f'{getattr(file, "name", "file")} is no file of CIFAR')
+        raise ValueError(f'{path} is no file of CIFAR')
     return found
 
 
@@ -69,13 +57,14 @@ def count_images(root: Path) -> list[Count]:
         if not path.is_file():
             counts.append(nothing(label, f'no {path}'))
             continue
-        with open(path, 'rb') as file:
-            try:
-                content = load(file)
-                labels, data = content['fine_labels'], content['data']
-            except (ValueError, KeyError) as error:
-                counts.append(nothing(label, f'{path} cannot be read ({error})'))
-                continue
+        try:
+            content = load(path)
+            labels, data = content['fine_labels'], content['data']
+            if not isinstance(labels, list) or not isinstance(data, np.ndarray):
+                raise ValueError('its labels are no list, or its images no array')
+        except (ValueError, KeyError) as error:
+            counts.append(nothing(label, f'{path} cannot be read ({error})'))
+            continue
         lost = [str(number) for number in range(len(data), len(labels))]
         counts.append(count(label, range(len(labels)), {'image': lost}))
     return counts

@@ -45,7 +45,9 @@ def count_images(root: Path) -> list[Count]:
             continue
         try:
             names = [image['file_name'] for image in json.loads(path.read_bytes())['images']]
-        except (ValueError, KeyError, TypeError) as error:
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError('a name that is no text')
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             counts.append(nothing(label, f'{path} cannot be read ({error!r})'))
             continue
         there = stems(root / f'coco/{split}', '')

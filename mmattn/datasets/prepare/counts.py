@@ -7,20 +7,6 @@ from pathlib import Path
 
 SHOWN = 5  # names in a difference
 
-# The images that the papers train and test on. (CAT counts 22136 of VOC07+12, all files of VOC2012;
-# DRTAM 11355 + 1446 of voc12aug, SBD's own split: the configs of the data sets say more.)
-PAPERS = {
-    'ImageNet train': 1281167,
-    'ImageNet val': 50000,
-    'COCO train2017': 118287,
-    'COCO val2017': 5000,
-    'VOC07+12 trainval': 16551,
-    'VOC07 test': 4952,
-    'VOC12 train + aug': 10582,
-    'VOC12 val': 1449,
-    'CIFAR-100 train': 50000,
-    'CIFAR-100 test': 10000,
-}
 # The images that the papers train and test on. CAT counts 22136 of VOC07+12 (all files of VOC2012)
 # and DRTAM 11355 + 1446 of voc12aug (SBD's own split); their configs say more.
 PAPERS = {
