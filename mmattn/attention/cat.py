@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import (
     check_choice,
@@ -49,7 +48,7 @@ def gaussian(size: int, sigma: float | None = None) -> Tensor:
     return taps.to(cpu if device.type == 'meta' else device)
 
 
-@register(MODELS)
+@register_gate
 class CAT(Gate):
     """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
 

@@ -1,9 +1,8 @@
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int, check_number, check_odd
 from .gate import (
@@ -22,7 +21,7 @@ from .gate import (
 )
 
 
-@register(MODELS)
+@register_gate
 class CBAM(Gate):
     """CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 

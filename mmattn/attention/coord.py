@@ -1,9 +1,8 @@
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_int
 from .gate import (
@@ -32,7 +31,7 @@ class PointConv(nn.Conv1d):
         return torch.bmm(weight, x) + self.bias[:, None]
 
 
-@register(MODELS)
+@register_gate
 class CoordAttention(Gate):
     """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
 

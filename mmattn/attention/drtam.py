@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.ops import PLAIN
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int
 from .gate import (
@@ -110,7 +109,7 @@ class RTAM(nn.Module):
         return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
 
 
-@register(MODELS)
+@register_gate
 class DRTAM(Gate):
     """DRTAM: Dual Rank-1 Tensor Attention Module, https://arxiv.org/abs/2203.05893
 

@@ -1,10 +1,9 @@
 import math
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_number, check_odd
 from .gate import Gate, as_input_of, is_plain, listened_to, runs_kernels, tensor
@@ -22,7 +21,7 @@ class ChannelConv(nn.Conv1d):
         return out.squeeze(1) if self.bias is None else out.squeeze(1) + self.bias
 
 
-@register(MODELS)
+@register_gate
 class ECA(Gate):
     """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 

@@ -1,14 +1,13 @@
-from mmengine.registry import MODELS
 from torch import Tensor
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int
 from .gate import Gate, as_input_of, listened_to, mlp, mlp_weights, runs_kernels
 
 
-@register(MODELS)
+@register_gate
 class SE(Gate):
     """Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 

@@ -35,7 +35,12 @@ from torch.autograd import forward_ad
 
 from . import dispatch
 
+# A package that is imported afresh, as notebooks do, takes the place of its former self.
+_FORMER = '_mmattn_library'
+if (_former := getattr(torch.ops, '__dict__', {}).get(_FORMER)) is not None:
+    _former._destroy()
 LIBRARY = torch.library.Library('mmattn', 'DEF')
+torch.ops.__dict__[_FORMER] = LIBRARY
 # A compiler may give the kernels no other memory format than tracing has seen.
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 _TRANSFORMED = 'FuncTorchDynamicLayerFrontMode'
