@@ -2,9 +2,10 @@
 
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`) go into mmengine's root registry,
 the hosts (`PluginResNet`, ...), detectors, data sets and metrics into the registries of each
-installed codebase.
+installed codebase. Where mmengine is missing, the gates and their operators are all there is.
 """
 
+import importlib.util
 import os
 import sys
 
@@ -16,9 +17,10 @@ __all__ = ['CAT', 'CBAM', 'DRTAM', 'ECA', 'SE', 'CoordAttention', '__version__']
 _doctor = sys.argv[:1] == ['-m'] and any(arg.endswith('mmattn.doctor') for arg in sys.orig_argv)
 # What reads tables and records alone (tools/leaderboard.py) starts in a fifth of the time without.
 if not _doctor and not os.environ.get('MMATTN_READ_ONLY'):
-    from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
+    if importlib.util.find_spec('mmengine') is not None:
+        from . import mmcv_ops  # noqa: F401  (first: mmdet and mmseg import mmcv.ops)
 
-    # isort: split
-    # For their registrations.
-    from . import attention, datasets, detectors, evaluation, hosts  # noqa: F401
-    from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention
+        # isort: split
+        # For their registrations.
+        from . import attention, datasets, detectors, evaluation, hosts  # noqa: F401
+    from .attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention  # which need torch alone

@@ -410,7 +410,7 @@ def kernels(page: Page) -> None:
                 )
     if not torch.cuda.is_available():
         page.say('GPU kernels', 'no GPU for them')
-    elif dispatch.backend('cuda').supports(torch.ones(1, 1, 1, 1, device='cuda')):
+    elif dispatch.backend('cuda').works(torch.device('cuda')):
         page.say('GPU kernels', 'Triton')
     else:
         page.say('GPU kernels', f'the equations, slower: {_no_triton(torch)}')

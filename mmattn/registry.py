@@ -6,14 +6,15 @@ import inspect
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mmengine.registry import Registry
+if TYPE_CHECKING:  # a gate needs no mmengine
+    from mmengine.registry import Registry
 
 T = TypeVar('T', bound=type)
 
 
-def register(registry: Registry, name: str | None = None) -> Callable[[T], T]:
+def register(registry: 'Registry', name: str | None = None) -> Callable[[T], T]:
     """The decorator of a class that enters `registry`, as `registry.register_module` is.
 
     A class that is loaded once more, by `importlib.reload` or by a second name of its file, takes
@@ -41,6 +42,15 @@ def register(registry: Registry, name: str | None = None) -> Callable[[T], T]:
         return registry.register_module(name=name, force=True, module=cls)
 
     return enter
+
+
+def register_gate(cls: T) -> T:
+    """The decorator of a gate: it enters mmengine's root `MODELS`, where mmengine is installed."""
+    if importlib.util.find_spec('mmengine') is None:
+        return cls
+    from mmengine.registry import MODELS
+
+    return register(MODELS)(cls)
 
 
 def register_when_used(codebase: str, registry: str, module: str) -> None:

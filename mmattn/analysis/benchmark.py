@@ -18,7 +18,7 @@ import mmattn.attention as attention
 
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'DRTAM', 'CAT')
 IMPLS = ('reference', 'fast')
-AGAINST = ('plain', 'timm')
+AGAINST = ('plain', 'timm', 'compiled')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 # Output of the stages of ResNet-50, where both papers gate it.
@@ -144,7 +144,7 @@ class PlainCAT(attention.CAT):
             p = x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1)
             stats = dict(avg=x.mean(dims), max=smooth.amax(dims), ent=-(p * p.log()).sum(dims))
             found.append(tuple(stats[pool] if pool in self.pools else None for pool in stats))
-        return x, *found
+        return tuple(found)
 
 
 def _timm(gate, channels):
@@ -169,6 +169,10 @@ def candidates(gates, channels, against=()):
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+        if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
+            for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
+                module = getattr(attention, gate)(channels, impl=impl)
+                found[f'{gate} {name}'] = torch.compile(module, fullgraph=True)
         if 'plain' in against and gate == 'CAT':
             found['CAT plain'] = PlainCAT(channels, impl='reference')
         if 'timm' in against and (public := _timm(gate, channels)) is not None:

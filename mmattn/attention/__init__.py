@@ -1,4 +1,5 @@
-"""The gates. Each maps (N, C, H, W) to (N, C, H, W) and registers in mmengine's root `MODELS`."""
+"""The gates. Each maps (N, C, H, W) to (N, C, H, W). They need torch alone; where mmengine is
+installed, they register in its root `MODELS`."""
 
 from .cat import CAT
 from .cbam import CBAM

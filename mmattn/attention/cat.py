@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import (
     check_choice,
@@ -16,7 +15,17 @@ from .checks import (
     check_range,
     check_subset,
 )
-from .gate import Gate, SpatialConv, as_input_of, mlp
+from .gate import (
+    Gate,
+    SpatialConv,
+    as_input_of,
+    is_plain,
+    listened_to,
+    mlp,
+    mlp_weights,
+    runs_kernels,
+    tensor,
+)
 
 ARRANGEMENTS = ('parallel', 'channel', 'spatial', 'channel-spatial', 'spatial-channel')
 FORMULAS = ('equation', 'algorithm')
@@ -39,7 +48,7 @@ def gaussian(size: int, sigma: float | None = None) -> Tensor:
     return taps.to(cpu if device.type == 'meta' else device)
 
 
-@register(MODELS)
+@register_gate
 class CAT(Gate):
     """CAT: Learning to Collaborate Channel and Spatial Attention from Multi-Information Fusion
 
@@ -81,6 +90,8 @@ class CAT(Gate):
     """
 
     _abbr_ = 'cat'
+    # Who changes one of these in a subclass is heard.
+    _PARTS = ('channel_attention', 'spatial_attention', '_pool', '_stack', '_weigh')
 
     def __init__(
         self,
@@ -148,7 +159,9 @@ class CAT(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         if self.arrangement == 'parallel':
-            x, channel, spatial = self._pool(x)
+            if (y := self._by_operator(x)) is not None:
+                return y
+            channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
             c_w, s_w = self._exterior()
             if self.formula == 'equation':
@@ -158,13 +171,40 @@ class CAT(Gate):
             return ops.sum_gate(x, channel, spatial, impl=self.impl)
         for step in self.arrangement.split('-'):
             if step == 'channel':
-                x, channel, _ = self._pool(x, spatial=False)
+                channel, _ = self._pool(x, spatial=False)
                 c = self.channel_attention(channel).sigmoid()
                 x = ops.channel_gate(x, c, impl=self.impl)
             else:
-                x, _, spatial = self._pool(x, channel=False)
+                _, spatial = self._pool(x, channel=False)
                 x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
         return x
+
+    def _by_operator(self, x: Tensor) -> Tensor | None:
+        """y, or None where no operator may stand in for the layers."""
+        layers = mlp_weights(self.mlp)
+        own = all(getattr(type(self), name) is getattr(CAT, name) for name in self._PARTS)
+        if not own or layers is None or listened_to() or not is_plain(self.conv, SpatialConv):
+            return None
+        w1, b1, w2, b2 = layers
+        kernel, taps = tensor(self.conv, 'weight'), tensor(self, 'taps')
+        given = [w1, w2, kernel, self.channel_factors, self.spatial_factors, self.exterior_logits]
+        if any(t is not None for t in (b1, b2, self.conv.bias)) or taps.requires_grad:
+            return None
+        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(x, self.impl, given):
+            return None
+        interior = self._interior(self.channel_factors), self._interior(self.spatial_factors)
+        exterior = None if self.exterior_logits is None else self.exterior_logits.softmax(0)
+        return ops.cat(
+            x,
+            taps,
+            (w1, w2),
+            kernel,
+            interior,
+            exterior,
+            [pool in self.pools for pool in POOLS],
+            self.entropy_range,
+            self.formula == 'equation',
+        )[0]
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""

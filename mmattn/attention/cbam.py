@@ -1,15 +1,27 @@
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int, check_number, check_odd
-from .gate import Gate, SpatialConv, as_input_of, batch_norm, mlp
+from .gate import (
+    Gate,
+    SpatialConv,
+    as_input_of,
+    batch_norm,
+    is_plain,
+    is_plain_norm,
+    listened_to,
+    mlp,
+    mlp_weights,
+    move,
+    runs_kernels,
+    tensor,
+)
 
 
-@register(MODELS)
+@register_gate
 class CBAM(Gate):
     """CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 
@@ -58,9 +70,30 @@ class CBAM(Gate):
             nn.init.constant_(self.norm.weight, norm_weight)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
+        layers, norm = mlp_weights(self.mlp), self._norm()
+        if layers and norm is not None and is_plain(self.conv, SpatialConv):
+            kernel = tensor(self.conv, 'weight')
+            plain = self.conv.bias is None and not listened_to()
+            if plain and runs_kernels(x, self.impl, [*layers, kernel, *norm]):
+                by_batch = bool(norm) and self.norm.training and x.numel() > x.shape[1]
+                eps = self.norm.eps if norm else 0.0
+                y, _, _, moments = ops.cbam(x, layers, kernel, norm, by_batch, eps)
+                if by_batch:
+                    move(self.norm, moments)
+                return y
+        avg, peak = ops.channel_pool(x, maximum=True, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], torch.stack((avg, peak), 1))).sum(1).sigmoid()
-        x, avg, peak = ops.spatial_pool(x, c, impl=self.impl)
+        avg, peak = ops.spatial_pool(x, c, impl=self.impl)
         s = self.conv(as_input_of(self.conv, torch.stack((peak, avg), 1)), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
         return ops.product_gate(x, c, s, impl=self.impl)
+
+    def _norm(self):
+        """Weight, bias, running mean and variance of the norm, nothing of none; or None for a norm
+        that an operator may not stand in for."""
+        if is_plain(self.norm, nn.Identity):
+            return []
+        if not is_plain_norm(self.norm, nn.BatchNorm2d):
+            return None
+        keys = 'weight', 'bias', 'running_mean', 'running_var'
+        return [tensor(self.norm, key) for key in keys]

@@ -1,12 +1,21 @@
 import torch
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_int
-from .gate import Gate, as_input_of, batch_norm
+from .gate import (
+    Gate,
+    as_input_of,
+    batch_norm,
+    is_plain,
+    is_plain_norm,
+    listened_to,
+    move,
+    runs_kernels,
+    tensor,
+)
 
 
 class PointConv(nn.Conv1d):
@@ -22,7 +31,7 @@ class PointConv(nn.Conv1d):
         return torch.bmm(weight, x) + self.bias[:, None]
 
 
-@register(MODELS)
+@register_gate
 class CoordAttention(Gate):
     """Coordinate Attention for Efficient Mobile Network Design, https://arxiv.org/abs/2103.02907
 
@@ -50,9 +59,33 @@ class CoordAttention(Gate):
         self.width_conv = PointConv(hidden, in_channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, ch, cw = ops.strip_pool(x, impl=self.impl)
+        plain = self._plain()
+        if plain and runs_kernels(x, self.impl, [t for group in plain for t in group]):
+            by_batch = self.norm.training
+            y, _, _, moments = ops.coord(x, *plain, by_batch, self.norm.eps)
+            if by_batch:
+                move(self.norm, moments)
+            return y
+        ch, cw = ops.strip_pool(x, impl=self.impl)
         strips = as_input_of(self.conv, torch.cat((ch, cw), 2))
         strips = self.act(batch_norm(self.norm, self.conv(strips)))
         h, w = strips.split((ch.shape[2], cw.shape[2]), 2)
         h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()
         return ops.coord_gate(x, h, w, impl=self.impl)
+
+    def _plain(self):
+        """The tensors of the layers as `ops.coord` takes them; None where it may not stand in for
+        these."""
+        convs = self.conv, self.height_conv, self.width_conv
+        if (
+            listened_to()
+            or not is_plain_norm(self.norm)
+            or not is_plain(self.act, nn.Hardswish)
+            or not all(is_plain(conv, PointConv) and conv.bias is not None for conv in convs)
+        ):
+            return None
+        keys = 'weight', 'bias', 'running_mean', 'running_var'
+        first, *second = (
+            (tensor(conv, 'weight').squeeze(2), tensor(conv, 'bias')) for conv in convs
+        )
+        return first, [tensor(self.norm, key) for key in keys], [*second[0], *second[1]]

@@ -1,11 +1,10 @@
 from collections.abc import Sequence
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
 from mmattn.ops import PLAIN
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int
 from .gate import (
@@ -110,7 +109,7 @@ class RTAM(nn.Module):
         return mlp(c).sigmoid(), h.sigmoid(), w.sigmoid()
 
 
-@register(MODELS)
+@register_gate
 class DRTAM(Gate):
     """DRTAM: Dual Rank-1 Tensor Attention Module, https://arxiv.org/abs/2203.05893
 
@@ -186,7 +185,7 @@ class DRTAM(Gate):
             layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             chunks, maxima = self.initial.chunks, self.initial.maxima
             return ops.rank1_attention(x, states, layers, chunks, maxima, impl=self.impl)
-        x, *planes = ops.strip_pool(x, channel=True, impl=self.impl)
+        planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))

@@ -1,13 +1,12 @@
 import math
 
-from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_number, check_odd
-from .gate import Gate, as_input_of
+from .gate import Gate, as_input_of, is_plain, listened_to, runs_kernels, tensor
 
 
 class ChannelConv(nn.Conv1d):
@@ -22,7 +21,7 @@ class ChannelConv(nn.Conv1d):
         return out.squeeze(1) if self.bias is None else out.squeeze(1) + self.bias
 
 
-@register(MODELS)
+@register_gate
 class ECA(Gate):
     """ECA-Net: Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
@@ -60,6 +59,10 @@ class ECA(Gate):
         self.conv = ChannelConv(kernel_size)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg = ops.channel_pool(x, impl=self.impl)
+        if is_plain(self.conv, ChannelConv) and self.conv.bias is None and not listened_to():
+            kernel = tensor(self.conv, 'weight')
+            if runs_kernels(x, self.impl, [kernel]):
+                return ops.eca(x, kernel)[0]
+        (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

@@ -1,6 +1,7 @@
 """What the six gates share: checked input, full precision, batches of one value."""
 
 import contextlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
 
 from .checks import check_int
@@ -25,6 +27,40 @@ def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(channels, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, channels, bias=bias)
     )
+
+
+def mlp_weights(layers: nn.Module) -> list[Tensor | None] | None:
+    """Weight, bias, weight, bias of an `mlp` that an operator may stand in for, or None: it is
+    changed, or somebody listens."""
+    if not is_plain(layers, nn.Sequential):
+        return None
+    kinds = nn.Linear, nn.ReLU, nn.Linear
+    inner = list(layers._modules.values())
+    if len(inner) != 3 or not all(map(is_plain, inner, kinds)):
+        return None
+    return [tensor(layer, key) for layer in inner[::2] for key in ('weight', 'bias')]
+
+
+def runs_kernels(x: Tensor, impl: str | None, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether an operator on kernels may stand for all of a gate with these parameters.
+
+    None among them are left out. In 16 bits, the layers run as layers.
+    """
+    dtype = ops.stats_dtype(x)
+    given = [t for t in tensors if t is not None]
+    return all(t.dtype is dtype for t in given) and ops.runs_kernels(x, impl, given)
+
+
+def move(norm: nn.Module, moments: Tensor) -> None:
+    """Move a norm's running statistics towards a batch's, the mean and the variance of `moments`.
+
+    As PyTorch does: by the momentum, or all batches weigh the same.
+    """
+    with torch.no_grad():
+        count = tensor(norm, 'num_batches_tracked').add_(1)
+        momentum = 1 / float(count) if norm.momentum is None else norm.momentum
+        for key, moment in zip(('running_mean', 'running_var'), moments.unbind(), strict=True):
+            tensor(norm, key).lerp_(moment, momentum)
 
 
 def batch_norm(norm: nn.Module, x: Tensor) -> Tensor:
@@ -84,10 +120,10 @@ def listened_to() -> bool:
     )
 
 
-def is_plain_norm(norm: nn.Module) -> bool:
-    """Whether a norm is a plain BatchNorm1d that learns and keeps running statistics."""
+def is_plain_norm(norm: nn.Module, kind: type = nn.BatchNorm1d) -> bool:
+    """Whether a norm is a plain BatchNorm that learns and keeps running statistics."""
     return (
-        is_plain(norm, nn.BatchNorm1d)
+        is_plain(norm, kind)
         and norm.affine
         and norm.track_running_stats
         and all(t is not None for t in norm._buffers.values())

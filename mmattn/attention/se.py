@@ -1,14 +1,13 @@
-from mmengine.registry import MODELS
 from torch import Tensor
 
 from mmattn import ops
-from mmattn.registry import register
+from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int
-from .gate import Gate, as_input_of, mlp
+from .gate import Gate, as_input_of, listened_to, mlp, mlp_weights, runs_kernels
 
 
-@register(MODELS)
+@register_gate
 class SE(Gate):
     """Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 
@@ -35,6 +34,9 @@ class SE(Gate):
         self.mlp = mlp(in_channels, max(1, in_channels // reduction), bias)
 
     def gate(self, x: Tensor) -> Tensor:
-        x, avg = ops.channel_pool(x, impl=self.impl)
+        layers = mlp_weights(self.mlp)
+        if layers and not listened_to() and runs_kernels(x, self.impl, layers):
+            return ops.se(x, *layers)[0]
+        (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()
         return ops.channel_gate(x, c, impl=self.impl)

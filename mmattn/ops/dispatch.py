@@ -14,7 +14,9 @@ from collections.abc import Iterable, Iterator
 from types import ModuleType
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 IMPLS = ('fast', 'reference')
 _BACKENDS = dict(cpu='mmattn.ops.native', cuda='mmattn.ops.triton')
@@ -90,42 +92,102 @@ def two_devices(first: object, second: object) -> RuntimeError:
     )
 
 
+def forward_level() -> int:
+    """The level of `torch.autograd.forward_ad` that is open, or -1: PyTorch has no public word."""
+    return getattr(forward_ad, '_current_level', 0)
+
+
+def watched() -> bool:
+    """Whether a mode of PyTorch watches single operations, as to count FLOPs; tracing does not.
+
+    PyTorch has no public word for it either.
+    """
+    if not torch._C._len_torch_dispatch_stack():
+        return False
+    return any(
+        getattr(mode, '_mode_key', None) is None for mode in _get_current_dispatch_mode_stack()
+    )
+
+
+def full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast switched off. The meta device has none to switch off."""
+    if device_type == 'meta':
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
+def _constant(function):
+    """`torch.compiler.assume_constant_result`, which would import the compiler (and Triton): a
+    compiler does not look into the function, and keeps what it returned."""
+    function._dynamo_marked_constant = True
+    return function
+
+
+@_constant
+def _constant_impl():
+    return get_impl()
+
+
+@_constant
+def _constant_takes(device_type, dtype):
+    kernels = backend(device_type)
+    return kernels is not None and kernels.takes(torch.device(device_type), dtype)
+
+
+def declines(op: str, x: Tensor, **options: bool) -> bool:
+    """Whether PyTorch's own operators are quicker than a kernel here; not in compiled code."""
+    if torch.compiler.is_compiling():
+        return False
+    return backend(x.device.type).declines(op, x, **options)
+
+
+@functools.cache
+def _is_plain(kind):
+    """Whether tensors of a class are what their memory says, or stand for such while PyTorch
+    traces: FakeTensor and FunctionalTensor, whose modules would import Triton before its time."""
+    return kind in PLAIN or kind.__module__ in (
+        'torch._subclasses.fake_tensor',
+        'torch._subclasses.functional_tensor',
+    )
+
+
 def are_plain(values: Iterable) -> bool:
-    """Whether the tensors among values (which may be nested) are what their memory says."""
+    """Whether the tensors among values (which may be nested) are of such classes."""
     for value in values:
-        kind = type(value)
-        if kind in PLAIN:
-            if value.is_neg():  # the imaginary part of a conjugate: the sign is kept apart
+        if isinstance(value, (tuple, list)):
+            if not (PLAIN.issuperset(map(type, value)) or are_plain(value)):
                 return False
-        elif kind in (tuple, list):
-            # Of tensors alone as a rule, and of many: without a loop in Python.
-            if PLAIN.issuperset(map(type, value)):
-                if any(map(torch.Tensor.is_neg, value)):
-                    return False
-            elif not are_plain(value):
-                return False
-        elif isinstance(value, torch.Tensor):
+        elif isinstance(value, Tensor) and not _is_plain(type(value)):
             return False
     return True
 
 
-def kernels_for(x: torch.Tensor, impl: str | None = None, *args: object) -> ModuleType | None:
-    """The kernel backend that an op on `x` and other arguments runs on, or None for the equations.
+def runs_kernels(x: Tensor, impl: str | None = None, *args: object) -> bool:
+    """Whether an op on `x` and other arguments runs kernels: an operator of the library `mmattn`.
 
-    Kernels need a real tensor in front of them. What is being compiled, traced (ONNX export traces
-    too), vmapped, differentiated forward or watched by a dispatch mode gets the equations, which
-    PyTorch can see into.
+    Else it is written in operators of PyTorch, the equations: for `impl='reference'`; for what no
+    kernel takes; for what is traced by `torch.jit` (ONNX export traces too) or watched by a
+    dispatch mode; and for tensor subclasses, whose memory may not say what they are. What is
+    compiled or exported runs kernels. `impl` and the kernels there are, it keeps.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    if (impl or get_impl()) == 'reference':
-        return None
-    if (
-        not are_plain((x, *args))
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack()
-        or forward_ad._current_level >= 0
-    ):
-        return None
+    if torch.jit.is_tracing():
+        return False
+    if torch.compiler.is_compiling():
+        return (
+            (impl or _constant_impl()) != 'reference'
+            and not torch.onnx.is_in_onnx_export()
+            and 2 < x.dim() < 5  # of sizes, which may be dynamic, the operator sees to all
+            and _constant_takes(x.device.type, x.dtype)
+        )
+    if (impl or get_impl()) == 'reference' or torch.onnx.is_in_onnx_export():
+        return False
     kernels = backend(x.device.type)
-    return kernels if kernels is not None and kernels.supports(x) else None
+    return (
+        kernels is not None
+        and x.layout is torch.strided
+        and 2 < x.dim() < 5
+        and 0 < x.numel() < 2**31
+        and kernels.takes(x.device, x.dtype)
+        and are_plain((x, *args))
+        and not watched()
+    )

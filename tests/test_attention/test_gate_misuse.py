@@ -464,4 +464,3 @@ def test_caches_are_bounded():
     assert chunks.windows.cache_info().maxsize is not None
     assert not hasattr(chunks, 'windows_tensor')
     assert native._cuts.cache_info().maxsize is not None
-    assert native._kept.cache_info().maxsize is not None

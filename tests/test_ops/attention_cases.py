@@ -1,10 +1,11 @@
 """`rank1_attention` of a kernel backend against its float64 equations: values, running statistics
 and all gradients."""
 
+import on_kernels
 import torch
 
 from mmattn import ops
-from mmattn.ops import Norm, functions
+from mmattn.ops import Norm
 
 # (N, C, H, W), (S, M), attention modules: usual, narrow, wide, odd, axes shorter than their chunks.
 SIZES = (
@@ -90,7 +91,7 @@ def compare(kernels, shape, chunks, modules, dtype=torch.float32, last=False, mo
     ]
 
     def op(*args):
-        return functions.rank1_attention(kernels, *args)
+        return on_kernels.rank1_attention(kernels, *args)
 
     def equations(*args):
         return ops.rank1_attention(*args, impl='reference')

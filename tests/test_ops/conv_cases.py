@@ -1,9 +1,8 @@
 """`spatial_conv` of a kernel backend against PyTorch's convolution in float64."""
 
+import on_kernels
 import torch
 import torch.nn.functional as F
-
-from mmattn.ops import functions
 
 # (N, M, H, W), kernel: usual, a row of vectors and a tail, less than the kernel, other kernels.
 SIZES = (
@@ -32,7 +31,7 @@ def compare(kernels, shape, k, dtype=torch.float32, device='cpu'):
     sizes = (shape, (1, m, *k), (n, h, w))
     made = [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in sizes]
     ours = step(
-        lambda x, f: functions.spatial_conv(kernels, x, f),
+        lambda x, f: on_kernels.spatial_conv(kernels, x, f),
         *(t.to(device, copy=True) for t in made),
     )
     theirs = step(

@@ -1,8 +1,9 @@
 """DRTAM's `rank1_pool` of a kernel backend against the float64 equations."""
 
+import on_kernels
 import torch
 
-from mmattn.ops import functions, reference
+from mmattn.ops import reference
 
 # (N, C, H, W), (S, M): usual, blocks of channels, axes shorter than their chunks, one chunk.
 SIZES = (
@@ -52,7 +53,7 @@ def run(op, args, dtype, device, used):
 
 def compare(kernels, args, dtype=torch.float32, device='cpu', used=(0, 1, 2), outputs_only=False):
     """Raise AssertionError unless values and gradients are those of the equations."""
-    ours = run(lambda *a: functions.rank1_pool(kernels, *a), args, dtype, device, used)
+    ours = run(lambda *a: on_kernels.rank1_pool(kernels, *a), args, dtype, device, used)
     # The same roundings of the input on both sides: a maximum must not choose another place.
     exact = [
         t

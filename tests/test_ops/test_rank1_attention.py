@@ -1,6 +1,7 @@
 """All of DRTAM in one op: the CPU kernels against float64 equations, and refusals."""
 
 import attention_cases as cases
+import on_kernels
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmattn import ops
 from mmattn.attention import DRTAM
-from mmattn.ops import functions, native
+from mmattn.ops import native
 
 LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'channels_last'))
 
@@ -88,7 +89,7 @@ def test_gradcheck(modules, momenta):
             ])
             for i, (_, norms) in zip((4, 13), made)  # noqa: B905
         ]  # fmt: skip
-        return functions.rank1_attention(native, x, layers, t[:4], (2, 1))
+        return on_kernels.rank1_attention(native, x, layers, t[:4], (2, 1))
 
     assert torch.autograd.gradcheck(op, leaves)
 
@@ -231,7 +232,7 @@ def test_threads_do_not_change_a_bit(last):
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            op = lambda *a: functions.rank1_attention(native, *a)  # noqa: E731
+            op = lambda *a: on_kernels.rank1_attention(native, *a)  # noqa: E731
             results.append(cases.run(op, (x, modules, mlp), (3, 1), torch.float32, torch.float32,
                                      last=last))  # fmt: skip
     finally:

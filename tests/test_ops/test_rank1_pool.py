@@ -1,5 +1,6 @@
 """DRTAM's descriptors of its planes: the CPU kernels against float64 equations, and refusals."""
 
+import on_kernels
 import pytest
 import rank1_cases
 import torch
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from needs import needs_kernels
 
 from mmattn import ops
-from mmattn.ops import functions, native, reference
+from mmattn.ops import native, reference
 
 TAKEN = pytest.mark.parametrize('taken', (False, True), ids=('first', 'taken'))
 
@@ -42,7 +43,7 @@ def test_gradcheck(taken):
     leaves = [t.requires_grad_() for t in (*planes, *weights, *(factors or ()))]
 
     def op(*t):
-        return functions.rank1_pool(native, t[:3], t[3:6], chunks, t[6:] or None)
+        return on_kernels.rank1_pool(native, t[:3], t[3:6], chunks, t[6:] or None)
 
     assert torch.autograd.gradcheck(op, leaves)
 
@@ -65,7 +66,7 @@ def test_threads_do_not_change_a_bit():
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            op = lambda *a: functions.rank1_pool(native, *a)  # noqa: E731
+            op = lambda *a: on_kernels.rank1_pool(native, *a)  # noqa: E731
             results.append(rank1_cases.run(op, args, torch.float32, 'cpu', (0, 1, 2)))
     finally:
         torch.set_num_threads(before)
@@ -79,7 +80,7 @@ def test_equal_maxima_give_the_gradient_to_one():
     weights = [torch.zeros(1, 4), torch.zeros(1, 3, 3), torch.zeros(1, 3, 3)]
     # Maxima only: of ch over its chunk, and over the channels.
     weights[0][0, 3] = weights[1][0, 2, 1] = 1
-    c, h, _ = functions.rank1_pool(native, planes, weights, (1, 1))
+    c, h, _ = on_kernels.rank1_pool(native, planes, weights, (1, 1))
     ch, cw, _ = torch.autograd.grad((c.sum(), h.sum()), planes, allow_unused=True)
     assert ch.sum() == 20 + 6 and set(ch.flatten().tolist()) <= {0.0, 1.0, 2.0}
     assert not cw.any()

@@ -14,7 +14,7 @@ from mmattn.ops import dispatch
 @pytest.fixture
 def kernels(monkeypatch):
     """A backend that takes every tensor, and only notes that it was asked."""
-    module = types.SimpleNamespace(supports=lambda x: True)
+    module = types.SimpleNamespace(takes=lambda device, dtype: True)
     monkeypatch.setattr(dispatch, 'backend', lambda device_type: module)
     return module
 
@@ -23,12 +23,12 @@ def test_the_default_can_be_set_and_borrowed(kernels):
     x = torch.ones(1, 2, 3, 3)
     before = ops.get_impl()
     with ops.use_impl('fast'):
-        assert dispatch.kernels_for(x) is kernels
+        assert dispatch.runs_kernels(x)
         with ops.use_impl('reference'):
             assert ops.get_impl() == 'reference'
-            assert dispatch.kernels_for(x) is None
-            assert dispatch.kernels_for(x, 'fast') is kernels
-        assert dispatch.kernels_for(x, 'reference') is None
+            assert not dispatch.runs_kernels(x)
+            assert dispatch.runs_kernels(x, 'fast')
+        assert not dispatch.runs_kernels(x, 'reference')
         with pytest.raises(RuntimeError), ops.use_impl('reference'):
             raise RuntimeError
         assert ops.get_impl() == 'fast'
@@ -62,12 +62,12 @@ def test_environment_variable(monkeypatch):
 
 def test_no_kernels_no_fast_path(monkeypatch):
     x = torch.ones(1, 2, 3, 3)
-    assert dispatch.kernels_for(x.to('meta'), 'fast') is None
+    assert not dispatch.runs_kernels(x.to('meta'), 'fast')
     monkeypatch.setattr(dispatch, 'backend', lambda device_type: None)
-    assert dispatch.kernels_for(x, 'fast') is None
-    refusing = types.SimpleNamespace(supports=lambda x: False)
+    assert not dispatch.runs_kernels(x, 'fast')
+    refusing = types.SimpleNamespace(takes=lambda device, dtype: False)
     monkeypatch.setattr(dispatch, 'backend', lambda device_type: refusing)
-    assert dispatch.kernels_for(x, 'fast') is None
+    assert not dispatch.runs_kernels(x, 'fast')
 
 
 def seen_inside(run):
@@ -75,7 +75,7 @@ def seen_inside(run):
     seen = []
 
     def function(x):
-        seen.append(dispatch.kernels_for(x, 'fast'))
+        seen.append(dispatch.runs_kernels(x, 'fast'))
         return x * 2
 
     run(function, torch.ones(2, 2, 3, 3))
@@ -83,34 +83,54 @@ def seen_inside(run):
 
 
 def test_whatever_must_see_inside_gets_the_equations(kernels):
-    assert seen_inside(lambda f, x: f(x)) == [kernels]
-    assert seen_inside(lambda f, x: f(torch.nn.Parameter(x))) == [kernels]
+    assert seen_inside(lambda f, x: f(x)) == [True]
+    assert seen_inside(lambda f, x: f(torch.nn.Parameter(x))) == [True]
     with FlopCounterMode(display=False):
-        assert seen_inside(lambda f, x: f(x)) == [None]
+        assert seen_inside(lambda f, x: f(x)) == [False]
     for run in (
         lambda f, x: torch.jit.trace(f, x, check_trace=False),
-        lambda f, x: torch.vmap(f)(x[None]),
-        lambda f, x: torch.func.grad(lambda y: f(y).sum())(x),
-        lambda f, x: torch.func.jvp(f, (x,), (x,)),
-        # A plain tensor beside a transformed parameter.
-        lambda f, x: torch.func.grad(lambda p: (p * f(x)).sum())(torch.ones(())),
         lambda f, x: f(x.as_subclass(type('Special', (torch.Tensor,), {}))),
     ):
         answers = seen_inside(run)
-        assert answers and set(answers) == {None}
+        assert answers and set(answers) == {False}
+    assert seen_inside(lambda f, x: f(x)) == [True]
+
+
+def test_what_traces_gets_operators(kernels):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(torch.ones(2, 2, 3, 3))
+        assert dispatch.runs_kernels(x, 'fast')
+    assert seen_inside(lambda f, x: make_fx(f)(x)) == [True]
+    assert seen_inside(lambda f, x: make_fx(f, tracing_mode='symbolic')(x)) == [True]
+
+
+def test_private_words_of_pytorch():
+    """The two that are asked for say what they are taken to say."""
+    assert dispatch.forward_level() == -1
     with torch.autograd.forward_ad.dual_level():
-        assert seen_inside(lambda f, x: f(x)) == [None]
-    assert seen_inside(lambda f, x: f(x)) == [kernels]
+        assert dispatch.forward_level() == 0
+    assert not dispatch.watched()
+    with FlopCounterMode(display=False):
+        assert dispatch.watched()
 
 
-def test_compilation_gets_the_equations(kernels):
+def test_compilation_keeps_the_choice(kernels):
     torch._dynamo.reset()
 
     @torch.compile(backend='eager', fullgraph=True)
     def function(x):
-        return x + 1 if dispatch.kernels_for(x, 'fast') is None else x - 1
+        return x + 1 if dispatch.runs_kernels(x) else x - 1
 
-    assert function(torch.zeros(1)).item() == 1
+    x = torch.zeros(1, 2, 3, 3)
+    assert function(x).eq(1).all()
+    with ops.use_impl('reference'):
+        assert function(x).eq(1).all()
+        torch._dynamo.reset()
+        assert function(x).eq(-1).all()
+    torch._dynamo.reset()
 
 
 def test_factors_are_brought_to_the_precision_of_statistics():

@@ -1,6 +1,7 @@
 """The convolution of maps to one: the CPU kernels against PyTorch's, and refusals."""
 
 import conv_cases
+import on_kernels
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from needs import needs_kernels
 
 from mmattn import ops
 from mmattn.attention import CAT, CBAM
-from mmattn.ops import functions, native
+from mmattn.ops import native
 
 
 @needs_kernels
@@ -34,7 +35,7 @@ def test_gradcheck():
     torch.manual_seed(0)
     maps = torch.randn(2, 2, 5, 4, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *t: functions.spatial_conv(native, *t), (maps, weight))
+    assert torch.autograd.gradcheck(lambda *t: on_kernels.spatial_conv(native, *t), (maps, weight))
 
 
 @needs_kernels
@@ -47,7 +48,7 @@ def test_threads_do_not_change_a_bit():
             torch.set_num_threads(threads)
             results.append(
                 conv_cases.step(
-                    lambda *t: functions.spatial_conv(native, *t), *(t.clone() for t in made)
+                    lambda *t: on_kernels.spatial_conv(native, *t), *(t.clone() for t in made)
                 )
             )
     finally:
@@ -59,7 +60,7 @@ def test_threads_do_not_change_a_bit():
 def test_nan_stays_in_its_sample_and_reach():
     maps = torch.randn(2, 1, 20, 20)
     maps[1, 0, 10, 10] = float('nan')
-    out = functions.spatial_conv(native, maps, torch.ones(1, 1, 7, 7))
+    out = on_kernels.spatial_conv(native, maps, torch.ones(1, 1, 7, 7))
     expected = torch.zeros(2, 20, 20, dtype=torch.bool)
     expected[1, 7:14, 7:14] = True
     assert torch.equal(out.isnan(), expected)

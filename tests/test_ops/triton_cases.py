@@ -8,10 +8,11 @@ import importlib
 import attention_cases
 import conv_cases
 import min_max_cases
+import on_kernels
 import rank1_cases
 import torch
 
-from mmattn.ops import dispatch, functions, reference
+from mmattn.ops import dispatch, reference
 from mmattn.ops import triton as kernels
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
@@ -61,7 +62,7 @@ def flat(values):
 
 
 def call(module, name, x, factors, taps):
-    """An op of `mmattn.ops.reference`, or of `functions` on the Triton kernels."""
+    """An op of `mmattn.ops.reference`, or of `mmattn.ops` on the Triton kernels."""
     head = () if module is reference else (kernels,)
     if name in POOLS:
         op, kwargs = POOLS[name]
@@ -92,14 +93,14 @@ def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, na
         x[0, -1, -1, -1] = float('nan')
     layout = torch.channels_last if last else torch.contiguous_format
     x = x.to(device, dtype).contiguous(memory_format=layout)
-    assert kernels.supports(x)
+    assert kernels.takes(x.device, x.dtype)
     sizes = dict(zip('nchw', shape, strict=True))
     axes = GATES.get(name) or (('nc',) if name == 'spatial_pool' else ())
     factors = [torch.rand([sizes[a] for a in ax], generator=generator).to(device) for ax in axes]
     taps = torch.tensor(taps, device=device)
 
     ours = [x.detach().requires_grad_(), *(f.clone().requires_grad_() for f in factors)]
-    got = call(functions, name, ours[0], tuple(ours[1:]), taps)
+    got = call(on_kernels, name, ours[0], tuple(ours[1:]), taps)
     exact = [t.detach().cpu().double().requires_grad_() for t in ours]
     expected = call(reference, name, exact[0], tuple(exact[1:]), taps.cpu().double())
     eps = 4 * torch.finfo(dtype).eps
@@ -179,14 +180,14 @@ def digest(shape, device='cpu'):
     """All bits of the values and gradients of an entropy pool and a gate, as one number."""
     torch.manual_seed(0)
     x = torch.randn(shape).to(device).requires_grad_()
-    x_, *stats = flat(functions.entropy_pool(kernels, x, torch.tensor(TAPS, device=device)))
-    y = functions.sum_gate(kernels, x_, stats[0], stats[3])
+    stats = list(flat(on_kernels.entropy_pool(kernels, x, torch.tensor(TAPS, device=device))))
+    y = on_kernels.sum_gate(kernels, x, stats[0], stats[3])
     (grad,) = torch.autograd.grad([y, *stats], x, [torch.ones_like(t) for t in (y, *stats)])
     return hash(tuple(t.detach().cpu().numpy().tobytes() for t in (y, grad, *stats)))
 
 
 def supported(shape, dtype, step=1):
-    return kernels.supports(torch.zeros(shape, dtype=dtype)[..., ::step])
+    return dispatch.runs_kernels(torch.zeros(shape, dtype=dtype)[..., ::step], 'fast')
 
 
 def on_cpu():

@@ -73,7 +73,8 @@ def parse_args(argv):
         choices=b.AGAINST,
         default=[],
         help='code to time as well: plain, the equations of CAT at their plainest; timm, public'
-        ' eager code (pip install timm)',
+        ' eager code (pip install timm); compiled, what torch.compile makes of the kernels and of'
+        ' the equations',
     )
     modules.add_argument(
         '--inference', action='store_true', help='forward alone, without gradients'

@@ -1,4 +1,4 @@
-"""The CPU kernels (`kernels.cpp`) as a backend of `mmattn.ops.functions`, which documents it."""
+"""The CPU kernels (`kernels.cpp`), a backend as `mmattn.ops.backend` describes one."""
 
 import ctypes
 import functools
@@ -11,25 +11,18 @@ from .build import library
 from .call import DTYPES, run
 
 SMALL = 2**17  # elements
+# A scale's gradient need not compute dx: the gates' last pass does, of dy and the factors.
+CARRIES = False
 _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
 
 
-def supports(x):
-    """Whether the kernels take x: a float CPU map in one of the two layouts, or a plane of one; and
-    a C++ compiler."""
-    return (
-        x.device.type == 'cpu'
-        and x.dtype in DTYPES
-        and x.layout == torch.strided
-        and 0 < x.numel() < 2**31
-        and (
-            x.is_contiguous()
-            if x.dim() == 3
-            else x.dim() == 4
-            and (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last))
-        )
-        and library() is not None
-    )
+def works(device):
+    """Whether there are kernels: a C++ compiler."""
+    return library() is not None
+
+
+def takes(device, dtype):
+    return dtype in DTYPES and works(device)
 
 
 def declines(op, x, maximum=False, **_):
@@ -55,10 +48,6 @@ def _acc(x, *shape):
 
 def _ints(x, *shape):
     return x.new_empty(shape, dtype=torch.int32)
-
-
-def _out(gx, inplace):
-    return gx if inplace else torch.empty_like(gx)
 
 
 def _gate(kind, x, *factors):
@@ -162,10 +151,32 @@ def channel_pool(x, *, maximum):
     return _pool(x, None, x.shape[:2], maximum)
 
 
-def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
-    dx = _out(gx, inplace)
-    run('pool_grad', gx, gx, dx, *_meta(gx), gavg, gmax, argmax)
+def channel_pool_grad(dx, gavg, gmax, at):
+    run('pool_grad', dx, None, dx, *_meta(dx), None, gavg, gmax, at if gmax is not None else None)
     return dx
+
+
+def channel_dx(dy, c, gavg, gmax, at, carry):
+    """SE's and ECA's dx = dy * c + gavg / (H W) + [argmax] gmax."""
+    dx = torch.empty_like(dy)
+    run('pool_grad', dx, dy, dx, *_meta(dx), c, gavg, gmax, at)
+    return dx
+
+
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+    dx = torch.empty_like(dy)
+    run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at)
+    return dx
+
+
+def coord_dx(dy, h, w, gch, gcw, carry):
+    dx = torch.empty_like(dy)
+    run('coord_dx', dx, dy, dx, *_meta(dx), h, w, gch, gcw)
+    return dx
+
+
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
+    return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s)
 
 
 def spatial_pool(x, c):
@@ -173,9 +184,9 @@ def spatial_pool(x, c):
     return _pool(x, c, (n, h, w), True)
 
 
-def spatial_pool_grad(x, c, gx, gavg, gmax, argmax, *, inplace):
-    dx, dc = _out(gx, inplace), torch.empty_like(c)
-    run('spatial_pool_grad', x, x, gx, dx, *_meta(x), c, gavg, gmax, argmax, dc)
+def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x, carry=None):
+    dx, dc = torch.empty_like(x) if need_x else None, torch.empty_like(c)
+    run('spatial_pool_grad', x, x, dx, *_meta(x), c, gavg, gmax, at, dc)
     return dx, dc
 
 
@@ -186,9 +197,8 @@ def strip_pool(x, *, channel):
     return ch, cw, hw
 
 
-def strip_pool_grad(gx, gch, gcw, ghw, *, inplace):
-    dx = _out(gx, inplace)
-    run('strips_grad', gx, gx, dx, *_meta(gx), gch, gcw, ghw)
+def strip_pool_grad(dx, gch, gcw, ghw):
+    run('strips_grad', dx, None, dx, *_meta(dx), gch, gcw, ghw)
     return dx
 
 
@@ -256,12 +266,27 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
     return dplanes, dweights, dtaken
 
 
-@functools.lru_cache
-def _kept(dtype, sizes, chunks, hidden, modules):
-    """How many floats `rank1_attention` keeps for backward."""
-    function = library()['rank1_attention'][0]
-    none = (None,) * 5
-    return function(DTYPES[dtype], None, None, *sizes, *chunks, None, hidden, modules, *none, 1)
+def _kept(x, params, chunks):
+    """How many floats and integers `rank1_attention` keeps for backward (`lay_out` in C++)."""
+    (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
+    modules = (len(params) - 4) // 9
+    planes = n * (c * h + c * w + h * w)
+    each = n * (2 * (c + h + w) + strips * (h + w) + c + hidden) + 6
+    return ((planes + modules * each,), False), ((modules * n * (h + w),), True)
+
+
+def _kept_of_entropy(x, channel, spatial, avg, max, ent):
+    n, c, h, w = x.shape
+    found = [((n,), False)]
+    for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
+        # Entropy, log s, reference of wide samples; arg-max
+        found += [(shape if wanted and ent else (0,), False)] * 3
+        found.append((shape if wanted and max else (0,), True))
+    return found
+
+
+# What operators keep for backward, as (shape, whether of integers).
+SAVED = dict(rank1_attention=_kept, entropy_pool=_kept_of_entropy)
 
 
 def _attention(x, params, rules, chunks):
@@ -280,12 +305,8 @@ def rank1_attention(x, params, states, chunks):
     y = torch.empty_like(x)
     sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
     running = [t for state in states for t in state[:2]]
-    n, _, h, w, _ = sizes[:5]
-    hidden, modules = sizes[8:10]
-    kept = (
-        _acc(x, _kept(x.dtype, sizes[:5], chunks, hidden, modules)),
-        _ints(x, modules * n * (h + w)),
-    )
+    (floats, _), (ints, _) = _kept(x, params, chunks)
+    kept = _acc(x, *floats), _ints(x, *ints)
     run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
     return y, kept
 
@@ -304,22 +325,25 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
         # avg, max, ent, log s, reference of wide samples; arg-max
         vectors = [_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)]
+        if vectors[4] is not None:
+            vectors[4].zero_()  # not all samples are wide
         sides += [vectors, _ints(x, *shape) if wanted and max else None]
     refs = _acc(x, n)
-    wide = run('entropy', x, x, *_meta(x), taps, taps.numel(), *sides, refs)
+    run('entropy', x, x, *_meta(x), taps, taps.numel(), *sides, refs)
     saved = [refs]
     for (_, _, entropy, log, ref), argmax in (sides[:2], sides[2:]):
-        saved += [entropy, log, ref if wide else None, argmax]
+        # As a copy: of the result itself a backward would be another way to reach it.
+        saved += [None if entropy is None else entropy.clone(), log, ref, argmax]
     return (*sides[0][:3], *sides[2][:3]), tuple(saved)
 
 
-def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
-    dx = _out(gx, inplace)
+def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None):
+    dx = torch.empty_like(x)
     refs, *vectors = saved
     sides = []
     for (g_avg, g_max, g_ent), (entropy, log, ref, argmax) in zip(
         (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True
     ):
         sides += [(g_avg, g_ent, g_max, entropy, log, ref), argmax]
-    run('entropy_grad', x, x, gx, dx, *_meta(x), taps, taps.numel(), *sides, refs)
+    run('entropy_grad', x, x, dy, dx, *_meta(x), taps, taps.numel(), *sides, refs, c, s)
     return dx

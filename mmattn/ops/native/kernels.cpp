@@ -585,6 +585,55 @@ void lane_pool(const T* x, Shape s, const Acc<T>* a, Acc<T>* mean, Acc<T>* peak,
     }
 }
 
+// What comes in at a row of the sample matrices (the rows of all samples counted on), in vectors: dy * f
+// of a gate's factors, or a gradient itself, or nothing (a null pointer).
+template <class G, class T> struct Gated {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  struct Lanes { V b[2]; };  // of all rows of a sample
+  struct Row {
+    const T* dy;
+    V a[2];
+    const A* b[2];
+    template <class N> INLINE Lanes lanes(i64 l, N n) const {
+      Lanes found;
+      for (int i = 0; i < G::lanes; ++i) found.b[i] = ld(b[i] + l, n);
+      return found;
+    }
+    template <class N> INLINE V operator()(const Lanes& at, i64 l, N n) const {
+      return ld(dy + l, n) * G::f(a, at.b);
+    }
+  };
+  const T* dy;
+  Shape s;
+  const A *const *a, *const *b;
+  Row operator()(i64 r) const {
+    Row row{dy + r * s.lanes, {}, {}};
+    for (int i = 0; i < G::rows; ++i) row.a[i] = all<A>(a[i][r]);
+    for (int i = 0; i < G::lanes; ++i) row.b[i] = b[i] + r / s.rows * s.lanes;
+    return row;
+  }
+};
+template <class T> struct Plain {
+  struct Lanes {};
+  struct Row {
+    const T* g;
+    template <class N> INLINE Lanes lanes(i64, N) const { return {}; }
+    template <class N> INLINE Vec<Acc<T>> operator()(Lanes, i64 l, N n) const {
+      return g ? ld(g + l, n) : Vec<Acc<T>>{};
+    }
+  };
+  const T* g;
+  i64 lanes;
+  Row operator()(i64 r) const { return {g ? g + r * lanes : nullptr}; }
+};
+
+// The same, of a single element.
+template <class F> INLINE auto single(const F& incoming, i64 row, i64 lane) {
+  auto in = incoming(row);
+  return in(in.lanes(lane, 1), lane, 1)[0];
+}
+
 // A maximum's gradient lands on single elements. They are worked out before the dense pass (which
 // may overwrite gx) and written after it, so that each is rounded once.
 struct Spot { i64 offset; double value; };
@@ -593,10 +642,10 @@ template <class T> void write_spots(T* dx, const std::vector<Spot>& spots) {
   for (const Spot& s : spots) put(dx + s.offset, Acc<T>(s.value));
 }
 
-// dx = gx + a (row) + b (lane), either may be null, + the gradient of a maximum over the lanes of
+// dx = incoming + a (row) + b (lane), either may be null, + the gradient of a maximum over the lanes of
 // each row (at, g: one for each row) or over the rows of each lane (one for each lane).
-template <class T>
-void pool_grad(const T* gx, T* dx, Shape s, const Acc<T>* a, const Acc<T>* b, double scale,
+template <class T, class F>
+void pool_grad(const F& incoming, T* dx, Shape s, const Acc<T>* a, const Acc<T>* b, double scale,
                const Acc<T>* g, const int32_t* at, bool per_row, int threads) {
   using A = Acc<T>;
   std::vector<Spot> spots;
@@ -605,32 +654,31 @@ void pool_grad(const T* gx, T* dx, Shape s, const Acc<T>* a, const Acc<T>* b, do
     spots.resize(s.n * each);
     for (i64 i = 0; i < s.n * each; ++i) {
       i64 n = i / each, r = per_row ? i % each : at[i], l = per_row ? at[i] : i % each;
-      i64 o = (n * s.rows + r) * s.lanes + l;
-      double v = double(get(gx + o)) + double(g[i]);
+      double v = double(single(incoming, n * s.rows + r, l)) + double(g[i]);
       if (a) v += double(a[n * s.rows + r]) * scale;
       if (b) v += double(b[n * s.lanes + l]) * scale;
-      spots[i] = {o, v};
+      spots[i] = {(n * s.rows + r) * s.lanes + l, v};
     }
   }
-  if (a || b || gx != dx)
-    parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
-      Vec<A> av = all<A>(a ? A(a[r] * scale) : A(0));
-      const A* br = b ? b + r / s.rows * s.lanes : nullptr;
-      lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
-        Vec<A> v = ld(gx + r * s.lanes + l, n) + av;
-        if (br) v += ld(br + l, n) * A(scale);
-        st(dx + r * s.lanes + l, v, n);
-      });
+  parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
+    Vec<A> av = all<A>(a ? A(a[r] * scale) : A(0));
+    const A* br = b ? b + r / s.rows * s.lanes : nullptr;
+    auto in = incoming(r);
+    lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
+      Vec<A> v = in(in.lanes(l, n), l, n) + av;
+      if (br) v += ld(br + l, n) * A(scale);
+      st(dx + r * s.lanes + l, v, n);
     });
+  });
   write_spots(dx, spots);
 }
 
 // -------------------------------------------------------------------- CBAM's second pool, backward
 
-// z = x * c; dx = gx + c * (ga + [argmax] gm), dc = sum of x * (ga + [argmax] gm); ga, gm: one for
+// z = x * c; dx = c * (ga + [argmax] gm) (null: not wanted), dc = sum of x * (ga + [argmax] gm); ga, gm: one for
 // each position, null for zero. c belongs to the rows if `row_c`, else to the lanes.
 template <class T>
-void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, const Acc<T>* c,
+void spatial_pool_grad(const T* x, T* dx, Shape s, bool row_c, const Acc<T>* c,
                        const Acc<T>* ga, const Acc<T>* gm, const int32_t* at, Acc<T>* dc,
                        int threads) {
   using A = Acc<T>;
@@ -644,7 +692,7 @@ void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, cons
       i64 n = i / positions, p = i % positions, ch = at[i];
       i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
       double g = double(gm[i]) + (ga ? double(ga[i]) * scale : 0.);
-      spots[i] = {o, double(get(gx + o)) + g * double(c[n * channels + ch])};
+      spots[i] = {o, g * double(c[n * channels + ch])};
       total[n * channels + ch] += double(get(x + o)) * double(gm[i]);
     }
   }
@@ -658,7 +706,7 @@ void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, cons
           i64 o = r * s.lanes + l;
           Vec<A> gv = g ? ld(g + l, n) : Vec<A>{};
           sum += ld(x + o, n) * gv;
-          st(dx + o, ld(gx + o, n) + cv * gv, n);
+          if (dx) st(dx + o, cv * gv, n);
         });
         total[r] += double(hsum(sum)) * scale;
       }
@@ -676,7 +724,7 @@ void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, cons
         lanes<A>(0, s.lanes, [&](i64 l, auto m) FLAT {
           i64 o = (n * s.rows + r) * s.lanes + l;
           st(sum + l, ld(sum + l, Full<A>{}) + ld(x + o, m) * g, Full<A>{});
-          st(dx + o, ld(gx + o, m) + g * ld(c + n * s.lanes + l, m), m);
+          if (dx) st(dx + o, g * ld(c + n * s.lanes + l, m), m);
         });
       }
     });
@@ -686,6 +734,59 @@ void spatial_pool_grad(const T* x, const T* gx, T* dx, Shape s, bool row_c, cons
           total[n * s.lanes + l] += double(partial[(n * cut.parts + q) * pitch + l]);
   }
   for (i64 i = 0; i < s.n * channels; ++i) dc[i] = A(total[i]);
+  if (dx) write_spots(dx, spots);
+}
+
+// All of CBAM's map gradient: y = z * s with z = x * c, of whose channels at each position mean and
+// maximum were taken, as of the positions of each channel of x.
+// dx = (dy * s + ga / C + [argmax] gm) * c + gavg / (H W) + [argmax] gmax.
+template <class T> struct Cbam {
+  using A = Acc<T>;
+  const T* dy;
+  const A *c, *s;                     // (N, C), (N, H W)
+  const A *ga, *gm, *gavg, *gmax;     // (N, H W) twice, (N, C) twice; each may be null
+  const int32_t *channel_at, *at;     // position of each channel's maximum, channel of each position's
+};
+
+template <class T>
+void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  i64 channels = row_c ? s.rows : s.lanes, positions = row_c ? s.lanes : s.rows;
+  const A of_position = A(1. / channels), of_channel = A(1. / positions);
+  // One element may be the maximum of its channel and of its position: both ways it is all of it.
+  auto spot = [&](i64 n, i64 ch, i64 p) {
+    i64 nc = n * channels + ch, np = n * positions + p;
+    i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
+    double v = double(get(g.dy + o)) * double(g.s[np]);
+    if (g.ga) v += double(g.ga[np]) * double(of_position);
+    if (g.gm && g.at[np] == ch) v += double(g.gm[np]);
+    v *= double(g.c[nc]);
+    if (g.gavg) v += double(g.gavg[nc]) * double(of_channel);
+    if (g.gmax && g.channel_at[nc] == p) v += double(g.gmax[nc]);
+    return Spot{o, v};
+  };
+  std::vector<Spot> spots;
+  spots.reserve((g.gm ? s.n * positions : 0) + (g.gmax ? s.n * channels : 0));
+  for (i64 n = 0; n < s.n; ++n) {
+    for (i64 p = 0; g.gm && p < positions; ++p) spots.push_back(spot(n, g.at[n * positions + p], p));
+    for (i64 c = 0; g.gmax && c < channels; ++c)
+      spots.push_back(spot(n, c, g.channel_at[n * channels + c]));
+  }
+  const A *rows = row_c ? g.c : g.s, *cols = row_c ? g.s : g.c;
+  parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
+    i64 first = r / s.rows * s.lanes;
+    V factor = all<A>(rows[r]);
+    const A *row_term = row_c ? g.gavg : g.ga, *lane_term = row_c ? g.ga : g.gavg;
+    V term = all<A>(row_term ? row_term[r] * (row_c ? of_channel : of_position) : A(0));
+    lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
+      V d = ld(g.dy + r * s.lanes + l, n), f = ld(cols + first + l, n);
+      V t = lane_term ? ld(lane_term + first + l, n) : V{};
+      V v = row_c ? (d * f + t * of_position) * factor + term
+                  : (d * factor + term) * f + t * of_channel;
+      st(dx + r * s.lanes + l, v, n);
+    });
+  });
   write_spots(dx, spots);
 }
 
@@ -870,47 +971,6 @@ void strips_nhwc(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
   transpose<A>(sums + 0, cw, m.n, m.w, m.c, threads);
 }
 
-// What comes in at a row of the sample matrices (the rows of all samples counted on), in vectors: dy * f
-// of a gate's factors, or a gradient itself.
-template <class G, class T> struct Gated {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  struct Lanes { V b[2]; };  // of all rows of a sample
-  struct Row {
-    const T* dy;
-    V a[2];
-    const A* b[2];
-    template <class N> INLINE Lanes lanes(i64 l, N n) const {
-      Lanes found;
-      for (int i = 0; i < G::lanes; ++i) found.b[i] = ld(b[i] + l, n);
-      return found;
-    }
-    template <class N> INLINE V operator()(const Lanes& at, i64 l, N n) const {
-      return ld(dy + l, n) * G::f(a, at.b);
-    }
-  };
-  const T* dy;
-  Shape s;
-  const A *const *a, *const *b;
-  Row operator()(i64 r) const {
-    Row row{dy + r * s.lanes, {}, {}};
-    for (int i = 0; i < G::rows; ++i) row.a[i] = all<A>(a[i][r]);
-    for (int i = 0; i < G::lanes; ++i) row.b[i] = b[i] + r / s.rows * s.lanes;
-    return row;
-  }
-};
-template <class T> struct Plain {
-  struct Lanes {};
-  struct Row {
-    const T* g;
-    template <class N> INLINE Lanes lanes(i64, N) const { return {}; }
-    template <class N> INLINE Vec<Acc<T>> operator()(Lanes, i64 l, N n) const { return ld(g + l, n); }
-  };
-  const T* g;
-  i64 lanes;
-  Row operator()(i64 r) const { return {g + r * lanes}; }
-};
-
 // dx = incoming + gch / W + gcw / H + ghw / C; a null gradient is zero. Past: stores past the caches.
 template <bool Past, class T, class F>
 void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, const Acc<T>* gcw,
@@ -1087,6 +1147,56 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   });
   transpose<A>(rows + 0, dh, m.n, m.h, m.c, threads);
   transpose<A>(sums + 0, dw, m.n, m.w, m.c, threads);
+}
+
+// dx = dy * h * w + gch / W + gcw / H: coordinate attention's map gradient; gch, gcw may be null.
+template <class T>
+void coord_dx(const T* dy, T* dx, Map m, bool last, const Acc<T>* fh, const Acc<T>* fw,
+              const Acc<T>* gch, const Acc<T>* gcw, int threads) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  const A ih = A(1. / m.h), iw = A(1. / m.w);
+  i64 size = m.n * m.c * m.h * m.w;
+  if (!last) {
+    parallel(m.n * m.c, size, threads, [&](i64 plane) {
+      const A *right = fw + plane * m.w, *down = fh + plane * m.h;
+      columns<A>(m.w, [&](i64 w, auto nv, int count) FLAT {
+        constexpr int NV = decltype(nv)::value;
+        V f[NV], t[NV];
+        vectors<A, NV>(count, [&](int j, auto r) FLAT {
+          f[j] = ld(right + w + j * Simd<A>::N, r);
+          t[j] = gcw ? ld(gcw + plane * m.w + w + j * Simd<A>::N, r) * ih : V{};
+        });
+        for (i64 h = 0; h < m.h; ++h) {
+          i64 o = (plane * m.h + h) * m.w + w;
+          V d = all<A>(down[h]), g = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
+          vectors<A, NV>(count, [&](int j, auto r) FLAT {
+            i64 at = o + j * Simd<A>::N;
+            st(dx + at, ld(dy + at, r) * (d * f[j]) + (g + t[j]), r);
+          });
+        }
+      });
+    });
+    return;
+  }
+  Scratch<A> turned(2 * m.n * m.c * (m.h + m.w));
+  A *hc = turned + 0, *wc = hc + m.n * m.c * m.h, *gh = wc + m.n * m.c * m.w,
+    *gw = gh + m.n * m.c * m.h;
+  transpose<A>(fh, hc, m.n, m.c, m.h, threads);
+  transpose<A>(fw, wc, m.n, m.c, m.w, threads);
+  if (gch) transpose<A>(gch, gh, m.n, m.c, m.h, threads);
+  if (gcw) transpose<A>(gcw, gw, m.n, m.c, m.w, threads);
+  parallel(m.n * m.h, size, threads, [&](i64 nh) {
+    for (i64 w = 0; w < m.w; ++w) {
+      i64 o = (nh * m.w + w) * m.c, nw = nh / m.h * m.w + w;
+      lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
+        V v = ld(dy + o + c, r) * (ld(hc + nh * m.c + c, r) * ld(wc + nw * m.c + c, r));
+        if (gch) v += ld(gh + nh * m.c + c, r) * iw;
+        if (gcw) v += ld(gw + nw * m.c + c, r) * ih;
+        st(dx + o + c, v, r);
+      });
+    }
+  });
 }
 
 // q[n][h][w] = h[n][h] * w[n][w], and its gradient.
@@ -2217,8 +2327,8 @@ struct Buckets {
   }
 };
 
-template <class T>
-void entropy_grad(const T* x, const T* gx, T* dx, Map m, bool last, const Acc<T>* taps, i64 k,
+template <class T, class F>
+void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const Acc<T>* taps, i64 k,
                   Terms<Acc<T>> chan, Terms<Acc<T>> spat, const Acc<T>* refs, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -2235,6 +2345,7 @@ void entropy_grad(const T* x, const T* gx, T* dx, Map m, bool last, const Acc<T>
   });
   auto dense = [&](i64 r, A* out_acc) FLAT {  // row r of all; into out_acc, or dx where null
     i64 n = r / s.rows, o = r * s.lanes, b = n * s.lanes;
+    auto in = incoming(r);
     A ref = refs ? refs[n] : A(0);
     V mean = all<A>(row.mean(r));
     auto save = [&](i64 l, V v, auto j) FLAT {
@@ -2243,14 +2354,14 @@ void entropy_grad(const T* x, const T* gx, T* dx, Map m, bool last, const Acc<T>
     };
     if (!ent) {
       lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
-        save(l, ld(gx + o + l, j) + mean + ld(lm + b + l, j), j);
+        save(l, in(in.lanes(l, j), l, j) + mean + ld(lm + b + l, j), j);
       });
     } else if (ref == ref) {
       V slope = all<A>(row.slope(r)), level = all<A>(row.level(r));
       lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
         V d = ld(x + o + l, j) - ref;
         V e = vexp(d) * (d * (slope + ld(ls + b + l, j)) + (level + ld(ll + b + l, j)));
-        save(l, ld(gx + o + l, j) + (mean + ld(lm + b + l, j) + e), j);
+        save(l, in(in.lanes(l, j), l, j) + (mean + ld(lm + b + l, j) + e), j);
       });
     } else {
       lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
@@ -2263,7 +2374,7 @@ void entropy_grad(const T* x, const T* gx, T* dx, Map m, bool last, const Acc<T>
           V d = z - ld(lane.ref + b + l, j) - ld(lane.log + b + l, j);
           v -= vexp(d) * (d + ld(lane.h + b + l, j)) * ld(lane.ent + b + l, j);
         }
-        save(l, ld(gx + o + l, j) + v, j);
+        save(l, in(in.lanes(l, j), l, j) + v, j);
       });
     }
   };
@@ -2463,25 +2574,47 @@ void mmattn_pool(int dtype, int of_channel, const Element* x, i64 n, i64 c, i64 
   });
 }
 
-void mmattn_pool_grad(int dtype, const Element* gx, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
-                      const Sum* gavg, const Sum* gmax, const int32_t* at, int threads) {
+// dx = dy * factor + gavg / (H W) + [argmax] gmax of each channel; factor (N, C) null: dx = dy + ...,
+// dy null: no such term.
+void mmattn_pool_grad(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                      const Sum* factor, const Sum* gavg, const Sum* gmax, const int32_t* at,
+                      int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     auto g = (const A_*)gavg;
-    pool_grad<T>((const T*)gx, (T*)dx, s, last ? nullptr : g, last ? g : nullptr, 1. / (h * w),
-                 (const A_*)gmax, (const int32_t*)at, !last, threads);
+    const A_* f[1] = {(const A_*)factor};
+    auto run = [&](const auto& incoming) {
+      pool_grad<T>(incoming, (T*)dx, s, last ? nullptr : g, last ? g : nullptr, 1. / (h * w),
+                   (const A_*)gmax, (const int32_t*)at, !last, threads);
+    };
+    if (!factor) run(Plain<T>{(const T*)dy, s.lanes});
+    else if (last) run(Gated<LaneGate, T>{(const T*)dy, s, f, f});
+    else run(Gated<RowGate, T>{(const T*)dy, s, f, f});
   });
 }
 
-void mmattn_spatial_pool_grad(int dtype, const Element* x, const Element* gx, Element* dx, i64 n,
-                              i64 c, i64 h, i64 w, int last, const Sum* factor, const Sum* gavg,
-                              const Sum* gmax, const int32_t* at, Sum* dc, int threads) {
+void mmattn_spatial_pool_grad(int dtype, const Element* x, Element* dx, i64 n, i64 c, i64 h, i64 w,
+                              int last, const Sum* factor, const Sum* gavg, const Sum* gmax,
+                              const int32_t* at, Sum* dc, int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    spatial_pool_grad<T>((const T*)x, (const T*)gx, (T*)dx, s, !last, (const A_*)factor,
-                         (const A_*)gavg, (const A_*)gmax, (const int32_t*)at, (A_*)dc, threads);
+    spatial_pool_grad<T>((const T*)x, (T*)dx, s, !last, (const A_*)factor, (const A_*)gavg,
+                         (const A_*)gmax, (const int32_t*)at, (A_*)dc, threads);
+  });
+}
+
+void mmattn_cbam_grad(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                      const Sum* channel, const Sum* spatial, const Sum* ga, const Sum* gm,
+                      const int32_t* at, const Sum* gavg, const Sum* gmax, const int32_t* channel_at,
+                      int threads) {
+  SHAPE;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    Cbam<T> g{(const T*)dy, (const A_*)channel, (const A_*)spatial, (const A_*)ga, (const A_*)gm,
+              (const A_*)gavg, (const A_*)gmax, channel_at, at};
+    cbam_grad<T>(g, (T*)dx, s, !last, threads);
   });
 }
 
@@ -2510,6 +2643,15 @@ void mmattn_coord(int dtype, const Element* x, const Element* dy, Element* out, 
     using T = decltype(tag);
     (last ? coord_nhwc<T> : coord_nchw<T>)((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w},
                                            (const A_*)fh, (const A_*)fw, (A_*)dh, (A_*)dw, threads);
+  });
+}
+
+void mmattn_coord_dx(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                     const Sum* fh, const Sum* fw, const Sum* gch, const Sum* gcw, int threads) {
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    coord_dx<T>((const T*)dy, (T*)dx, Map{n, c, h, w}, last, (const A_*)fh, (const A_*)fw,
+                (const A_*)gch, (const A_*)gcw, threads);
   });
 }
 
@@ -2626,20 +2768,27 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
   return wide;
 }
 
-// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref.
-void mmattn_entropy_grad(int dtype, const Element* x, const Element* gx, Element* dx, i64 n, i64 c,
+// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref. With factors c, p of a sum
+// gate dx = dy * (c + p) + ...; dy null: no such term.
+void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 n, i64 c,
                          i64 h, i64 w, int last, const Sum* taps, i64 k, Sum** channel,
                          const int32_t* channel_at, Sum** spatial, const int32_t* spatial_at,
-                         const Sum* refs, int threads) {
+                         const Sum* refs, const Sum* fc, const Sum* fp, int threads) {
+  SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     auto terms = [](Sum** v, const int32_t* at, i64 count) {
       return Terms<A_>{(const A_*)v[0], (const A_*)v[1], (const A_*)v[2], (const A_*)v[3],
                        (const A_*)v[4], (const A_*)v[5], at,              count};
     };
-    entropy_grad<T>((const T*)x, (const T*)gx, (T*)dx, Map{n, c, h, w}, last, (const A_*)taps, k,
-                    terms(channel, channel_at, h * w), terms(spatial, spatial_at, c),
-                    (const A_*)refs, threads);
+    auto run = [&](const auto& incoming) {
+      entropy_grad<T>((const T*)x, incoming, (T*)dx, Map{n, c, h, w}, last, (const A_*)taps, k,
+                      terms(channel, channel_at, h * w), terms(spatial, spatial_at, c),
+                      (const A_*)refs, threads);
+    };
+    const A_ *a[1] = {(const A_*)(last ? fp : fc)}, *b[1] = {(const A_*)(last ? fc : fp)};
+    if (fc) run(Gated<SumGate, T>{(const T*)dy, s, a, b});
+    else run(Plain<T>{(const T*)dy, s.lanes});
   });
 }
 
@@ -2684,7 +2833,7 @@ struct Entry {
 #define ENTRY(name) Entry{#name, Outside<mmattn_##name>::letters, (void*)Outside<mmattn_##name>::call}
 
 const Entry entries[] = {
-    ENTRY(gate), ENTRY(gate_grad), ENTRY(pool), ENTRY(pool_grad), ENTRY(spatial_pool_grad),
+    ENTRY(gate), ENTRY(gate_grad), ENTRY(pool), ENTRY(pool_grad), ENTRY(spatial_pool_grad), ENTRY(cbam_grad), ENTRY(coord_dx),
     ENTRY(strips), ENTRY(strips_grad), ENTRY(coord), ENTRY(outer), ENTRY(outer_grad),
     ENTRY(rank1_pool), ENTRY(rank1_pool_grad), ENTRY(rank1_attention),
     ENTRY(rank1_attention_grad), ENTRY(spatial_conv), ENTRY(spatial_conv_grad), ENTRY(min_max),

@@ -10,18 +10,18 @@ from ..dispatch import stats_dtype
 def channel_pool(x, maximum=False):
     z = x.to(stats_dtype(x))
     avg = z.mean((2, 3))
-    return (x, avg, z.flatten(2).max(-1).values) if maximum else (x, avg)
+    return (avg, z.flatten(2).max(-1).values) if maximum else (avg,)
 
 
 def spatial_pool(x, c):
     z = x.to(stats_dtype(x)) * c[:, :, None, None]
-    return x, z.mean(1), z.max(1).values
+    return z.mean(1), z.max(1).values
 
 
 def strip_pool(x, channel=False):
     z = x.to(stats_dtype(x))
     ch, cw = z.mean(3), z.mean(2)
-    return (x, ch, cw, z.mean(1)) if channel else (x, ch, cw)
+    return (ch, cw, z.mean(1)) if channel else (ch, cw)
 
 
 def chunk_pool(x, chunks, mode, dim=2):
@@ -67,19 +67,30 @@ def rank1_pool(planes, weights, chunks, taken=None, maxima=(False, False)):
     return c, h, _strips(hw, cw, weights[2], chunks, maxima)
 
 
-def _normalise(v, norm):
-    v = v.to(norm.weight.dtype).unsqueeze(1)
-    by_batch = norm.momentum is not None
-    return F.batch_norm(
-        v, norm.mean, norm.var, norm.weight, norm.bias, by_batch, norm.momentum or 0.0, norm.eps
-    ).squeeze(1)
+def _normalise(v, weight, bias, mean, var, by_batch, eps):
+    """DRTAM's batch norm of a vector (N, L), as of one channel; and the batch's mean and variance
+    (of a population), or None."""
+    if not by_batch:
+        moments = None
+        y = F.batch_norm(v.unsqueeze(1), mean, var, weight, bias, False, 0.0, eps)
+    else:
+        with torch.no_grad():
+            wide = v.to(stats_dtype(v))  # a variance overflows 16 bits before a norm does
+            moments = torch.stack((wide.mean(), wide.var()))
+        y = F.batch_norm(v.unsqueeze(1), None, None, weight, bias, True, 0.0, eps)
+    return y.squeeze(1), moments
 
 
 def rank1_layers(vectors, norms, mlp):
-    c, h, w = (_normalise(v, norm) for v, norm in zip(vectors, norms, strict=True))
+    """The factors of an attention module (eq. 6 and 11), and the moments of its norms.
+
+    `norms`: of each descriptor weight, bias, mean, var, by_batch, eps, as `_normalise` takes them.
+    """
+    done = [_normalise(v.to(norm[0].dtype), *norm) for v, norm in zip(vectors, norms, strict=True)]
+    (c, _), (h, _), (w, _) = done
     weight, bias, weight2, bias2 = mlp
     c = F.linear(F.linear(c, weight, bias).relu(), weight2, bias2)
-    return c.sigmoid(), h.sigmoid(), w.sigmoid()
+    return (c.sigmoid(), h.sigmoid(), w.sigmoid()), [moments for _, moments in done]
 
 
 def spatial_conv(maps, weight):
@@ -123,4 +134,4 @@ def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=Tr
     if ent:
         c_ent = _entropy(z.flatten(2), -1) if channel else None
         s_ent = _entropy(z, 1) if spatial else None
-    return x, (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)
+    return (c_avg, c_max, c_ent), (s_avg, s_max, s_ent)

@@ -1,4 +1,4 @@
-"""Triton kernels for CUDA tensors: the kernel backend that `mmattn.ops.functions` describes.
+"""Triton kernels for CUDA tensors: a kernel backend (`mmattn.ops.backend`).
 
 Importing this package imports nothing: Triton is loaded by the first tensor that could use it.
 With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to be tested.
@@ -46,7 +46,7 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ['declines', 'supports', *_HOME]
+__all__ = ['SAVED', 'declines', 'takes', 'works', *_HOME]
 
 
 def __getattr__(name):
@@ -55,6 +55,34 @@ def __getattr__(name):
     found = getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)
     globals()[name] = found
     return found
+
+
+# A scale's gradient computes dx on the way: the pools add their terms to it.
+CARRIES = True
+
+
+def channel_dx(dy, c, gavg, gmax, at, carry):
+    from .pool import channel_pool_grad
+
+    return channel_pool_grad(dy, gavg, gmax, at, carry=carry)
+
+
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+    from .pool import channel_pool_grad
+
+    return channel_pool_grad(dy, gavg, gmax, channel_at, carry=carry)
+
+
+def coord_dx(dy, h, w, gch, gcw, carry):
+    from .strip import strip_pool_grad
+
+    return strip_pool_grad(carry, gch, gcw, None, gx=carry)
+
+
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
+    from .entropy import entropy_pool_grad
+
+    return entropy_pool_grad(x, taps, grads, saved, carry=carry)
 
 
 def declines(op, x, **_):
@@ -80,17 +108,37 @@ def _works(device):
     return True
 
 
-def supports(x):
-    """Whether the kernels take x: float32, bfloat16 or float16; 4-D, contiguous or channels_last,
-    or a contiguous 3-D plane; not empty, a sample of less than 2**31 elements; on a device of
-    `_works`."""
-    return (
-        x.dim() in (3, 4)
-        and x.numel() > 0
-        and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        and (
-            x.is_contiguous() or x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-        )
-        and x[0].numel() < 2**31
-        and _works(x.device)
-    )
+def works(device):
+    return _works(device)
+
+
+def takes(device, dtype):
+    """Whether the kernels take maps of a dtype on a device of `_works`."""
+    return dtype in (torch.float32, torch.bfloat16, torch.float16) and _works(device)
+
+
+def _saved_of_planes(n, h, w, chunks):
+    rows = sum(chunks) + 1
+    return [((n, rows, h), False), ((n, rows, w), False), ((n, h), True), ((n, w), True)]
+
+
+def _saved_of_attention(x, params, chunks):
+    (n, c, h, w), hidden = x.shape, params[0].shape[0]
+    vectors = [((n, length), False) for length in (c, h, w)]
+    layers = [((3, 2), False), ((n, c), False), ((n, hidden), False)]
+    each = [*vectors, *_saved_of_planes(n, h, w, chunks), *vectors, *layers]
+    planes = [((n, c, h), False), ((n, c, w), False), ((n, h, w), False)]
+    return [*planes, *each * ((len(params) - 4) // 9)]
+
+
+def _saved_of_entropy(x, channel, spatial, avg, max, ent):
+    n, c, h, w = x.shape
+    found = []
+    for wanted, length in ((channel, c), (spatial, h * w)):
+        found.append(((n, length) if wanted and max else (0,), True))
+        found += [((n, length) if wanted and ent else (0,), False)] * 3
+    return found
+
+
+# What operators keep for backward, as (shape, whether of integers).
+SAVED = dict(rank1_attention=_saved_of_attention, entropy_pool=_saved_of_entropy)

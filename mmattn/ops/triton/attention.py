@@ -4,12 +4,11 @@ The three descriptors c (N, C), h (N, H) and w (N, W) are normalised together, e
 channel, by programs that take an equal part of one of them.
 """
 
-import contextlib
-
 import torch
 import triton
 import triton.language as tl
 
+from ..dispatch import full_precision
 from .common import cdiv, floats, launch, pow2
 from .gate import rank1_gate, rank1_gate_grad
 from .planes import rank1_pool, rank1_pool_grad
@@ -365,11 +364,7 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
     _, *grads = rank1_gate_grad(x, *(f for out in maps for f in out), dy=dy, need_x=False)
     dparams, dmlp, dplanes = [], None, None
     # The MLP's products stay in full precision; the meta device has no autocast to switch off.
-    with (
-        contextlib.nullcontext()
-        if x.device.type == 'meta'
-        else torch.autocast(x.device.type, enabled=False)
-    ):
+    with full_precision(x.device.type):
         for i in reversed(range(len(modules))):
             convs, weights, _ = modules[i]
             vectors, pooled, out, kept = stages[i]
@@ -391,5 +386,7 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
             if i:
                 grads = [*torch._foreach_add(grads[:3], dtaken), *grads[3:]]
     # dy is gated only here, together with the gradient of the planes: a pass less.
-    dx = strip_pool_grad(dy, *dplanes, inplace=False, maps=maps) if need_x else None
+    dx = torch.empty_like(x) if need_x else None
+    if need_x:
+        strip_pool_grad(dx, *dplanes, gx=dy, maps=maps)
     return dx, [*dmlp, *dparams]

@@ -662,8 +662,13 @@ def _filtered(x, taps, dim):
 def _plain_maxima(x, taps, channel, spatial):
     found = []
     x = _filtered(x.float(), taps, 2)
-    found += x.flatten(2).max(2) if channel else (None, None)
-    found += _filtered(x, taps, 3).flatten(2).max(1) if spatial else (None, None)
+    for wanted, dim in ((channel, 2), (spatial, 1)):
+        top, at = (
+            (x if dim == 2 else _filtered(x, taps, 3)).flatten(2).max(dim)
+            if wanted
+            else (None,) * 2
+        )
+        found += top, None if at is None else at.int()
     return found
 
 
@@ -674,7 +679,7 @@ def _plain_maxima_grad(gx, taps, gcmax, carg, gsmax, sarg):
     for g, arg, dim in ((gcmax, carg, 2), (gsmax, sarg, 1)):
         if g is not None:
             at = dx.new_zeros(n, c, height * width)
-            at.scatter_(dim, arg.unsqueeze(dim), g.reshape(arg.shape).unsqueeze(dim))
+            at.scatter_(dim, arg.long().unsqueeze(dim), g.reshape(arg.shape).unsqueeze(dim))
             at = at.view(gx.shape)
             at = _filtered(at, taps.flip(0), 3) if dim == 1 else at
             dx = dx + _filtered(at, taps.flip(0), 2)
@@ -704,9 +709,9 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     return (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
 
 
-def entropy_pool_grad(x, taps, gx, grads, saved, *, inplace):
+def entropy_pool_grad(x, taps, grads, saved, *, carry=None):
     n, c, height, width = x.shape
-    dx = gx if inplace else torch.empty_like(gx)
+    gx = dx = torch.zeros_like(x) if carry is None else carry
     c_avg, c_max, c_ent, s_avg, s_max, s_ent = grads
     if (c_max is not None or s_max is not None) and taps.numel() not in FILTERS:
         gx = _plain_maxima_grad(gx, taps, c_max, saved[0], s_max, saved[4])

@@ -290,8 +290,9 @@ def channel_pool(x, *, maximum):
     return _pool(x, None, channels_last(x), maximum)
 
 
-def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
-    dx = gx if inplace else torch.empty_like(gx)
+def channel_pool_grad(dx, gavg, gmax, argmax, *, carry=None):
+    """carry: what is to be added to, in place; else the result goes to dx."""
+    gx = dx = dx.zero_() if carry is None else carry
     n, rows, cols = matrix(gx)
     over_rows = channels_last(gx)
     vec = vector(cols, gx)
@@ -322,11 +323,11 @@ def channel_pool_grad(gx, gavg, gmax, argmax, *, inplace):
 def spatial_pool(x, c):
     n, _, height, width = x.shape
     avg, top, arg = _pool(x, c, not channels_last(x), True)
-    return avg.view(n, height, width), top.view(n, height, width), arg
+    return tuple(t.view(n, height, width) for t in (avg, top, arg))
 
 
-def spatial_pool_grad(x, c, gx, gavg, gmax, argmax, *, inplace):
-    dx = gx if inplace else torch.empty_like(gx)
+def spatial_pool_grad(x, c, gavg, gmax, argmax, *, need_x, carry=None):
+    gx = dx = torch.zeros_like(x) if carry is None else carry
     n, rows, cols = matrix(x)
     over_rows = channels_last(x)
     vec = vector(cols, x)

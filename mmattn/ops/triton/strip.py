@@ -341,9 +341,10 @@ def strip_pool(x, *, channel):
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def strip_pool_grad(gx, gch, gcw, ghw, *, inplace, maps=()):
-    """`maps`: factors c, h, w of one or two rank-1 attention maps that gate gx first."""
-    dx = gx if inplace else torch.empty_like(gx)
+def strip_pool_grad(dx, gch, gcw, ghw, *, gx=None, maps=()):
+    """`gx`: what is to be added to; `maps`: factors c, h, w of one or two rank-1 attention maps
+    that gate it first. It may be dx itself."""
+    gx = dx.zero_() if gx is None else gx
     n, na, nb, nk = box(gx)
     last = channels_last(gx)
     vec = vector(nk, gx)

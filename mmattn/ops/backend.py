@@ -1,0 +1,66 @@
+"""What a kernel backend is: a module of functions on plain tensors that know nothing of autograd.
+
+`mmattn.ops.native` is that of CPUs, `mmattn.ops.triton` that of CUDA. The operators
+(`mmattn.ops.library`) call them, and nobody else.
+
+What an operator guarantees to a backend
+----------------------------------------
+- `takes(x.device, x.dtype)`; x (N, C, H, W) is dense and not empty, contiguous or channels_last.
+- `dy`, `dx` and `carry` have x's shape, dtype and strides.
+- Vectors (c, s, h, w, g*) are contiguous, on x's device and of the accumulator type `acc`: float64
+  for float64 x, else float32. A `g*` may be None: zero.
+
+What a backend guarantees
+-------------------------
+- Full-size results (y, dx) have x's dtype and strides; vectors are `acc` and contiguous.
+- One element's arithmetic is done in `acc` and rounded once. NaN in, NaN out. Of tied maxima any
+  one (the same one each time) gets the gradient. Two runs give the same bits: no atomics.
+- What is kept for backward (`saved`) has the shapes and types of its `SAVED`.
+
+The functions of a backend
+--------------------------
+Shapes: avg, max, c: (N, C) (of `spatial_pool` avg, max, at: (N, H, W)); s: (N, H, W);
+ch, coord h: (N, C, H); cw, coord w: (N, C, W); hw: (N, H, W); rank-1 c: (N, C), h: (N, H),
+w: (N, W). `at`: int32, where a maximum is.
+
+    takes(device, dtype) -> bool        # device, dtype, toolchain; never raises
+    works(device) -> bool               # whether there are kernels on a device
+    declines(op, x, **options) -> bool  # whether PyTorch's own calls are quicker for this op and x
+    SAVED: of an operator, a function of x and its options: [(shape, whether of integers), ...]
+
+    channel_pool(x, maximum) -> avg, max | None, at | None
+    channel_pool_grad(dx, gavg, gmax, at) -> dx         # dx: a buffer without values
+    spatial_pool(x, c) -> avg, max, at                  # over the channels of x * c
+    spatial_pool_grad(x, c, gavg, gmax, at, need_x, carry) -> dx | None, dc
+    strip_pool(x, channel) -> ch, cw, hw | None         # means over W, over H, over C
+    strip_pool_grad(dx, gch, gcw, ghw) -> dx
+    entropy_pool(x, taps, channel, spatial, avg, max, ent)
+        -> (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
+        # None where not asked for; taps: 1-D, odd length
+    entropy_pool_grad(x, taps, grads, saved) -> dx
+
+    rank1_pool(planes, weights, chunks, taken) -> (c, h, w), saved
+    rank1_pool_grad(planes, weights, chunks, taken, grads, saved) -> dplanes, dweights, dtaken
+    spatial_conv(maps, weight) -> out                   # (N, M, H, W), (1, M, kh, kw) -> (N, H, W)
+    spatial_conv_grad(maps, weight, dy) -> dmaps, dweight
+    min_max(v, low, high) -> u
+    min_max_grad(v, low, high, dy) -> dv
+
+    channel_gate(x, c) -> y, channel_gate_grad(x, c, dy, need_x) -> dx, dc
+    spatial_gate(x, s), product_gate(x, c, s), sum_gate(x, c, s), coord_gate(x, h, w),
+    rank1_gate(x, c, h, w[, c2, h2, w2]) and theirs: the same
+
+    rank1_attention(x, params, states, chunks) -> y, saved      # all of DRTAM
+    rank1_attention_grad(x, params, rules, chunks, saved, dy, need_x) -> dx, dparams
+
+How a gate's backward ends
+--------------------------
+    channel_dx(dy, c, gavg, gmax, at, carry) -> dx                      # SE, ECA
+    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry) -> dx  # CBAM
+    coord_dx(dy, h, w, gch, gcw, carry) -> dx                           # coordinate attention
+    entropy_dx(x, taps, dy, c, s, grads, saved, carry) -> dx            # CAT
+
+The scaled dy, with the pools' gradients added. Where `CARRIES` is False, one pass reads dy, scales
+it, adds and writes; a scale's gradient was asked for factors alone. Where it is True, the scale's
+gradient made dx on the way (`need_x`), which is carried here, and added to in place.
+"""

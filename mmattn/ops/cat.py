@@ -1,0 +1,223 @@
+"""All of CAT's parallel arrangement as one operator (eq. 1-7): y = x * (c + s).
+
+    c = sigmoid(C'_A C_w), C'_A = sum of alpha_p MLP(pool p)                 (N, C)
+    s = sigmoid(S'_A S_w), S'_A = sigmoid(kernel * sum of beta_p map p)      (N, H, W)
+
+Pools are average, maximum of the low-passed map and normalised entropy (eq. 4), of positions and of
+channels; the average map is subtracted. By Algorithm 1, c = C_w sigmoid(C'_A) and s = S_w S'_A.
+
+Forward reads x for all pools in one pass, and to write y: 3 times the map. Backward reads x and dy
+for the gradients of c and s, then both again to write dx: 5.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import layers, reference
+from .library import Gradient, define
+from .pool import check_taps, saved_like
+from .tensors import acc, dense, flat, is_last, some, unless_empty
+
+
+def cat(
+    x: Tensor,
+    taps: Tensor,
+    mlp: Sequence[Tensor],
+    kernel: Tensor,
+    interior: Sequence[Tensor | None],
+    exterior: Tensor | None,
+    pools: Sequence[bool],
+    entropy_range: Sequence[float],
+    equation: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y and its factors c (N, C) and s (N, H, W), by kernels.
+
+    `mlp`: w1 (K, C), w2 (C, K); `kernel` (1, 1, k, k) convolves the weighted sum of the maps,
+    (1, P, k, k) the weighted maps side by side; `interior`: alpha and beta, (P,) each or None for
+    ones; `exterior`: C_w and S_w (2,), or None for ones; `pools`: which of average, maximum and
+    entropy. `equation`: by eq. 1, else by Algorithm 1.
+    """
+    taps, constant = check_taps(x, taps)
+    assert constant
+    low, high = map(float, entropy_range)
+    y, c, s, *_ = torch.ops.mmattn.cat(
+        x, taps, *mlp, kernel, *interior, exterior, list(pools), low, high, equation
+    )
+    return y, c, s
+
+
+def _stack(stats, entropy, signs):
+    """The pools' results side by side, the entropy as it is normalised."""
+    found = [
+        s if sign > 0 else -s for s, sign in zip(stats[:2], signs, strict=True) if s is not None
+    ]
+    return torch.stack(found if entropy is None else [*found, entropy], 1)
+
+
+def _normalised(kernels, ent, low, high):
+    if ent is None:
+        return None
+    return kernels.min_max(ent.flatten(1)[:, None], low, high).view_as(ent)
+
+
+def _maps(stack, beta, side_by_side):
+    if side_by_side:
+        return stack if beta is None else stack * beta[:, None, None]
+    if beta is None:
+        return stack.sum(1, keepdim=True)
+    return torch.einsum('nphw,p->nhw', stack, beta)[:, None].contiguous()
+
+
+def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+    x, kernel = dense(x), flat(kernel)
+    avg, peak, ent = pools
+    stats, pooled = kernels.entropy_pool(
+        x, flat(taps), channel=True, spatial=True, avg=avg, max=peak, ent=ent
+    )
+    channel = _stack(stats[:2], _normalised(kernels, stats[2], low, high), (1, 1))
+    spatial = _stack(stats[3:5], _normalised(kernels, stats[5], low, high), (-1, 1))
+    a, hidden = layers.mlp(channel, w1, None, w2, None, alpha)
+    z = kernels.spatial_conv(_maps(spatial, beta, kernel.shape[1] > 1), kernel).sigmoid_()
+    c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
+    if equation:
+        c, s = (a * c_w).sigmoid_(), (z * s_w).sigmoid_()
+    else:
+        c, s = a.sigmoid() * c_w, z * s_w
+    ents = [some(stats[2], x), some(stats[5], x)]
+    empty = saved_like('entropy_pool', x, True, True, *pools)
+    pooled = [none if t is None else t for t, none in zip(pooled, empty, strict=True)]
+    return kernels.sum_gate(x, c, s), c, s, [a, z, channel, spatial, hidden, *ents, *pooled]
+
+
+def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+    n, c, h, w = x.shape
+    p = sum(pools)
+    saved = [
+        acc(x, n, c), acc(x, n, h, w), acc(x, n, p, c), acc(x, n, p, h, w),
+        acc(x, n, p, w1.shape[0]),
+        acc(x, n, c) if pools[2] else some(None, x),
+        acc(x, n, h, w) if pools[2] else some(None, x),
+    ]  # fmt: skip
+    saved += saved_like('entropy_pool', x, True, True, *pools)
+    return torch.empty_like(dense(x)), acc(x, n, c), acc(x, n, h, w), saved
+
+
+def _equations(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+    channel, spatial = reference.entropy_pool(x, taps, True, True, *pools)
+    stacks = []
+    for (avg, peak, ent), sign in ((channel, 1), (spatial, -1)):
+        ent = None if ent is None else reference.min_max(ent, low, high)
+        stacks.append(_stack((avg, peak), ent, (sign, 1)))
+    stats, maps = stacks
+    out = F.linear(F.linear(stats, w1).relu(), w2)
+    a = out.sum(1) if alpha is None else torch.einsum('npc,p->nc', out, alpha)
+    z = reference.spatial_conv(_maps(maps, beta, kernel.shape[1] > 1), kernel).sigmoid()
+    c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
+    if equation:
+        c, s = (a * c_w).sigmoid(), (z * s_w).sigmoid()
+    else:
+        c, s = a.sigmoid() * c_w, z * s_w
+    return reference.sum_gate(x, c, s), c, s
+
+
+def _keep(ctx, args, outputs):
+    *tensors, ctx.pools, ctx.low, ctx.high, ctx.equation = args
+    ctx.last = is_last(args[0])
+    return *tensors, *outputs[1:3], *outputs[3]
+
+
+def _grads(ctx, saved, dy, gc, gs):
+    x, taps, w1, w2, kernel, alpha, beta, outer, c, s, *saved = saved
+    dx, dw1, dw2, dkernel, *more = torch.ops.mmattn.cat_backward(
+        dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, ctx.pools,
+        ctx.low, ctx.high, ctx.equation, ctx.last, ctx.needs[0],
+    )  # fmt: skip
+    more = iter(more)
+    dalpha, dbeta, douter = (None if t is None else next(more) for t in (alpha, beta, outer))
+    return dx if ctx.needs[0] else None, None, dw1, dw2, dkernel, dalpha, dbeta, douter
+
+
+def _exterior_grad(t, inner, factor, weight, equation):
+    """Of a factor sigmoid(inner * weight) (`equation`) or act * weight, t its gradient: those of
+    inner and weight. `inner` is act itself where it is that already."""
+    if equation:
+        t = layers.sigmoid_grad(t, factor)
+    return t if weight is None else t * weight, None if weight is None else (t * inner).sum()
+
+
+def _unstack(kernels, dstack, ent, pools, signs, low, high):
+    """The gradients of average, maximum and raw entropy."""
+    parts, found = iter(dstack.unbind(1)), []
+    for wanted, sign in zip(pools[:2], signs, strict=True):
+        g = next(parts) if wanted else None
+        found.append(g if g is None else flat(g) if sign > 0 else -g)
+    if not pools[2]:
+        return [*found, None]
+    g = kernels.min_max_grad(
+        ent.flatten(1)[:, None], low, high, dy=flat(next(parts).flatten(1)[:, None])
+    )
+    return [*found, g.view_as(ent)]
+
+
+def _backward(
+    kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, pools, low,
+    high, equation, last, need_x,
+):  # fmt: skip
+    x, kernel = dense(x, last), flat(kernel)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    a, z, channel, spatial, hidden, c_ent, s_ent, *pooled = saved
+    c_w, s_w = (None, None) if outer is None else outer.unbind()
+    carry, dc, ds = kernels.sum_gate_grad(x, c, s, dy=dy, need_x=need_x and kernels.CARRIES)
+    dc, ds = dc if gc is None else dc + gc, ds if gs is None else ds + gs
+    act = a if equation else a.sigmoid()
+    da, dc_w = _exterior_grad(dc, act, c, c_w, equation)
+    if not equation:
+        da = layers.sigmoid_grad(da, act)
+    dz, ds_w = _exterior_grad(ds, z, s, s_w, equation)
+    dz = layers.sigmoid_grad(dz, z)
+
+    dchannel, (dw1, _, dw2, _), dalpha = layers.mlp_grad(
+        da, channel, hidden, w1, None, w2, None, alpha
+    )
+    side_by_side = kernel.shape[1] > 1
+    dmaps, dkernel = kernels.spatial_conv_grad(
+        flat(_maps(spatial, beta, side_by_side)), kernel, dy=flat(dz)
+    )
+    dbeta = None if beta is None else (dmaps * spatial).sum((0, 2, 3))
+    dspatial = dmaps.expand_as(spatial) if beta is None else dmaps * beta[:, None, None]
+
+    dx = some(None, x)
+    if need_x:
+        grads = _unstack(kernels, dchannel, c_ent, pools, (1, 1), low, high)
+        grads += _unstack(kernels, dspatial, s_ent, pools, (-1, 1), low, high)
+        dx = kernels.entropy_dx(
+            x, flat(taps), dy, c, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), carry
+        )
+    douter = None if outer is None else torch.stack((dc_w, ds_w))
+    return [dx, dw1, dw2, dkernel, *(t for t in (dalpha, dbeta, douter) if t is not None)]
+
+
+define(
+    'cat(Tensor x, Tensor taps, Tensor w1, Tensor w2, Tensor kernel, Tensor? alpha, Tensor? beta, '
+    'Tensor? outer, bool[] pools, float low, float high, bool equation)'
+    ' -> (Tensor y, Tensor c, Tensor s, Tensor[] saved)',
+    kernel=_cat,
+    fake=_fake,
+    equations=_equations,
+    gradient=Gradient(_keep, _grads, outputs=3),
+)
+define(
+    'cat_backward(Tensor? dy, Tensor? gc, Tensor? gs, Tensor x, Tensor taps, Tensor w1, Tensor w2, '
+    'Tensor kernel, Tensor? alpha, Tensor? beta, Tensor? outer, Tensor c, Tensor s, '
+    'Tensor[] saved, bool[] pools, float low, float high, bool equation, bool last, bool need_x)'
+    ' -> Tensor[]',
+    kernel=_backward,
+    fake=lambda dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, pools, low,
+    high, equation, last, need_x: [
+        torch.empty_like(dense(x, last)) if need_x else some(None, x),
+        *(acc(x, *t.shape) for t in (w1, w2, kernel, alpha, beta, outer) if t is not None),
+    ],
+)  # fmt: skip

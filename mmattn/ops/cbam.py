@@ -1,0 +1,164 @@
+"""All of CBAM as one operator: y = x * c * s.
+
+    c = sigmoid(MLP(mean of x) + MLP(maximum of x))           over positions; (N, C)
+    s = sigmoid(norm(kernel * [maximum, mean] of x * c))      over channels; (N, H, W)
+
+Forward reads x for each pool, and x to write y: 4 times the map. Backward reads x and dy for the
+gradients of c and s, x for what the second pool adds to that of c, and dy to write dx: 5.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import layers, reference
+from .library import Gradient, define
+from .tensors import acc, dense, flat, ints, is_last, some
+
+
+def cbam(
+    x: Tensor,
+    mlp: Sequence[Tensor | None],
+    kernel: Tensor,
+    norm: Sequence[Tensor],
+    by_batch: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """y, factors c (N, C) and s (N, H, W), and the batch's moments, by kernels.
+
+    `mlp`: w1 (K, C), b1 (K,) or None, w2 (C, K), b2; `kernel` (1, 2, k, k); `norm`: weight, bias,
+    running mean and var, (1,) each, or nothing for none. `by_batch`: it normalises by the batch,
+    whose mean and unbiased variance are the moments (2,).
+    """
+    y, c, s, moments, *_ = torch.ops.mmattn.cbam(x, *mlp, kernel, list(norm), by_batch, eps)
+    return y, c, s, moments
+
+
+def _normalised(v, norm, by_batch, eps):
+    """v (N, H, W) normalised as of one channel, by which mean and variance, and the moments."""
+    if not norm:
+        return v, v.new_empty(0), v.new_empty(0), v.new_zeros(2)
+    weight, bias, mean, var = norm
+    row = v.flatten(1)[:, None]
+    if by_batch:
+        mean, var, moments = layers.batch_moments(row)
+    else:
+        mean, var, moments = mean.clone(), var.clone(), v.new_zeros(2)
+    out = layers.batch_norm(row, mean, var, weight, bias, eps)
+    return out.view_as(v), mean, var, moments.flatten()
+
+
+def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+    x, kernel = dense(x), flat(kernel)
+    avg, peak, channel_at = kernels.channel_pool(x, maximum=True)
+    pooled = torch.stack((avg, peak), 1)
+    out, hidden = layers.mlp(pooled, w1, b1, w2, b2, None)
+    c = out.sigmoid_()
+    avg, peak, at = kernels.spatial_pool(x, c)
+    maps = torch.stack((peak, avg), 1)
+    v = kernels.spatial_conv(maps, kernel)
+    out, mean, var, moments = _normalised(v, norm, by_batch, eps)
+    s = out.sigmoid()
+    saved = [pooled, channel_at, hidden, maps, at]
+    return kernels.product_gate(x, c, s), c, s, moments, [*saved, v, mean, var]
+
+
+def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+    n, c, h, w = x.shape
+    one = acc(x, 1) if norm else acc(x, 0)
+    saved = [
+        acc(x, n, 2, c), ints(x, n, c), acc(x, n, 2, w1.shape[0]), acc(x, n, 2, h, w),
+        ints(x, n, h, w), acc(x, n, h, w), one, torch.empty_like(one),
+    ]  # fmt: skip
+    return torch.empty_like(dense(x)), acc(x, n, c), acc(x, n, h, w), acc(x, 2), saved
+
+
+def _equations(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+    avg, peak = reference.channel_pool(x, True)
+    logits = [F.linear(F.linear(v, w1, b1).relu(), w2, b2) for v in (avg, peak)]
+    c = (logits[0] + logits[1]).sigmoid()
+    avg, peak = reference.spatial_pool(x, c)
+    v = reference.spatial_conv(torch.stack((peak, avg), 1), kernel).unsqueeze(1)
+    moments = v.new_zeros(2)
+    if norm:
+        weight, bias, mean, var = norm
+        if by_batch:
+            with torch.no_grad():
+                moments = torch.stack((v.mean(), v.var()))
+            v = F.batch_norm(v, None, None, weight, bias, True, 0.0, eps)
+        else:
+            v = F.batch_norm(v, mean, var, weight, bias, False, 0.0, eps)
+    s = v.squeeze(1).sigmoid()
+    return reference.product_gate(x, c, s), c, s, moments
+
+
+def _keep(ctx, args, outputs):
+    x, *rest, norm, ctx.by_batch, ctx.eps = args
+    ctx.last, ctx.norm = is_last(x), len(norm)
+    return x, *rest, *norm[:1], *outputs[1:3], *outputs[4]
+
+
+def _grads(ctx, saved, dy, gc, gs):
+    x, w1, b1, w2, b2, kernel, *rest = saved
+    weight = [rest.pop(0)] if ctx.norm else []
+    dx, *grads = torch.ops.mmattn.cbam_backward(
+        dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, rest, ctx.by_batch, ctx.eps, ctx.last,
+        ctx.needs[0],
+    )  # fmt: skip
+    grads = iter(grads)
+    found = [None if t is None else next(grads) for t in (w1, b1, w2, b2, kernel)]
+    norm = [*grads, None, None] if ctx.norm else []
+    return dx if ctx.needs[0] else None, *found, *norm
+
+
+def _backward(
+    kernels, dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, saved, by_batch, eps, last, need_x
+):
+    x, kernel = dense(x, last), flat(kernel)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    c, s, pooled, channel_at, hidden, maps, at, v, mean, var = saved
+    carry, dc, ds = kernels.product_gate_grad(x, c, s, dy=dy, need_x=need_x and kernels.CARRIES)
+    ds = layers.sigmoid_grad(ds if gs is None else ds + gs, s)
+    norm = []
+    if weight:
+        ds, *norm = layers.batch_norm_grad(
+            ds.flatten(1)[:, None], v.flatten(1)[:, None], weight[0], mean, var, by_batch, eps
+        )
+        ds = ds.view_as(s)
+    dmaps, dkernel = kernels.spatial_conv_grad(maps, kernel, dy=flat(ds))
+    gm, ga = flat(dmaps[:, 0]), flat(dmaps[:, 1])
+    carry, more = kernels.spatial_pool_grad(
+        x, c, ga, gm, at, need_x=need_x and kernels.CARRIES, carry=carry
+    )
+    dc += more
+    g = layers.sigmoid_grad(dc if gc is None else dc + gc, c)
+    dpooled, grads, _ = layers.mlp_grad(g, pooled, hidden, w1, b1, w2, b2, None)
+    dx = some(None, x)
+    if need_x:
+        gavg, gmax = flat(dpooled[:, 0]), flat(dpooled[:, 1])
+        dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry)
+    return [dx, *(t for t in grads if t is not None), dkernel, *norm]
+
+
+define(
+    'cbam(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, Tensor[] norm, '
+    'bool by_batch, float eps) -> (Tensor y, Tensor c, Tensor s, Tensor moments, Tensor[] saved)',
+    kernel=_cbam,
+    fake=_fake,
+    equations=_equations,
+    gradient=Gradient(_keep, _grads, outputs=3),
+)
+define(
+    'cbam_backward(Tensor? dy, Tensor? gc, Tensor? gs, Tensor x, Tensor w1, Tensor? b1, '
+    'Tensor w2, Tensor? b2, Tensor kernel, Tensor[] weight, Tensor[] saved, bool by_batch, '
+    'float eps, bool last, bool need_x) -> Tensor[]',
+    kernel=_backward,
+    fake=lambda dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, saved, by_batch, eps, last,
+    need_x: [
+        torch.empty_like(dense(x, last)) if need_x else some(None, x),
+        *(acc(x, *t.shape) for t in (w1, b1, w2, b2, kernel) if t is not None),
+        *(acc(x, 1) for _ in 2 * weight),
+    ],
+)  # fmt: skip

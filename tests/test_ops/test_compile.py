@@ -1,0 +1,141 @@
+"""`torch.compile` and `torch.export` of the gates run the kernels, to eager mode's results."""
+
+import copy
+
+import pytest
+import torch
+from needs import needs_kernels
+from torch import nn
+
+import mmattn.attention as attention
+from mmattn import ops
+
+pytestmark = needs_kernels
+GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
+each_gate = pytest.mark.parametrize('name', GATES)
+
+
+def made(name, channels=8, **kwargs):
+    torch.manual_seed(0)
+    gate = getattr(attention, name)(channels, **kwargs).double()
+    with torch.no_grad():
+        for p in gate.parameters():
+            p.add_(torch.randn_like(p) * 0.3)
+    return gate
+
+
+def seen_by_the_compiler(found):
+    """A backend that notes the targets of the graphs, forward and backward."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def note(graph, _):
+        found.update(str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=note, bw_compiler=note)
+
+
+def outcome(gate, x):
+    y = gate(x)
+    return [
+        y, *torch.autograd.grad(y.square().sum(), [x, *gate.parameters()]),
+        *(b.clone() for b in gate.buffers()),
+    ]  # fmt: skip
+
+
+@each_gate
+@pytest.mark.parametrize(
+    'train, dynamic',
+    (
+        pytest.param(True, True, id='train-dynamic'),
+        pytest.param(True, False, id='train-static', marks=pytest.mark.slow),
+        pytest.param(False, True, id='eval-dynamic', marks=pytest.mark.slow),
+    ),
+)
+def test_compiled_in_one_graph_with_kernels(name, train, dynamic):
+    torch._dynamo.reset()
+    gate, targets = made(name).train(train), set()
+    plain = copy.deepcopy(gate)
+    compiled = torch.compile(
+        gate, backend=seen_by_the_compiler(targets), fullgraph=True, dynamic=dynamic
+    )
+    for shape in ((2, 8, 6, 5), (3, 8, 7, 9)) if dynamic else ((2, 8, 6, 5),):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            x = torch.randn(shape, dtype=torch.float64).to(memory_format=layout)
+            expected = outcome(plain, x.clone().requires_grad_())
+            y = compiled(x.requires_grad_())
+            found = [
+                y, *torch.autograd.grad(y.square().sum(), [x, *gate.parameters()]),
+                *(b.clone() for b in gate.buffers()),
+            ]  # fmt: skip
+            assert y.is_contiguous(memory_format=layout)
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    ours = {target.split('.')[1] for target in targets if target.startswith('mmattn.')}
+    assert any(target.endswith('_backward') for target in ours), ours
+    assert any(not target.endswith('_backward') for target in ours), ours
+
+
+@each_gate
+def test_compiled_without_gradients(name):
+    torch._dynamo.reset()
+    gate, targets = made(name).eval(), set()
+    compiled = torch.compile(gate, backend=seen_by_the_compiler(targets), fullgraph=True)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        assert torch.equal(compiled(x), gate(x))
+    assert any(target.startswith('mmattn.') for target in targets)
+
+
+@pytest.mark.slow
+@each_gate
+def test_inductor_in_a_network(name):
+    """Between layers that are fused."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        getattr(attention, name)(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+    )  # fmt: skip
+    x, results = torch.randn(2, 3, 12, 10), []
+    for model in (copy.deepcopy(net), torch.compile(copy.deepcopy(net), fullgraph=True)):
+        leaf = x.clone().requires_grad_()
+        y = model(leaf)
+        y.square().sum().backward()
+        results.append((y, leaf.grad, *(p.grad for p in model.parameters())))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max()))
+
+
+@each_gate
+def test_impl_reference_is_compiled_as_equations(name):
+    torch._dynamo.reset()
+    gate, targets = made(name, impl='reference'), set()
+    compiled = torch.compile(gate, backend=seen_by_the_compiler(targets), fullgraph=True)
+    x = torch.randn(2, 8, 6, 5, dtype=torch.float64, requires_grad=True)
+    expected = outcome(copy.deepcopy(gate), x)
+    y = compiled(x)
+    torch.testing.assert_close(y, expected[0])
+    assert not any('mmattn' in target for target in targets)
+
+
+def targets_of(program):
+    """Autocast switched off is a graph of its own within."""
+    graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
+    return {str(node.target) for graph in graphs for node in graph.graph.nodes}
+
+
+@each_gate
+@pytest.mark.parametrize('strict', (True, False), ids=('strict', 'non-strict'))
+def test_exported_with_operators_or_equations(name, strict):
+    gate = made(name).eval()
+    x = torch.randn(3, 8, 6, 5, dtype=torch.float64)
+    batch = torch.export.Dim('batch', min=2)
+    program = torch.export.export(gate, (x,), dynamic_shapes=({0: batch},), strict=strict)
+    targets = targets_of(program)
+    assert any(target.startswith('mmattn.') for target in targets)
+    torch.testing.assert_close(program.module()(x[:2]), gate(x[:2]))
+    plain = program.run_decompositions(ops.decompositions)
+    targets = targets_of(plain)
+    assert targets and not any('mmattn' in target for target in targets), targets
+    torch.testing.assert_close(plain.module()(x), gate(x))
