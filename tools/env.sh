@@ -257,6 +257,9 @@ mmattn_need() {
         mmattn_check_python "$1"
         return
     fi
+    # .venv comes without bytecode (mmattn_pip_install): not kept, every process would compile
+    # torch and the codebases again, 10 seconds each time.
+    unset PYTHONDONTWRITEBYTECODE
     mkdir -p "$ROOT/.venv"
     if command -v flock >/dev/null; then
         exec 9>"$ROOT/.venv/.lock"

@@ -92,7 +92,8 @@ def set_up(checkout, tmp_path, bin_folder):
         ran = subprocess.run(
             [
                 'bash', '-euc', 'cd /; need="$1"; shift; . "$0" "$@"; mmattn_need "$need"; '
-                'echo "PYTHON=$PYTHON"', checkout / 'tools' / 'env.sh', need, *args,
+                'echo "PYTHON=$PYTHON"; echo "no bytecode: ${PYTHONDONTWRITEBYTECODE:-kept}"',
+                checkout / 'tools' / 'env.sh', need, *args,
             ],
             env=environment, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
@@ -114,6 +115,12 @@ def test_stages_once_each(set_up, checkout):
     for need in ('classification', 'all', 'tests'):
         ran, told = set_up(need=need)
         assert (ran.returncode, told) == (0, [])
+
+
+def test_bytecode_is_kept_where_none_was_installed(set_up, bin_folder):
+    assert 'no bytecode: kept' in set_up(PYTHONDONTWRITEBYTECODE='1')[0].stdout
+    shutil.copy(bin_folder / 'python3', bin_folder / 'python')
+    assert 'no bytecode: 1' in set_up('--no-venv', PYTHONDONTWRITEBYTECODE='1')[0].stdout
 
 
 def test_every_package_by_its_hash(set_up):
