@@ -258,7 +258,7 @@ def _composed(x, params, running, by_batch, eps, chunks, maxima=(False, False), 
         out, found = reference.rank1_layers(descriptors, norms, mlp)
         factors.append(out)
         moments += found
-    zeros = acc(running[0], 2).zero_()
+    zeros = x.new_zeros(2, dtype=stats_dtype(x))
     moments = [zeros if pair is None else pair for pair in moments]
     return rank1_gate(x, *factors, impl=impl), torch.stack(moments)
 
