@@ -19,6 +19,7 @@ from .coord import coord
 from .dispatch import (
     PLAIN,
     check_impl,
+    declines,
     get_impl,
     runs_kernels,
     set_impl,
@@ -42,6 +43,7 @@ __all__ = [
     'check_impl',
     'coord',
     'coord_gate',
+    'declines',
     'decompositions',
     'eca',
     'entropy_pool',
