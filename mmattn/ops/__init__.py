@@ -18,6 +18,7 @@ from .convolution import spatial_conv
 from .coord import coord
 from .dispatch import (
     PLAIN,
+    backend_of,
     check_impl,
     get_impl,
     runs_kernels,
@@ -35,6 +36,7 @@ from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_g
 __all__ = [
     'PLAIN',
     'Norm',
+    'backend_of',
     'cat',
     'cbam',
     'channel_gate',
