@@ -264,7 +264,11 @@ class _Function(torch.autograd.Function):
         if all(g is None for g in grads):
             return (None,) * (5 + len(ctx.needs))
         # Unpacked once: checkpointing unpacks nothing twice.
-        return *(None,) * 5, *ctx.gradient.backward(ctx, ctx.saved_tensors, *grads)
+        saved, differentiate = ctx.saved_tensors, ctx.gradient.backward
+        if torch.is_grad_enabled() or dispatch.forward_level() >= 0:
+            return *(None,) * 5, *differentiate(ctx, saved, *grads)
+        with torch._C._AutoDispatchBelowAutograd():  # nobody differentiates the backward
+            return *(None,) * 5, *differentiate(ctx, saved, *grads)
 
 
 class _Refusal(torch.autograd.Function):
