@@ -126,3 +126,18 @@ def a_stale_program():
             torch.ops.mmattn.channel_gate(torch.ones(1, 2, 3, 3), [torch.ones(1, 2)])
         except RuntimeError as error:
             return str(error)
+
+
+def compile_failed():
+    """How far off compiled code is, of an operator that has failed."""
+    x, factors = examples.arguments('channel_gate', (2, 3, 4, 5), FLOAT, False)
+    results = []
+    with (
+        mock.patch.object(selfcheck, 'CHECKED', {'cpu'}),
+        mock.patch.dict(selfcheck._verdicts, {('channel_gate', CPU, FLOAT): 'it is off'}),
+        spoiled(*SPOILS['value']),
+    ):
+        made = torch.compile(ops.channel_gate, backend='aot_eager', fullgraph=True)
+        for y in (made(x, *factors), ops.channel_gate(x, *factors, impl='reference')):
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *factors])])
+    return max(float((a - b).detach().abs().max()) for a, b in zip(*results, strict=True))

@@ -95,6 +95,11 @@ def test_the_error_of_a_program_that_is_older_than_the_verdict(run):
     assert 'failed its self-check' in run(selfcheck_cases.a_stale_program)
 
 
+@pytest.mark.slow
+def test_a_failed_operator_is_compiled_as_equations(run):
+    assert run(selfcheck_cases.compile_failed) < 1e-5
+
+
 # ---------------------------------------------------------------- verdicts, kept and shared
 
 
