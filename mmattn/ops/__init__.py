@@ -18,6 +18,7 @@ from .convolution import spatial_conv
 from .coord import coord
 from .dispatch import (
     PLAIN,
+    backend_of,
     check_impl,
     declines,
     get_impl,
@@ -36,6 +37,7 @@ from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_g
 __all__ = [
     'PLAIN',
     'Norm',
+    'backend_of',
     'cat',
     'cbam',
     'channel_gate',
