@@ -5,7 +5,7 @@ these, and `mmattn.analysis.launches` counts what it launches. They come from a 
 own, so that nobody's random numbers move.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ CHUNKS = [3, 1]
 class Maker:
     """Makes tensors of one map's shape, dtype, memory format and device."""
 
-    def __init__(self, shape, dtype: torch.dtype, last: bool, device: str | torch.device):
+    def __init__(
+        self, shape: Sequence[int], dtype: torch.dtype, last: bool, device: str | torch.device
+    ) -> None:
         self.shape, self.dtype, self.last, self.device = tuple(shape), dtype, last, device
         self.acc = stats_dtype(torch.empty(0, dtype=dtype))
         self.generator = torch.Generator().manual_seed(0)
@@ -144,7 +146,11 @@ ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
 
 
 def arguments(
-    name: str, shape, dtype: torch.dtype, last: bool, device: str | torch.device = 'cpu'
+    name: str,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    last: bool,
+    device: str | torch.device = 'cpu',
 ) -> tuple[Any, ...]:
     """What `torch.ops.mmattn.<name>` is called with, of a map of this shape."""
     return ARGUMENTS[name](Maker(shape, dtype, last, device))
