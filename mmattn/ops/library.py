@@ -237,7 +237,15 @@ class _Function(torch.autograd.Function):
     """An operator with its backward. Functions know no lists: `lengths` is filled for `_nested`."""
 
     @staticmethod
-    def forward(ctx, op, gradient, lists, args, lengths, *flat):
+    def forward(
+        ctx: Any,
+        op: Any,
+        gradient: Gradient,
+        lists: list,
+        args: tuple,
+        lengths: list[int],
+        *flat: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         flat_, full = iter(flat), []
         for arg, is_list in zip(args, lists, strict=True):
             if is_list:
@@ -258,7 +266,7 @@ class _Function(torch.autograd.Function):
         return tuple(every)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # Of a result that was left out, a tensor (0,), there is no gradient.
         grads = [None if g is None or g.shape == (0,) else g for g in grads[: ctx.gradient.outputs]]
         if all(g is None for g in grads):
@@ -275,11 +283,11 @@ class _Refusal(torch.autograd.Function):
     """Tensors as they are, for a graph that ends here: who walks it gets an error."""
 
     @staticmethod
-    def forward(ctx, outputs, *causes):
+    def forward(ctx: Any, outputs: Sequence[Tensor], *causes: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.detach() for t in outputs)
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: Tensor) -> None:
         raise RuntimeError(TWICE)
 
 
