@@ -13,6 +13,7 @@ import pytest
 import selfcheck_cases
 import torch
 import triton_cases
+from needs import needs_kernels
 
 from mmattn import ops
 from mmattn.ops import examples
@@ -37,6 +38,14 @@ def run(tmp_path_factory):
 def test_every_operator_has_an_example():
     names = {op._schema.name.partition('::')[2] for op in ops.decompositions}
     assert names == set(examples.ARGUMENTS)
+
+
+@needs_kernels
+@pytest.mark.parametrize('dtype', (FLOAT, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize('op', examples.ARGUMENTS)
+def test_the_bounds_are_wide_enough(op, dtype):
+    """Rounding alone is no failure: the CPU's kernels, too, pass with the maps of a GPU."""
+    assert selfcheck.examine(op, 'cpu', dtype) is None
 
 
 # Those that the interpreter takes long for.
