@@ -412,8 +412,35 @@ def kernels(page: Page) -> None:
         page.say('GPU kernels', 'no GPU for them')
     elif dispatch.backend('cuda').works(torch.device('cuda')):
         page.say('GPU kernels', 'Triton')
+        self_checks(page, torch.device('cuda'))
     else:
         page.say('GPU kernels', f'the equations, slower: {_no_triton(torch)}')
+
+
+def self_checks(page: Page, device: object) -> None:
+    """The verdicts that are kept of this GPU's kernels (`mmattn.ops.triton.selfcheck`)."""
+    from mmattn.ops.triton import selfcheck
+
+    if os.environ.get('MMATTN_SELFCHECK') == '0':
+        page.say('self-checks', 'not made (MMATTN_SELFCHECK=0)')
+        return
+    here = selfcheck.describe(device)
+    found = [v for v in selfcheck.verdicts() if here.items() <= v.items()]
+    page.say('self-checks', ', '.join(f'{value}' for value in here.values()))
+    for good, word in ((True, 'passed'), (False, 'FAILED')):
+        names = [f'{v["op"]} in {v["dtype"]}' for v in found if (v['problem'] is None) == good]
+        if names:
+            page.say('', f'{word}: {", ".join(names)}')
+    if not found:
+        page.say('', 'none yet: each operator is checked at its first use')
+    for verdict in found:
+        if verdict['problem'] is not None:
+            page.broke(
+                f'the Triton kernels of {verdict["op"]!r} in {verdict["dtype"]} failed their '
+                f'self-check: {verdict["problem"]}',
+                'report this page, please; until then its equations run, and deleting '
+                f'{selfcheck.folder()} has it checked again',
+            )
 
 
 def _no_triton(torch: ModuleType) -> str:

@@ -1,6 +1,7 @@
 """The report, in made-up situations: what is broken gives code 1 and says how to mend it."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -287,6 +288,33 @@ def test_kernels_unwanted(page, monkeypatch):
     doctor.kernels(page)
     assert row(page, 'CPU kernels').endswith('the equations (MMATTN_NATIVE=0)')
     assert not page.broken
+
+
+def test_self_checks(page, monkeypatch, tmp_path):
+    from mmattn.ops.triton import selfcheck
+
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    about = dict(device='Made Up 100, sm_90', driver='570', triton='3.8', torch='2', source='s')
+    monkeypatch.setattr(selfcheck, 'describe', lambda device: about)
+    doctor.self_checks(page, None)
+    assert row(page, 'self-checks').endswith('Made Up 100, sm_90, 570, 3.8, 2, s')
+    assert 'none yet' in str(page)
+    page.lines.clear()
+    selfcheck.folder().mkdir(parents=True)
+    for number, more in enumerate(
+        (
+            dict(op='se', problem=None),
+            dict(op='cat', problem='y is off by 0.5'),
+            dict(op='eca', problem=None, driver='550'),
+        )
+    ):
+        verdict = {**about, 'dtype': 'bfloat16', **more}
+        (selfcheck.folder() / f'{number}.json').write_text(json.dumps(verdict))
+    doctor.self_checks(page, None)
+    assert 'passed: se in bfloat16\n' in str(page)
+    assert 'FAILED: cat in bfloat16\n' in str(page)
+    what, mend = only_broken(page)
+    assert 'y is off by 0.5' in what and 'report this page' in mend
 
 
 def test_operators_missing(page, monkeypatch):

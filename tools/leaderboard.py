@@ -27,6 +27,8 @@ with redirect_stdout(sys.stderr):
     from mmattn.papers import own
     from mmattn.runs.atomic import write_text
 
+os.environ.pop('MMATTN_READ_ONLY', None)  # for these imports, and no process that is started
+
 FAILED = 1
 SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 

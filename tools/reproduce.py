@@ -135,11 +135,7 @@ def confirm(runs, args, driver):
             print(f'trial {number} of {len(unknown)}: {run.config}', flush=True)
             needs.try_out(run, driver, args.gpus_per_run)
         left, unknown = needs.estimate(runs, args.work_dir, driver.kind, args.gpus_per_run)
-    text = f'{watch.duration(left)} of GPU time' if left or not unknown else ''
-    if unknown:
-        text += f'{" and " if text else ""}{len(unknown)} configs of which no run is done yet'
-        text += ' (--measure tries each for two minutes)'
-    print(f'to do: {text}', flush=True)
+    say_time(left, unknown)
     if not args.no_check:
         check_disk(runs, args)
     if args.yes or (left < ASK and not unknown):
@@ -150,6 +146,19 @@ def confirm(runs, args, driver):
         raise UserError('not started')
 
 
+def say_time(left, unknown):
+    text = f'{watch.duration(left)} of GPU time' if left or not unknown else ''
+    if unknown:
+        text += f'{" and " if text else ""}{len(unknown)} configs of which no run is done yet'
+        text += ' (--measure tries each for two minutes)'
+    print(f'to do: {text}', flush=True)
+
+
+def say_disk(wanted, free):
+    if wanted:
+        print(f'disk: {wanted / 1e9:.1f} GB for checkpoints and logs, {free / 1e9:.1f} GB are free')
+
+
 def check_disk(runs, args):
     """Says what will be written.
 
@@ -157,9 +166,7 @@ def check_disk(runs, args):
         UserError: if there is no room for it.
     """
     wanted, free = needs.disk(runs, args.work_dir)
-    if not wanted:
-        return
-    print(f'disk: {wanted / 1e9:.1f} GB for checkpoints and logs, {free / 1e9:.1f} GB are free')
+    say_disk(wanted, free)
     if wanted > free:
         raise UserError(
             f'{args.work_dir} has no room for {wanted / 1e9:.1f} GB; --no-check starts all the same'
@@ -192,7 +199,14 @@ def dry_run(runs, args):
             after = f', after {run.waits_for.name}' if run.waits_for else ''
             rows = '; '.join(run.rows) or 'for others to start from'
             print(f'{run.name}{after}: {rows}')
-        print(f'{len(runs)} runs')
+        print(f'{len(runs)} runs', flush=True)
+        try:
+            kind = make_driver(runs, args, print).kind
+        except UserError:
+            kind = 'elsewhere'  # this machine cannot run it: runs that are done still tell
+        say_time(*needs.estimate(runs, args.work_dir, kind, args.gpus_per_run))
+        if not args.no_check:
+            say_disk(*needs.disk(runs, args.work_dir, remember=False))
 
 
 def keep_watching(runs, work_dir):

@@ -4,10 +4,23 @@ _base_ = '../quickstart/fcn_r18-d8-drtam-pool_digits-voc.py'
 model = dict(backbone=dict(plugins=None))
 
 data_root = 'data/digits-study/VOCdevkit/VOC2012'
-datasets = _base_.train_dataloader.dataset.datasets
-for dataset in datasets:
-    dataset.data_root = data_root
-train_dataloader = dict(dataset=dict(datasets=datasets))
+digits = dict(type='PascalVOCDataset', data_root=data_root, pipeline=_base_.train_pipeline)
+train_dataloader = dict(
+    dataset=dict(
+        datasets=[
+            dict(
+                **digits,
+                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClass'),
+                ann_file='ImageSets/Segmentation/train.txt',
+            ),
+            dict(
+                **digits,
+                data_prefix=dict(img_path='JPEGImages', seg_map_path='SegmentationClassAug'),
+                ann_file='ImageSets/Segmentation/aug.txt',
+            ),
+        ]
+    )
+)
 val_dataloader = dict(dataset=dict(data_root=data_root))
 test_dataloader = val_dataloader
 

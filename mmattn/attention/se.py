@@ -35,7 +35,8 @@ class SE(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         layers = mlp_weights(self.mlp)
-        if layers and not listened_to() and runs_kernels(x, self.impl, layers):
+        plain = layers and not listened_to()
+        if plain and runs_kernels(x, self.impl, layers) and not ops.declines('se', x):
             return ops.se(x, *layers)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()

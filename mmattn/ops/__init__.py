@@ -18,7 +18,9 @@ from .convolution import spatial_conv
 from .coord import coord
 from .dispatch import (
     PLAIN,
+    backend_of,
     check_impl,
+    declines,
     get_impl,
     runs_kernels,
     set_impl,
@@ -35,6 +37,7 @@ from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_g
 __all__ = [
     'PLAIN',
     'Norm',
+    'backend_of',
     'cat',
     'cbam',
     'channel_gate',
@@ -42,6 +45,7 @@ __all__ = [
     'check_impl',
     'coord',
     'coord_gate',
+    'declines',
     'decompositions',
     'eca',
     'entropy_pool',

@@ -1,5 +1,7 @@
 """Checks of what an op is given: each raises a ValueError in words."""
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def check_map(x: Tensor) -> None:
         )
 
 
-def check_shapes(shape, axes: str, tensors) -> None:
+def check_shapes(shape: Sequence[int], axes: str, tensors: Iterable[Tensor]) -> None:
     """Raise ValueError unless each has its axes of the (N, C, H, W) `shape`: 'nc' is (N, C)."""
     if torch.jit.is_tracing():
         return

@@ -10,6 +10,7 @@ import contextvars
 import functools
 import importlib
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 
@@ -78,10 +79,41 @@ def stats_dtype(x: torch.Tensor) -> torch.dtype:
 @functools.cache
 def backend(device_type: str) -> ModuleType | None:
     """The kernel backend module of a device type, or None where there is none."""
-    try:
-        return importlib.import_module(_BACKENDS[device_type])
-    except (KeyError, ImportError):
+    name = _BACKENDS.get(device_type)
+    if name is None:
         return None
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        warnings.warn(
+            f'mmattn runs its reference ops on {device_type}: {name} does not load ({error})',
+            stacklevel=2,
+        )
+        return None
+
+
+def passes(op: str, x: Tensor) -> bool:
+    """Whether an operator's kernels may be trusted where x is: the first call on a GPU checks."""
+    check = getattr(backend(x.device.type), 'passes', None)
+    return check is None or check(op, x)
+
+
+def backend_of(x: Tensor, op: str | None = None, impl: str | None = None) -> str:
+    """What runs an op on x: 'native' (C++, on the CPU), 'triton' (on a GPU) or 'reference'.
+
+    'reference' are the equations. With the name of an operator, as 'drtam', its self-check on a
+    GPU counts, too; it is made now unless there is a verdict.
+
+    Raises:
+        ValueError: if `impl` is neither 'fast' nor 'reference', or no operator has that name.
+    """
+    if impl is not None:
+        check_impl(impl)
+    if op is not None and not hasattr(torch.ops.mmattn, op):
+        raise ValueError(f'op must be the name of an operator of torch.ops.mmattn, got {op!r}')
+    if not runs_kernels(x, impl) or not (op is None or passes(op, x)):
+        return 'reference'
+    return backend(x.device.type).__name__.rpartition('.')[2]
 
 
 def two_devices(first: object, second: object) -> RuntimeError:

@@ -258,7 +258,7 @@ def _composed(x, params, running, by_batch, eps, chunks, maxima=(False, False), 
         out, found = reference.rank1_layers(descriptors, norms, mlp)
         factors.append(out)
         moments += found
-    zeros = acc(running[0], 2).zero_()
+    zeros = x.new_zeros(2, dtype=stats_dtype(x))
     moments = [zeros if pair is None else pair for pair in moments]
     return rank1_gate(x, *factors, impl=impl), torch.stack(moments)
 
@@ -272,7 +272,7 @@ def _fake(x, params, running, by_batch, eps, chunks):
 
 
 def _kernel(kernels, x, params, running, by_batch, eps, chunks):
-    params = [flat(p) for p in params]
+    params = [p if p.is_contiguous() else p.contiguous() for p in params]
     # Batch norms that move by all of the batch's moments leave these.
     moments = acc(x, len(eps), 2).zero_()
     to = moments.view(-1, 1).unbind()
@@ -301,10 +301,10 @@ def _grads(ctx, saved, dy):
 
 
 def _backward(kernels, dy, x, params, by_batch, eps, chunks, saved, last, need_x):
+    params = [p if p.is_contiguous() else p.contiguous() for p in params]
     rules = [(1.0 if mine else None, e) for mine, e in zip(by_batch, eps, strict=True)]
     dx, dparams = kernels.rank1_attention_grad(
-        dense(x, last), [flat(p) for p in params], rules, tuple(chunks), saved,
-        dy=dense(dy, last), need_x=need_x,
+        dense(x, last), params, rules, tuple(chunks), saved, dy=dense(dy, last), need_x=need_x
     )  # fmt: skip
     return [some(dx, x), *dparams]
 

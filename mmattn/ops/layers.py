@@ -60,7 +60,9 @@ def batch_moments(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return mean, var, torch.stack((mean, var * (count / max(count - 1, 1))))
 
 
-def batch_norm(v: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float):
+def batch_norm(
+    v: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
     """v (N, C, L) normalised by mean and var, be they the batch's or running ones."""
     return F.batch_norm(v, mean, var, weight, bias, False, 0.0, eps)
 

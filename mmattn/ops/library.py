@@ -57,6 +57,8 @@ BATCHED = (
 
 # Every forward operator with its equations, for `ExportedProgram.run_decompositions`.
 decompositions: dict[Any, Callable] = {}
+# Every operator's kernel by its name, to be called with a backend: for analysis.
+kernels: dict[str, Callable] = {}
 
 
 class Gradient(NamedTuple):
@@ -94,13 +96,18 @@ def define(
     LIBRARY.define(schema, tags=_TAGS)
     op = getattr(torch.ops.mmattn, name).default
 
+    kernels[name] = kernel
     several = len(op._schema.returns) > 1
     written = None if gradient is None else _padded(op, equations, fake)
 
     def run(*args):
         x = next(_tensors(args))
         if 0 < x.numel() < 2**31:
-            found = kernel(_backend(name, x.device), *args)
+            backend = _backend(name, x.device)
+            if gradient is not None and not dispatch.passes(name, x):
+                found = _instead(name, written, args)
+            else:
+                found = kernel(backend, *args)
         elif not x.numel():  # of an empty map, which compiled code may come to
             found = _zeros(fake(*args)) if gradient is None else written(*args)
         else:
@@ -119,6 +126,17 @@ def define(
         LIBRARY.impl(name, _differentiable(name, op, written, gradient), 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
+
+
+def _instead(name, written, args):
+    """The equations' results of an operator whose kernels failed their check. What is kept for
+    backward is not among them: autograd differentiates the equations, in place of the operator."""
+    if not torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f'mmattn::{name} failed its self-check on this GPU after this program was compiled or '
+            'exported with it: compile it anew, or decompose it (mmattn.ops.decompositions)'
+        )
+    return written(*args)
 
 
 def _zeros(found):
@@ -185,8 +203,6 @@ def _differentiable(name, op, equations, gradient):
     function = type(_Function)(name, (_Function,), {})
 
     def call(*args):
-        if _has_tangent(args):
-            return equations(*args)
         flat = []
         for arg, is_list in zip(args, lists, strict=True):
             if is_list:
@@ -197,6 +213,8 @@ def _differentiable(name, op, equations, gradient):
         for t in flat:
             if t is not None and t.device != device:
                 raise dispatch.two_devices(device, t.device)
+        if _has_tangent(args) or not dispatch.passes(name, next(_tensors(args))):
+            return equations(*args)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
             lengths = []
             return _nested(function.apply(op, gradient, lists, args, lengths, *flat), lengths)
@@ -219,7 +237,15 @@ class _Function(torch.autograd.Function):
     """An operator with its backward. Functions know no lists: `lengths` is filled for `_nested`."""
 
     @staticmethod
-    def forward(ctx, op, gradient, lists, args, lengths, *flat):
+    def forward(
+        ctx: Any,
+        op: Any,
+        gradient: Gradient,
+        lists: list,
+        args: tuple,
+        lengths: list[int],
+        *flat: Tensor | None,
+    ) -> tuple[Tensor, ...]:
         flat_, full = iter(flat), []
         for arg, is_list in zip(args, lists, strict=True):
             if is_list:
@@ -240,24 +266,28 @@ class _Function(torch.autograd.Function):
         return tuple(every)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # Of a result that was left out, a tensor (0,), there is no gradient.
         grads = [None if g is None or g.shape == (0,) else g for g in grads[: ctx.gradient.outputs]]
         if all(g is None for g in grads):
             return (None,) * (5 + len(ctx.needs))
         # Unpacked once: checkpointing unpacks nothing twice.
-        return *(None,) * 5, *ctx.gradient.backward(ctx, ctx.saved_tensors, *grads)
+        saved, differentiate = ctx.saved_tensors, ctx.gradient.backward
+        if torch.is_grad_enabled() or dispatch.forward_level() >= 0:
+            return *(None,) * 5, *differentiate(ctx, saved, *grads)
+        with torch._C._AutoDispatchBelowAutograd():  # nobody differentiates the backward
+            return *(None,) * 5, *differentiate(ctx, saved, *grads)
 
 
 class _Refusal(torch.autograd.Function):
     """Tensors as they are, for a graph that ends here: who walks it gets an error."""
 
     @staticmethod
-    def forward(ctx, outputs, *causes):
+    def forward(ctx: Any, outputs: Sequence[Tensor], *causes: Tensor) -> tuple[Tensor, ...]:
         return tuple(t.detach() for t in outputs)
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx: Any, *_: Tensor) -> None:
         raise RuntimeError(TWICE)
 
 

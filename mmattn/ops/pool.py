@@ -6,6 +6,8 @@ strip_pool     ch (N, C, H), cw (N, C, W), hw (N, H, W)   means over W, H, C: DR
 entropy_pool   avg, max, ent of both axes: CAT
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -219,7 +221,9 @@ def check_taps(x: Tensor, taps: Tensor) -> tuple[Tensor, bool]:
     return taps.to(stats_dtype(x)), constant
 
 
-def entropy_stats(x: Tensor, channel: bool, spatial: bool, avg: bool, max: bool, ent: bool):
+def entropy_stats(
+    x: Tensor, channel: bool, spatial: bool, avg: bool, max: bool, ent: bool
+) -> list[Tensor]:
     """The six statistics as `entropy_pool` returns them, without values."""
     n, c, h, w = x.shape
     return [
@@ -229,7 +233,7 @@ def entropy_stats(x: Tensor, channel: bool, spatial: bool, avg: bool, max: bool,
     ]
 
 
-def saved_like(name: str, x: Tensor, *options) -> list[Tensor]:
+def saved_like(name: str, x: Tensor, *options: Any) -> list[Tensor]:
     """What the backend of x's device keeps of an operator for backward, without values."""
     shapes = dispatch.backend(x.device.type).SAVED[name](x, *options)
     return [

@@ -34,14 +34,14 @@ ENDED = ('done', 'failed', 'blocked')
 class Job:
     """A run as this driver knows it.
 
-    `state` is 'waiting' (for a run, a lease or a place), 'running' (as this driver has started or
-    adopted it, be it in a queue), 'elsewhere' (another driver's, or left by one that was killed),
-    or one of `ENDED`.
+    `state` is 'idle' (for want of a run's result, a lease or a place), 'running' (as this driver
+    has started or adopted it, be it in a queue), 'elsewhere' (another driver's, or left by one that
+    was killed), or one of `ENDED`.
     """
 
     run: Run
     folder: Path
-    state: str = 'waiting'
+    state: str = 'idle'
     tries: int = 0
     message: str = ''
     lease: leases.Lease | None = None
@@ -134,7 +134,7 @@ class Driver:
     def where(self, run: Run) -> str:
         """Where a run is, for `watch.status`."""
         job = self.jobs[run.name]
-        return 'running' if job.state in ('running', 'elsewhere') else 'waiting'
+        return 'running' if job.state in ('running', 'elsewhere') else 'idle'
 
     def release(self, job: Job) -> None:
         """Give back what a job holds."""
@@ -235,7 +235,7 @@ class Driver:
                 self.say(f'{job.run.name}: in the hands of {leases.holder(path)}')
             job.state = 'elsewhere'
             return
-        job.state = 'waiting'
+        job.state = 'idle'
         known = self._read(job)  # it may have ended while we looked
         if job.state not in ENDED and known is not None and known['state'] == 'done':
             self._end(job, 'done')
@@ -271,10 +271,10 @@ class Driver:
         self._note(job, known, reason, failed=not (retried or stopped))
         self.release(job)
         if stopped and self.asked_to_stop:
-            job.state, job.message = 'waiting', reason
+            job.state, job.message = 'idle', reason
             self.say(f'{title(job.run)}: stopped; the same command goes on from here')
         elif retried:
-            job.state, job.message = 'waiting', reason
+            job.state, job.message = 'idle', reason
             self.say(f'{title(job.run)}: {reason}; it is tried again')
         else:
             self._end(job, 'failed', reason)

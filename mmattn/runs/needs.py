@@ -98,26 +98,32 @@ def try_out(run: Run, driver: Driver, processes: int) -> None:
         raise UserError(f'the trial of {run.config} ended with exit code {code}: {last}')
 
 
-def disk(runs: Sequence[Run], work_dir: str | Path) -> tuple[int, int]:
+def disk(runs: Sequence[Run], work_dir: str | Path, remember: bool = True) -> tuple[int, int]:
     """Bytes that what is left to do will write, and those that are free.
 
     Checkpoints are taken to be as large as model and optimiser, and as many as the config's hook
     keeps, with the best, one on demand and one that is being written.
+
+    Args:
+        remember (bool): Whether to write down how large they are, in the work directory.
     """
     work_dir, cache = Path(work_dir), Path(work_dir) / FOLDER / SIZES
     try:
         sizes = json.loads(cache.read_text(encoding='utf-8'))
     except (OSError, ValueError):
         sizes = {}
-    before, total = dict(sizes), 0
+    before, keys, total = dict(sizes), {}, 0
     for run in left(runs, work_dir):
-        cfg = expected(run.path, run.alternatives)
-        key = record.digest(record.resolved(cfg))
-        if key not in sizes:
-            sizes[key] = checkpoint_bytes(cfg) * checkpoints_kept(cfg)
+        model = model_of(run)
+        if model not in keys:  # once for all seeds
+            cfg = expected(run.path, run.alternatives)
+            keys[model] = record.digest(record.resolved(cfg))
+            if keys[model] not in sizes:
+                sizes[keys[model]] = checkpoint_bytes(cfg) * checkpoints_kept(cfg)
+        key = keys[model]
         there = sum(f.stat().st_size for f in run.folder(work_dir).glob('*.pth'))
         total += max(0, sizes[key] - there) + LOGS
-    if sizes != before:
+    if remember and sizes != before:
         cache.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(cache, json.dumps(sizes))
     place = next(folder for folder in (work_dir, *work_dir.resolve().parents) if folder.is_dir())

@@ -128,7 +128,7 @@ class Driver(driver.Driver):
             return False, None
         job.lease = leases.take(job.folder / leases.NAME, 'a driver')
         if job.lease is None:
-            job.state = 'waiting'  # somebody else has gone on with it
+            job.state = 'idle'  # somebody else has gone on with it
             return False, None
         self.queue = self._ask()
         if self.queue is None or job.name in self.queue:

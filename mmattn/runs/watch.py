@@ -25,8 +25,9 @@ NAMES = ('run', 'state', 'epoch', 'loss', 'metric', 'left')
 class Status:
     """Of one run.
 
-    `state` is 'missing', 'waiting' (it has been stopped, or lost), 'running', 'failed', 'done',
-    'damaged', or where a driver says that it is ('queued as job 12'). `done` is the part of its
+    `state` is 'missing', 'waiting' (for the result of the run that it starts from), 'running',
+    'stopped' (or lost), 'failed', 'done', 'damaged', or where a driver says that it is ('queued as
+    job 12'); the leaderboard's words mean the same. `done` is the part of its
     steps that are done, in [0, 1], `remaining` seconds; None is unknown. `metric` is the last
     evaluation's first.
     """
@@ -45,7 +46,7 @@ class Status:
         metric = f'{self.metric[0]} {self.metric[1]:.4g}' if self.metric else ''
         return (
             title(self.run),
-            self.state + (part if self.state == 'running' else ''),
+            self.state + (part if self.state in ('running', 'stopped') else ''),
             '' if self.epoch is None else str(self.epoch),
             '' if self.loss is None else f'{self.loss:.4g}',
             metric,
@@ -57,21 +58,22 @@ def status(run: Run, work_dir: str | Path, where: str | None = None) -> Status:
     """Where a run is.
 
     Args:
-        where (str, optional): What its driver says: 'running', 'waiting' or other words. Nobody
+        where (str, optional): What its driver says: 'running', 'idle' or other words. Nobody
             else's lease is looked at then, which for a moment would keep others from taking it.
     """
     folder = run.folder(work_dir)
     held = leases.is_held(folder / leases.NAME) if where is None else where == 'running'
+    elsewhere = None if where in ('idle', 'running') else where
     try:
         found = record.find(folder)
     except record.RecordError as error:
         return Status(run, 'damaged', message=str(error))
     if found is None:
-        return Status(run, 'running' if held else where or 'missing')
+        return Status(run, 'running' if held else elsewhere or _before_its_start(run, work_dir))
     state = found['state']
     if state in ('running', 'stopped'):
         moves = held or (where is None and state == 'running' and _moves(found))
-        state = 'running' if moves else where or 'waiting'
+        state = 'running' if moves else elsewhere or 'stopped'
     progress = found.get('progress') or {}
     last = found['evaluations'][-1] if found['evaluations'] else {}
     metric = next(iter((last.get('metrics') or {}).items()), None)
@@ -86,6 +88,17 @@ def status(run: Run, work_dir: str | Path, where: str | None = None) -> Status:
         _remaining(found) if state == 'running' else None,
         message if state == 'failed' else '',
     )
+
+
+def _before_its_start(run: Run, work_dir: str | Path) -> str:
+    """Of a run of which nothing is known: whether another one has to be done first."""
+    if run.waits_for is None:
+        return 'missing'
+    try:
+        before = record.find(run.waits_for.folder(work_dir))
+    except record.RecordError:
+        return 'waiting'
+    return 'missing' if before is not None and before['state'] == 'done' else 'waiting'
 
 
 def _part(found: dict[str, Any]) -> float | None:

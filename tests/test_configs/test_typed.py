@@ -8,8 +8,11 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / 'mmattn'
 FILES = [
     PACKAGE / 'registry.py',
-    *(PACKAGE / 'ops' / name for name in ('__init__.py', 'chunks.py', 'dispatch.py', 'norm.py')),
-    *(path for room in ('attention', 'hosts', 'papers') for path in (PACKAGE / room).glob('*.py')),
+    *(
+        path
+        for room in ('attention', 'hosts', 'leaderboard', 'ops', 'papers')
+        for path in (PACKAGE / room).glob('*.py')
+    ),
 ]
 
 

@@ -236,11 +236,12 @@ def test_sync_bn(plugged):
             model = in_mode(convert(copy.deepcopy(plugged)))  # some converted norms train
             assert gates(model).keys() == names
             assert not any(type(m) in (nn.BatchNorm1d, nn.BatchNorm2d) for m in model.modules())
-            same(model(image()), before)
+            # Gates with such norms call their layers, in place of one operator.
+            same(model(image()), before, **CLOSE)
             model = revert_sync_batchnorm(model)
             assert gates(model).keys() == names
             assert not any(isinstance(m, nn.SyncBatchNorm) for m in model.modules())
-            same(model(image()), before)
+            same(model(image()), before, **CLOSE)
             results = []
             for trained in (model, copy.deepcopy(plugged)):
                 torch.manual_seed(0)  # stochastic depth

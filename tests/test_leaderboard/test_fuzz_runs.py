@@ -29,7 +29,7 @@ from mmattn.leaderboard.build import boards  # noqa: E402
 from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
 from mmattn.leaderboard.render import render, show  # noqa: E402
 from mmattn.papers import config_root, own, plan  # noqa: E402
-from mmattn.runs import record, watch  # noqa: E402
+from mmattn.runs import needs, record, watch  # noqa: E402
 
 BARE = 'cat/resnet50_8xb32_in1k.py'
 PLACE = 'cat/resnet50_8xb32_in1k/seed0/record.json'
@@ -106,7 +106,7 @@ def see(root, sources=None):
         watch.show(
             runs, root, Console(file=text, width=200, force_terminal=terminal, no_color=True)
         )
-    watch.estimate(runs, root)
+    needs.estimate(runs, root)
     plain = re.sub(r'\x1b\[[\d;]*m', '', text.getvalue())  # rich's own colours
     assert not BAD.search(plain)
     return found

@@ -289,5 +289,5 @@ def test_small_maps_are_left_to_pytorch(name, monkeypatch):
     small, large = torch.randn(1, 16, 7, 7), torch.randn(2, 16, 7, 7)
     for x, taken in ((small, False), (large, True), (small.bfloat16(), True)):
         nodes = _nodes(gate(name, 16)(x.requires_grad_()))
-        assert bool(nodes & {'channel_poolBackward', 'channel_gateBackward'}) == taken
-    assert 'channel_poolBackward' in _nodes(gate('CBAM', 16)(small))
+        assert bool(nodes & OURS) == (taken or name == 'ECA')  # whose convolution is quick
+    assert 'cbamBackward' in _nodes(gate('CBAM', 16)(small))

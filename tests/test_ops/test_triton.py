@@ -201,7 +201,12 @@ def test_nothing_is_imported_before_it_is_needed_nor_needed_to_import():
         triton._works.cache_clear()
         os.environ['TRITON_INTERPRET'] = '1'
         sys.modules['triton'] = None
-        assert not triton.takes(cpu, torch.float32)
+        import warnings
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter('always')
+            for _ in range(2):
+                assert not triton.takes(cpu, torch.float32)
+        assert ['Triton does not load' in str(w.message) for w in said] == [True], said
     """
     env = {k: v for k, v in os.environ.items() if k != 'TRITON_INTERPRET'}
     subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=300)

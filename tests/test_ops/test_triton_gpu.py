@@ -8,6 +8,9 @@ import rank1_cases
 import torch
 import triton_cases as cases
 
+from mmattn.ops import examples
+from mmattn.ops.triton import selfcheck
+
 if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0):
     pytest.skip('needs a CUDA GPU of compute capability 8.0 or more', allow_module_level=True)
 
@@ -116,6 +119,17 @@ def test_filter_sizes(size, last):
 @pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
 def test_gate(name, last):
     cases.compare_gate(name, (4, 64, 28, 28), last, device='cuda')
+
+
+@DTYPES
+@pytest.mark.parametrize('op', examples.ARGUMENTS)
+def test_self_check(op, dtype):
+    assert selfcheck.examine(op, 'cuda', dtype) is None
+
+
+@pytest.mark.parametrize('op', ('se', 'drtam'))
+def test_self_check_in_a_process_of_its_own(op):
+    assert selfcheck.run_check(op, torch.device('cuda:0'), torch.bfloat16) == (None, True)
 
 
 def test_two_runs_give_the_same_bits():

@@ -3,6 +3,7 @@
 `MMATTN_KILLS=50 pytest -m slow tests/test_runs/test_local.py -s` kills as often and says what.
 """
 
+import importlib.util
 import json
 import os
 import random
@@ -243,7 +244,7 @@ def test_a_signal_stops_the_trainings_and_the_driver(pretend):
     begun = time.monotonic()
     assert not driver.drive(look, pause=0.05)
     assert time.monotonic() - begun < 30 and driver.asked_to_stop == 1
-    assert set(states(driver).values()) == {'waiting'} and driver.failures() == []
+    assert set(states(driver).values()) == {'idle'} and driver.failures() == []
     assert starts(driver, 'slow_three') == []
     assert record.read(driver.work_dir / 'mine' / 'slow' / 'seed0')['state'] == 'stopped'
 
@@ -267,6 +268,60 @@ def test_status_of_what_is_there(pretend):
         'mine/good_later.py': 'done',
     }
     assert 'boom' in found['mine/bad.py'].message
+
+
+@pytest.mark.parametrize('where', [None, 'idle'])
+def test_only_what_starts_from_another_run_is_waiting(pretend, where):
+    """A driver's table and other shells say the same, in the leaderboard's words."""
+    driver = pretend({'first': None, 'second': 'first', 'third': None})
+
+    def states():
+        found = [watch.status(job.run, driver.work_dir, where) for job in driver.jobs.values()]
+        return [item.state for item in found]
+
+    first, second, third = driver.jobs.values()
+    assert states() == ['missing', 'waiting', 'missing']
+    for job in (first, third):
+        job.folder.mkdir(parents=True)
+        found = record.new(job.run.config, job.run.alternatives, job.run.seed)
+        record.write(job.folder, found | dict(state='stopped'))
+    assert states() == ['stopped', 'waiting', 'stopped']
+    found['config'] = first.run.config
+    record.write(first.folder, found | dict(state='failed'))
+    assert states() == ['failed', 'waiting', 'stopped']
+    (first.folder / record.NAME).write_text('{')
+    assert states() == ['damaged', 'waiting', 'stopped']
+    weights = dict(name='a.pth', sha256='', weights_sha256='')
+    text = dict(config_text='', config_sha256=record.digest(''))
+    record.write(first.folder, found | text | dict(state='done', checkpoint=weights))
+    assert states() == ['done', 'missing', 'stopped']
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(pretend, monkeypatch, capsys):
+    driver = pretend({'good': None, 'short': 'good'})
+    tables, work = driver.work_dir.parent / 'mine' / 'tables.yml', driver.work_dir
+    spec = importlib.util.spec_from_file_location('reproduce_tool', REPRODUCE)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    def said(*options):
+        command = ['reproduce.py', 'mine', '--tables', str(tables), '--work-dir', str(work)]
+        command += ['--alternative', 'pretrained', '--dry-run', *options]
+        monkeypatch.setattr('sys.argv', command)
+        assert tool.main() == 0
+        return capsys.readouterr().out.splitlines()
+
+    # This machine has no place for so many: the plan is for another one, perhaps.
+    for options in ([], ['--gpus-per-run', '1000']):
+        *_, waits, runs, time_left, disk = said(*options)
+        assert waits.startswith('mine/short+pretrained/seed0, after mine/good/seed0: mine 1: ')
+        assert runs == '2 runs'
+        assert time_left.startswith('to do: 2 configs of which no run is done yet')
+        assert disk.startswith('disk: 0.0 GB for checkpoints and logs, ')
+    assert not work.exists()
+    for job in driver.jobs.values():
+        needs.try_out(job.run, driver, 1)
+    assert 'to do: 2 min of GPU time' in said('--gpus', '0,1', '--no-check')
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,8 @@ def test_a_table_that_changes(pretend, monkeypatch):  # noqa: F811
             'accuracy/top1 71.5',
             '2 min',
         ]
-        assert 'two, seed 0' in said and 'waiting' in said
-        assert '2 runs: 1 running, 1 waiting; 25 % of all steps' in said
+        assert 'two, seed 0' in said and 'missing' in said
+        assert '2 runs: 1 running, 1 missing; 25 % of all steps' in said
         running(one, 30)
         look()
         # An eighth in ten seconds; five are left.

@@ -5,11 +5,14 @@ says where each goes. What an archive holds beside plain files and folders (link
 it, devices) and names that lead out of it end the reading.
 """
 
+import errno
 import hashlib
 import json
+import lzma
 import os
 import posixpath
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -25,6 +28,8 @@ from mmattn.datasets.progress import track
 from mmattn.lines import one_line
 
 CHUNK = 1 << 20
+BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
+BROKEN += (UnicodeError, struct.error, RuntimeError)  # of names and heads that zipfile trusts
 
 
 class DataError(Exception):
@@ -159,13 +164,14 @@ def broken_archives(name: str) -> Iterator[None]:
     """Says in one line what the readers of archives say in a dozen ways."""
     try:
         yield
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's; gzip's have no number
-        what = one_line(str(error).partition('\n')[0].rstrip(':'))
-        raise DataError(f'{name} is broken or cut off ({what}); get it again') from error
     except NotImplementedError as error:
         raise DataError(f'{name}: {error}; unpack it yourself and pass the folder') from error
+    except BROKEN as error:
+        # The disk's have a number; gzip's have none, places before a damaged zip's begin this one.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        what = one_line(str(error).partition('\n')[0].rstrip(':'))
+        raise DataError(f'{name} is broken or cut off ({what}); get it again') from error
 
 
 def _read_folder(folder):

@@ -1,4 +1,4 @@
-"""The CPU kernels (`kernels.cpp`), a backend as `mmattn.ops.backend` describes one."""
+"""The CPU kernels (the C++ beside this file), a backend as `mmattn.ops.backend` describes one."""
 
 import ctypes
 import functools
@@ -28,7 +28,7 @@ def takes(device, dtype):
 def declines(op, x, maximum=False, **_):
     """On small maps PyTorch's own mean and product take less time than calling ours."""
     return (
-        op in ('channel_pool', 'channel_gate')
+        op in ('channel_pool', 'channel_gate', 'se')
         and not maximum
         and x.numel() < SMALL
         and x.dtype in (torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""Compiles `kernels.cpp` at first use and loads it.
+"""Compiles the kernels, the `.cpp` files beside this one, at first use, and loads them.
 
 The library is kept under `$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by what it was made of
 and for: another source, compiler, processor or OpenMP runtime gives another file. `CXX` names the
@@ -6,6 +6,7 @@ compiler (`c++`, then `g++` where it is not set), `CXXFLAGS` further options; `M
 for no kernels at all.
 """
 
+import concurrent.futures
 import ctypes
 import functools
 import hashlib
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name('kernels.cpp')
+_FOLDER = Path(__file__).parent
 # No -ffast-math: a NaN or an infinity must come out as one.
 _FLAGS = (
     '-std=c++17',
@@ -69,10 +70,9 @@ def _load(path):
     The library itself says so: nothing here can be at odds with it.
     """
     lib = ctypes.CDLL(str(path))
-    lib.mmattn_entries.restype = ctypes.POINTER(_Entry)
-    entries = lib.mmattn_entries()
+    lib.mmattn_entries.restype = ctypes.POINTER(ctypes.POINTER(_Entry))
     functions = {}
-    while (entry := entries[len(functions)]).name:
+    for entry in _up_to_the_last(lib.mmattn_entries()):
         name, letters = entry.name.decode(), entry.letters.decode()
         if set(letters) - {*_SCALARS, *_POINTERS} or (letters[0], letters[-1]) != ('i', 'i'):
             raise RuntimeError(f'{path} has a function {name}({letters}), which cannot be called')
@@ -82,6 +82,17 @@ def _load(path):
         pointers = [(i, letter) for i, letter in enumerate(letters) if letter in 'xskSK']
         functions[name] = function, len(letters), pointers
     return functions
+
+
+def _up_to_the_last(tables):
+    """The entries of all tables: each ends with one without a name, the tables with a null."""
+    i = 0
+    while tables[i]:
+        k = 0
+        while tables[i][k].name:
+            yield tables[i][k]
+            k += 1
+        i += 1
 
 
 def _openmp():
@@ -128,6 +139,23 @@ def compiler():
     return next((found for name in _names() if (found := shutil.which(name))), None)
 
 
+def _run(command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def _compile(command, sources, folder):
+    """Objects of all sources, as many at once as there are processors; and what one said that
+    failed, or None."""
+    objects = [str(Path(folder, source.stem + '.o')) for source in sources]
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        jobs = [
+            pool.submit(_run, [*command, '-c', str(source), '-o', to])
+            for source, to in zip(sources, objects, strict=True)
+        ]
+        failed = [job.result().stderr for job in jobs if job.result().returncode]
+    return objects, failed[0] if failed else None
+
+
 def _build():
     cxx = compiler()
     if cxx is None:
@@ -135,33 +163,24 @@ def _build():
     version = subprocess.run([cxx, '--version'], capture_output=True, text=True, timeout=60).stdout
     openmp = _openmp()
     flags = [*_FLAGS, *os.environ.get('CXXFLAGS', '').split()]
-    made_of = '\0'.join([_SOURCE.read_text(), *flags, cxx, version, str(openmp), _cpu()])
+    sources = sorted(_FOLDER.glob('*.cpp'))
+    texts = [path.read_text() for path in (*sources, *sorted(_FOLDER.glob('*.h')))]
+    made_of = '\0'.join([*texts, *flags, cxx, version, str(openmp), _cpu()])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
     path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
     if path.exists():
         return path
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as folder:
-        obj, lib = Path(folder, 'kernels.o'), Path(folder, 'kernels.so')
-        link = [openmp] if openmp else ['-fopenmp']
+        lib, link = Path(folder, 'kernels.so'), [openmp] if openmp else ['-fopenmp']
         for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
-            done = subprocess.run(
-                [cxx, *extra, *flags, '-c', str(_SOURCE), '-o', str(obj)],
-                capture_output=True,
-                text=True,
-                timeout=600,
-            )
-            if done.returncode == 0:
+            objects, error = _compile([cxx, *extra, *flags], sources, folder)
+            if error is None:
                 link = link if extra else []
                 break
         else:
-            raise RuntimeError(f'{cxx} failed: {done.stderr.strip()[-400:]}')
-        done = subprocess.run(
-            [cxx, '-shared', str(obj), *link, '-o', str(lib)],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+            raise RuntimeError(f'{cxx} failed: {error.strip()[-400:]}')
+        done = _run([cxx, '-shared', *objects, *link, '-o', str(lib)])
         if done.returncode:
             raise RuntimeError(f'{cxx} failed to link: {done.stderr.strip()[-400:]}')
         os.replace(lib, path)  # several processes may get here at once: the last one wins, whole

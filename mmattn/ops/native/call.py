@@ -14,7 +14,7 @@ from .build import library
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _NO_MEMORY = -1
-# By letter (kernels.cpp), what a pointer points to: 'x' the map's dtype, 's' what its values are
+# By letter (abi.h), what a pointer points to: 'x' the map's dtype, 's' what its values are
 # summed in, 'k' indices; in capitals an array of such pointers.
 _POINTS_TO = {
     dtype: dict(s=total, k=torch.int32, S=total, K=torch.int32)

@@ -20,6 +20,7 @@ times the input in a training step's forward and backward, where y = 1.5 x moves
 import functools
 import importlib
 import os
+import warnings
 
 import torch
 
@@ -46,7 +47,7 @@ _MODULES = {
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ['SAVED', 'declines', 'takes', 'works', *_HOME]
+__all__ = ['SAVED', 'declines', 'passes', 'takes', 'works', *_HOME]
 
 
 def __getattr__(name):
@@ -103,13 +104,32 @@ def _works(device):
     try:
         for module in _MODULES:
             importlib.import_module(f'{__name__}.{module}')
-    except Exception:  # no Triton, or one that does not load: the caller has another way
+    except Exception as error:  # no Triton, or one that does not load: the caller has another way
+        warnings.warn(
+            f'mmattn runs its reference ops on {device}, several times slower: Triton does not '
+            f'load ({type(error).__name__}: {error}). Install the one that this PyTorch asks for; '
+            'MMATTN_IMPL=reference ends this warning.',
+            stacklevel=2,
+        )
         return False
     return True
 
 
 def works(device):
     return _works(device)
+
+
+def passes(op, x):
+    """Whether an operator's kernels have passed their self-check where x is, in its dtype."""
+    from . import selfcheck
+
+    return not _is_there(x.device) or selfcheck.passes(op, x)
+
+
+@functools.cache
+def _is_there(device):
+    """Whether kernels can run here: a FakeTensor's device need not be there."""
+    return (device.type != 'cuda' or torch.cuda.is_available()) and _works(device)
 
 
 def takes(device, dtype):
