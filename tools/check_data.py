@@ -7,12 +7,20 @@ check itself fails.
 
 import argparse
 import json
+import os
 import sys
 
 from mmattn.datasets.check import check
 from mmattn.datasets.prepare import DataError
 from mmattn.lines import indented, one_line
 from mmattn.runs.cli import UserError, add_config_arguments, load_config
+
+
+def count(text):
+    """A number of processes, from the command line."""
+    if not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
+    return int(text)
 
 
 def parse_args():
@@ -27,7 +35,7 @@ def parse_args():
     )
     parser.add_argument('--json', metavar='FILE', help='write the whole report there')
     parser.add_argument(
-        '--workers', type=int, help='processes (default: one a processor; 0: no other)'
+        '--workers', type=count, help='processes (default: one a processor; 0: no other)'
     )
     parser.add_argument('--seed', type=int, default=0, help='of the random files')
     add_config_arguments(parser)
@@ -40,10 +48,18 @@ def load(path, args):
     return load_config(argparse.Namespace(**{**vars(args), **common, 'config': path}))
 
 
+def writable(path):
+    """Whether a file can be written, be it there already or not."""
+    place = path if os.path.exists(path) else os.path.dirname(path) or '.'
+    return os.access(place, os.W_OK) and not os.path.isdir(path)
+
+
 def main():
     args = parse_args()
     try:
         configs = {path: load(path, args) for path in args.configs}
+        if args.json and not writable(args.json):
+            raise UserError(f'--json: {args.json} cannot be written')  # not after hours
         report = check(configs, args.quick, args.workers, args.seed)
         if args.json:
             with open(args.json, 'w', encoding='utf-8') as file:

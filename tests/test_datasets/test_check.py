@@ -495,6 +495,37 @@ def test_command_line(tool, root, tmp_path):
     assert code == 2 and err == 'error: config not found: gone.py\n'
 
 
+def test_command_lines_that_end_before_the_check(tool, root, tmp_path, monkeypatch):
+    path = config_root() / CONFIGS['voc']
+    monkeypatch.setattr(package, 'check', None)
+    for value in ('-1', 'many', '\u00b2'):
+        code, _, err = tool(path, '--data-root', root, '--workers', value)
+        assert code == 2 and err.splitlines()[-1].endswith(
+            f'must be a number from 0 on, got {value!r}'
+        )
+    for out in (tmp_path / 'gone/report.json', tmp_path):
+        code, _, err = tool(path, '--data-root', root, '--json', out)
+        assert (code, err) == (2, f'error: --json: {out} cannot be written\n')
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    'name, place', [('coco', 'coco/train2017'), ('sbd', 'VOCdevkit/VOC2012/SegmentationClassAug')]
+)
+def test_a_pipe_is_no_image(root, name, place):
+    """Which would be waited for without end."""
+    path = sorted((root / place).iterdir())[-1]
+    path.unlink()
+    os.mkfifo(path)
+    assert the(run(name, root), kind='missing', file=str(path)).detail == 'is no file'
+
+
+def test_a_list_of_imagenet_that_is_no_text(root):
+    path = root / 'imagenet/meta/train.txt'
+    path.write_bytes(b'caf\xe9 0\n')
+    assert 'is no list' in the(run('imagenet', root), kind='broken', file=str(path)).detail
+
+
 def test_many_problems_are_counted(root):
     for path in (root / 'coco/train2017').iterdir():
         path.unlink()

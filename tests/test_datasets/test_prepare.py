@@ -277,6 +277,32 @@ def test_command_line(tool, published, tmp_path):
     assert (code, err) == (2, f'error: --from: there is no {tmp_path / "gone"}\n')
 
 
+def test_the_tool_takes_the_data_root_of_all_tools(tool, published, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMATTN_DATA', str(tmp_path / 'mine'))
+    monkeypatch.chdir(tmp_path)
+    code, *_ = tool('cifar100', '--from', published / 'downloads', '--no-checksum')
+    assert code == 0 and [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('voc', 'VOCdevkit/VOC2007/ImageSets/Main/test.txt'),
+        ('sbd', 'VOCdevkit/VOC2012/ImageSets/Segmentation/train.txt'),
+        ('imagenet', 'imagenet/meta/val.txt'),
+    ],
+)
+def test_a_list_that_is_no_text(tool, published, tmp_path, name, file):
+    run(name, published / 'downloads', tmp_path)
+    (tmp_path / file).write_bytes(b'caf\xe9\n')
+    code, _, err = tool(name, '--to', tmp_path)
+    assert (
+        code == 2
+        and err.startswith(f'error: {tmp_path / file} is no list')
+        and err.count('\n') == 1
+    )
+
+
 def test_interrupting_the_tool_says_how_to_go_on(tool, published, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
@@ -288,6 +314,15 @@ def test_interrupting_the_tool_says_how_to_go_on(tool, published, tmp_path, monk
 
 def test_records_of_verification_are_json(sealed, tmp_path):
     record = tmp_path / 'verified.json'
+    (archive,) = package.DATA_SETS['cifar100'].parts[0].archives
+    archives.verify(archive, sealed, record)
+    assert json.loads(record.read_text())[archive.name][0] == str(sealed)
+
+
+@pytest.mark.parametrize('text', ['', '{"cifar', '[]', '\0\0'])
+def test_a_broken_record_of_verification_is_made_again(sealed, tmp_path, text):
+    record = tmp_path / 'verified.json'
+    record.write_text(text)
     (archive,) = package.DATA_SETS['cifar100'].parts[0].archives
     archives.verify(archive, sealed, record)
     assert json.loads(record.read_text())[archive.name][0] == str(sealed)

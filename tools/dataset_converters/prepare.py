@@ -6,6 +6,7 @@ after an interruption; overwrites nothing. Ends with counts against those of the
 """
 
 import argparse
+import os
 import sys
 
 from mmattn import quiet
@@ -28,7 +29,12 @@ def parse_args(argv):
         metavar='DIR',
         help='where archives or unpacked folders are (without it: count what is there)',
     )
-    parser.add_argument('--to', default='data', metavar='DIR', help='the data root (default: data)')
+    parser.add_argument(
+        '--to',
+        default=os.environ.get('MMATTN_DATA') or 'data',
+        metavar='DIR',
+        help='the data root (default: that of MMATTN_DATA, or data)',
+    )
     parser.add_argument(
         '--no-checksum',
         action='store_true',

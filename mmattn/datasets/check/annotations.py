@@ -206,8 +206,11 @@ def _entries(path):
     try:
         with open(path, encoding='utf-8') as file:
             entries = [line.rstrip('\n') for line in file]
-    except (OSError, UnicodeDecodeError) as problem:
-        yield error('missing', path, getattr(problem, 'strerror', None) or str(problem))
+    except OSError as problem:
+        yield error('missing', path, problem.strerror or str(problem))
+        return []
+    except UnicodeDecodeError as problem:
+        yield error('broken', path, f'is no list ({problem})')
         return []
     if not entries:
         yield error('list', path, 'is empty')

@@ -96,6 +96,9 @@ def check_sample(
     file = file_of(info, index)
     if 'img_path' in info:
         try:
+            if os.path.exists(file) and not os.path.isfile(file):
+                # A pipe or a device would be read without end.
+                return [error('missing', file, 'is no file')], None
             with open(file, 'rb') as opened:
                 content = opened.read()
         except OSError as problem:
@@ -107,6 +110,8 @@ def check_sample(
     mask = info.get('seg_map_path')
     if mask is not None:
         try:
+            if os.path.exists(mask) and not os.path.isfile(mask):
+                return [*problems, error('missing', mask, 'is no file')], digest
             with open(mask, 'rb') as opened:
                 problems += _mask_format(mask, opened.read(64))
         except OSError as problem:

@@ -96,7 +96,7 @@ def verify(archive: Archive, path: Path, record: Path) -> None:
             f'{path} has {state.st_size} bytes, the published file has {archive.size}{hint}; '
             f'get it again from {archive.page}, or take it as it is with --no-checksum'
         )
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = _verified(record)
     key = [str(path.absolute()), state.st_size, state.st_mtime_ns, archive.md5]
     if known.get(archive.name) == key:
         return
@@ -107,6 +107,15 @@ def verify(archive: Archive, path: Path, record: Path) -> None:
             f'get it again from {archive.page}, or take it as it is with --no-checksum'
         )
     write_text(record, json.dumps(known | {archive.name: key}))
+
+
+def _verified(record):
+    """What is remembered; nothing, if the file is not there or not as it was written."""
+    try:
+        known = json.loads(record.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def _md5(path):

@@ -5,6 +5,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .archives import DataError
+
 SHOWN = 5  # names in a difference
 
 # The images that the papers train and test on. CAT counts 22136 of VOC07+12 (all files of VOC2012)
@@ -72,10 +74,18 @@ def nothing(split: str, why: str) -> Count:
 
 
 def lines(path: Path) -> list[str]:
-    """The entries of a list file; none if there is no such file."""
+    """The entries of a list file; none if there is no such file.
+
+    Raises:
+        DataError: If it is no text.
+    """
     if not path.is_file():
         return []
-    return [line.strip() for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+    try:
+        text = path.read_text(encoding='utf-8')
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path} is no list: {error}; get or make it again') from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def stems(folder: Path, suffix: str) -> set[str]:
