@@ -101,10 +101,11 @@ def test_looking_keeps_nobody_from_a_lease(pretend, monkeypatch):  # noqa: F811
     driver = pretend({'good': None})
     monkeypatch.setattr(watch.leases, 'is_held', lambda path: pytest.fail('looked'))
     (job,) = driver.jobs.values()
-    assert watch.status(job.run, driver.work_dir, 'waiting').state == 'waiting'
+    assert watch.status(job.run, driver.work_dir, 'idle').state == 'missing'
     running(job, 20)
-    for where in ('running', 'waiting', 'queued as job 3'):
-        assert watch.status(job.run, driver.work_dir, where).state == where
+    said = {'running': 'running', 'idle': 'stopped', 'queued as job 3': 'queued as job 3'}
+    for where, state in said.items():
+        assert watch.status(job.run, driver.work_dir, where).state == state
 
 
 def test_markup_in_a_name_is_none(monkeypatch):

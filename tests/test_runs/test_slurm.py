@@ -50,7 +50,7 @@ def test_a_run_waits_by_the_record_for_what_it_starts_from(pretend):
     rows = {'good_base': None, 'good_one': 'good_base'}
     driver, seen = pretend(rows), []
     assert driver.drive(lambda: seen.append(states(driver)), pause=0.05)
-    assert all(s['good_one'] == 'waiting' for s in seen if s['good_base'] != 'done')
+    assert all(s['good_one'] == 'idle' for s in seen if s['good_base'] != 'done')
     (args,) = starts(driver, 'good_one')
     assert args[args.index('--pretrained') + 1].endswith('mine/good_base/seed0/epoch_1.pth')
     assert args[0] == '1' and args[2].endswith('mine/good_one.py')
