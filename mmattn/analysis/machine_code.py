@@ -55,7 +55,7 @@ class _Driver:
         return GPUTarget('cuda', self.target, 32)
 
     def get_current_device(self):
-        return 0
+        return self.target  # a kernel keeps what it compiled by the number of the device
 
     def get_current_stream(self, device):
         return 0
@@ -120,6 +120,8 @@ def _code(op, kernel, target, done):
             ).stdout
             for option in ('-res-usage', '-sass')
         )
+    if not re.search(rf'\bsm_{target}a?\b', text):
+        raise RuntimeError(f'{kernel} was compiled for another target than sm_{target}')
     sizes = dict(re.findall(r'(REG|STACK):(\d+)', usage))
     instructions = [
         name for name in re.findall(r'/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([A-Z][\w.]*)', text)
