@@ -125,9 +125,11 @@ def remarks(board: Board) -> list[str]:
 
 
 def number(value: float | None, digits: int = 2, sign: bool = False) -> str:
-    """With a true minus; empty for None."""
+    """With a true minus; empty for None. With a sign, as many digits as show which it is."""
     if value is None:
         return ''
+    while sign and value and not round(value, digits) and digits < 9:
+        digits += 1
     value = round(value, digits) + 0.0  # no -0
     return f'{value:{"+" if sign else ""}.{digits}f}'.replace('-', '−')
 

@@ -22,7 +22,7 @@ from mmattn.leaderboard.board import commands  # noqa: E402
 from mmattn.leaderboard.build import boards  # noqa: E402
 from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
 from mmattn.leaderboard.expected import fitting  # noqa: E402
-from mmattn.leaderboard.render import render, show  # noqa: E402
+from mmattn.leaderboard.render import number, render, show  # noqa: E402
 from mmattn.papers import alternatives, entries, load  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 
@@ -559,6 +559,11 @@ def test_all_formats_say_the_same(full):
         assert line['verdict'] == cell['verdict']
         shown = f'{cell["ours"]["mean"]:.2f} ± {cell["ours"]["std"]:.2f}'
         assert shown in markdown and shown in page
+
+
+def test_an_end_of_an_interval_keeps_its_sign():
+    assert number(-0.0004, sign=True) == '−0.0004' and number(0.006, sign=True) == '+0.01'
+    assert number(-0.0004) == '0.00' and number(0, sign=True) == '+0.00'
 
 
 def test_papers_numbers_and_ours_share_no_field(full):
