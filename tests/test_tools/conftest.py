@@ -7,7 +7,7 @@ import torch
 from mmengine.visualization import Visualizer
 
 from mmattn.datasets import digits
-from mmattn.runs import cli
+from mmattn.runs import checkpoint, cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,6 +53,7 @@ def run_tool(workspace, monkeypatch):
     torch.set_num_threads(1)  # as the subprocesses that results are compared with
     yield run
     torch.set_num_threads(threads)
+    checkpoint.install(trust=False)  # --trust-checkpoint is one command's, here one process's
 
 
 @pytest.fixture
