@@ -69,8 +69,22 @@ class Runner(MMEngineRunner):
             self.register_hook(measure.MeasureHook(**self.cfg.measure))
 
     def train(self):
-        with recording.kept(self):
-            return super().train()
+        try:
+            with recording.kept(self):
+                return super().train()
+        finally:
+            self._end_data_workers()
+
+    def _end_data_workers(self):
+        """Ends workers that persist while their queues are whole.
+
+        Left to the collector of garbage, which may take a queue first, PyTorch waits 5 seconds for
+        each of them in vain.
+        """
+        for loop in (self._train_loop, self._val_loop):
+            loader = getattr(loop, 'dataloader', None)
+            if getattr(loader, '_iterator', None) is not None:
+                loader._iterator = None
 
     @staticmethod
     def _resumed_randomness(load_from=None, randomness=None, **_):
