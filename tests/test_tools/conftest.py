@@ -1,3 +1,4 @@
+import logging
 import runpy
 import sys
 from pathlib import Path
@@ -45,6 +46,8 @@ def run_tool(workspace, monkeypatch):
         forget_visualizers(Visualizer)
         with monkeypatch.context() as patch:
             patch.setattr(cli, 'leave', exit_with)
+            # Loggers of earlier tests write to what those tests had for standard error.
+            patch.setattr(logging, 'raiseExceptions', False)
             patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
             patch.delenv('LOCAL_RANK', raising=False)
             runpy.run_path(str(ROOT / 'tools' / f'{tool}.py'), run_name='__main__')
