@@ -229,7 +229,7 @@ def test_what_a_killed_driver_leaves_running_is_left_alone(pretend):
 
     again.drive(look_again, pause=0.05)
     assert len(starts(again, 'slow')) == 2
-    assert again.said[0].startswith('mine/slow/seed0: in the hands of a driver')
+    assert again.said[0].startswith('slow, seed 0: in the hands of a driver')
 
 
 def test_a_signal_stops_the_trainings_and_the_driver(pretend):
