@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from needs import needs_kernels
+from nodes import OURS, nodes
 from torch.utils.checkpoint import checkpoint
 
 import mmattn.attention as attention
@@ -74,21 +75,8 @@ def test_gate_takes_the_fast_path_and_saves_little(name):
     saved = saved_bytes(fast, x) / x_bytes
     assert saved <= (1.2 if name in ('DRTAM', 'CAT') else 1.1)
     assert saved <= saved_bytes(reference, x) / x_bytes
-    assert _nodes(fast(x)) & OURS
-    assert not _nodes(reference(x)) & OURS
-
-
-OURS = {op.name().removeprefix('mmattn::') + 'Backward' for op in ops.decompositions}
-
-
-def _nodes(y):
-    seen, stack = set(), [y.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [n for n, _ in node.next_functions]
-    return {n.name() for n in seen}
+    assert nodes(fast(x)) & OURS
+    assert not nodes(reference(x)) & OURS
 
 
 @pytest.mark.parametrize('name', GATES)
@@ -288,6 +276,6 @@ def test_small_maps_are_left_to_pytorch(name, monkeypatch):
     monkeypatch.setattr(native, 'SMALL', 1000)
     small, large = torch.randn(1, 16, 7, 7), torch.randn(2, 16, 7, 7)
     for x, taken in ((small, False), (large, True), (small.bfloat16(), True)):
-        nodes = _nodes(gate(name, 16)(x.requires_grad_()))
-        assert bool(nodes & OURS) == (taken or name == 'ECA')  # whose convolution is quick
-    assert 'cbamBackward' in _nodes(gate('CBAM', 16)(small))
+        found = nodes(gate(name, 16)(x.requires_grad_()))
+        assert bool(found & OURS) == (taken or name == 'ECA')  # whose convolution is quick
+    assert 'cbamBackward' in nodes(gate('CBAM', 16)(small))
