@@ -1,7 +1,7 @@
 """A small network with each gate learns the same with the kernels as with the equations.
 
-200 steps on scikit-learn's handwritten digits. Nothing in the network but the gate has a kink, which
-would make much of a rounding error: so two runs stay as near each other as rounding has it.
+200 steps on scikit-learn's handwritten digits. Nothing but the gate has a kink, which
+makes much of rounding: so two runs stay as near each other as rounding has it.
 """
 
 import concurrent.futures

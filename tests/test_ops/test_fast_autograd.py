@@ -219,35 +219,6 @@ def test_no_compiler_means_reference(tmp_path, env, warned):
     assert done.returncode == 0, done.stderr
 
 
-def _train(rank, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
-    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
-    ddp = torch.nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(7)
-    x = torch.randn(4, 16, 9, 8)
-    ddp(x[rank * 2 : rank * 2 + 2]).square().mean().backward()
-    torch.save([p.grad for p in model.parameters()], f'{folder}/{rank}.pt')
-    torch.distributed.destroy_process_group()
-
-
-def test_ddp(tmp_path):
-    """Two processes: the gradients of both halves of a batch, averaged, on both."""
-    import socket
-
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_train, (port, str(tmp_path)), nprocs=2)
-    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
-    torch.manual_seed(7)
-    model(torch.randn(4, 16, 9, 8)).square().mean().backward()
-    for rank in (0, 1):
-        for a, b in zip(torch.load(tmp_path / f'{rank}.pt'), model.parameters(), strict=True):
-            torch.testing.assert_close(a, b.grad, rtol=1e-3, atol=1e-6)
-
-
 _BUILD = """
 import importlib.util, sys, warnings
 warnings.simplefilter('error')
