@@ -9,6 +9,7 @@ from .eca import ECA
 from .ema import EMA
 from .se import SE
 from .simam import SimAM
+from .timm_attention import TimmAttention
 from .triplet import TripletAttention
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     'SE',
     'CoordAttention',
     'SimAM',
+    'TimmAttention',
     'TripletAttention',
 ]

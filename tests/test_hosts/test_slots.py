@@ -23,7 +23,7 @@ def slots(plugins, positions=BOTTLENECK, num_stages=4):
 ALL = 'allowed: after_conv1, after_conv2, after_conv3, after_stage, after_stem'
 TYPES = (
     'CAT, CBAM, ContextBlock, CoordAttention, DRTAM, ECA, EMA, GeneralizedAttention, NonLocal2d, '
-    'SE, SimAM, TripletAttention'
+    'SE, SimAM, TimmAttention, TripletAttention'
 )
 REFUSED = {
     'no list': (entry('SE', 'after_conv3'), 'plugins must be a list of dicts', 'cfg, position'),
