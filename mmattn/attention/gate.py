@@ -1,4 +1,4 @@
-"""What the six gates share: checked input, full precision, batches of one value."""
+"""What the gates share: checked input, full precision, batches of one value."""
 
 import contextlib
 from collections.abc import Sequence

@@ -13,7 +13,16 @@ import mmattn.attention
 from mmattn import ops
 from mmattn.ops import chunks, native
 
-NAMES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
+NAMES = (
+    'SE',
+    'ECA',
+    'CBAM',
+    'CoordAttention',
+    'CAT',
+    'DRTAM',
+    'TripletAttention',
+    'EMA',
+)
 each_gate = pytest.mark.parametrize('name', NAMES)
 each_impl = pytest.mark.parametrize('impl', ops.dispatch.IMPLS)
 
