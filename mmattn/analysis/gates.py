@@ -94,6 +94,8 @@ class Seen:
             descriptors `c`, `h`, `w` of DRTAM's two modules, with a 1 or 2 behind; and what the
             spatial convolution takes, `fused` (N, M, H, W).
         scales (list): What the map was multiplied by, one after the other: name and factors.
+        identity (Tensor): The `identity_scale` a of a gate that has one, of 1 or C elements: of the
+            factors it lets so much act, 1 + a (factor - 1).
         ratio (Tensor): Sum over channels of |output| over that of |input|, (N, H, W).
     """
 
@@ -101,7 +103,9 @@ class Seen:
     shape: tuple[int, ...]
     stats: dict[str, Tensor] = field(default_factory=dict)
     scales: list[tuple[str, tuple[Tensor, ...]]] = field(default_factory=list)
+    identity: Tensor | None = None
     ratio: Tensor | None = None
+    given: Tensor | None = None  # its input, while it runs
 
     @property
     def factors(self) -> dict[str, Tensor]:
@@ -109,8 +113,7 @@ class Seen:
         w; of DRTAM's second map c2, h2, w2."""
         found = {}
         for name, factors in self.scales:
-            letters = AXES[name][: len(factors)]
-            found.update(zip(letters, factors, strict=True))
+            found.update(zip(AXES[name], factors, strict=False))  # DRTAM may have one map only
         return found
 
     def attention(self, sample: int = 0) -> Tensor | None:
@@ -121,7 +124,8 @@ class Seen:
         whole = torch.ones(())
         for name, factors in self.scales:
             whole = whole * product(name, [factor[sample : sample + 1] for factor in factors])
-        return whole.expand(1, *self.shape[1:])[0]
+        whole = whole.expand(1, *self.shape[1:])[0]
+        return whole if self.identity is None else 1 + self.identity[:, None, None] * (whole - 1)
 
 
 # The axes of the factors that a scale takes, in order.
@@ -176,9 +180,14 @@ def _note(seen: Seen, name: str, args, out) -> None:
     elif name == 'spatial_conv' and args[0].shape[2] > 1:  # ECA's is one high: no map
         stats['fused'] = _kept(args[0])
     elif name in AXES:
-        factors = args[1:]
+        if args[0] is seen.given:  # from the start again
+            seen.scales.clear()
+        count = 2 if name == 'rank1_gate' else len(AXES[name])
+        factors, rest = args[1 : count + 1], args[count + 1 :]
         if name == 'rank1_gate':
-            factors = (*args[1], *(args[2] or () if len(args) > 2 else ()))
+            factors = [factor for three in factors for factor in three or ()]
+        if rest and rest[0] is not None:
+            seen.identity = _kept(rest[0])
         seen.scales.append((name, tuple(map(_kept, factors))))
 
 
@@ -193,7 +202,7 @@ def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
 
     def begin(place):
         def hook(module, args):
-            seen = Seen(type(module).__name__, tuple(args[0].shape))
+            seen = Seen(type(module).__name__, tuple(args[0].shape), given=args[0])
             inside.append(seen)
             found[place.name] = seen
 
@@ -201,6 +210,7 @@ def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
 
     def end(module, args, y):
         seen, x = inside.pop(), args[0]
+        seen.given = None
         if isinstance(y, Tensor) and x.dim() == 4 and y.shape == x.shape:
             given, left = (_kept(t.detach().abs().sum(1)) for t in (x, y))
             seen.ratio = left / given.clamp_min(torch.finfo(torch.float32).tiny)
