@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
+from mmattn.ops.record import is_on, running
 
 from .checks import check_int
 
@@ -230,6 +231,9 @@ class Gate(nn.Module):
             if x.device.type == 'meta'
             else torch.autocast(x.device.type, enabled=False)
         ):
+            if is_on():
+                with running(self):
+                    return self.gate(x)
             return self.gate(x)
 
     def gate(self, x: Tensor) -> Tensor:

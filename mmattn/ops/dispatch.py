@@ -185,6 +185,13 @@ def knows_identity(op: str, x: Tensor) -> bool:
     return op in backend(x.device.type).IDENTITY
 
 
+def by_kernels(op: str, x: Tensor, identity_scale: Tensor | None) -> bool:
+    """Whether an operator that was called on x ran its kernels, and not the equations: then there
+    are values in what it keeps for its backward."""
+    known = identity_scale is None or knows_identity(op, x)
+    return known and x.numel() > 0 and passes(op, x)
+
+
 @functools.cache
 def _is_plain(kind):
     """Whether tensors of a class are what their memory says, or stand for such while PyTorch
