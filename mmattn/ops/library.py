@@ -81,6 +81,7 @@ def define(
     fake: Callable,
     equations: Callable | None = None,
     gradient: Gradient | None = None,
+    kernels_on: Callable[[torch.device], bool] | None = None,
 ) -> None:
     """Make `torch.ops.mmattn.<name>`.
 
@@ -91,6 +92,8 @@ def define(
         equations: called with the arguments, gives the results in operators of PyTorch. Results
             without a gradient may be left out. A backward has none.
         gradient: None for a backward.
+        kernels_on: whether there is a kernel on a device, of an operator that not every backend
+            has; elsewhere its equations run.
     """
     name = schema.partition('(')[0]
     LIBRARY.define(schema, tags=_TAGS)
@@ -100,9 +103,14 @@ def define(
     several = len(op._schema.returns) > 1
     written = None if gradient is None else _padded(op, equations, fake)
 
+    def lacks_kernel(args):
+        return kernels_on is not None and not kernels_on(next(_tensors(args)).device)
+
     def run(*args):
         x = next(_tensors(args))
-        if 0 < x.numel() < 2**31:
+        if written is not None and lacks_kernel(args):
+            found = written(*args)
+        elif 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
             if gradient is not None and not dispatch.passes(name, x):
                 found = _instead(name, written, args)
@@ -123,7 +131,12 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        LIBRARY.impl(name, _differentiable(name, op, written, gradient), 'Autograd')
+        call = _differentiable(name, op, written, gradient)
+
+        def differentiable(*args):
+            return written(*args) if lacks_kernel(args) else call(*args)
+
+        LIBRARY.impl(name, call if kernels_on is None else differentiable, 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
 
