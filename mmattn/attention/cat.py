@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -158,8 +159,9 @@ class CAT(Gate):
         return self
 
     def gate(self, x: Tensor) -> Tensor:
+        a = tensor(self, 'identity_scale')
         if self.arrangement == 'parallel':
-            if (y := self._by_operator(x)) is not None:
+            if (y := self._by_operator(x, a)) is not None:
                 return y
             channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
@@ -168,18 +170,27 @@ class CAT(Gate):
                 channel, spatial = (channel * c_w).sigmoid(), (spatial * s_w).sigmoid()
             else:
                 channel, spatial = channel.sigmoid() * c_w, spatial * s_w
-            return ops.sum_gate(x, channel, spatial, impl=self.impl)
-        for step in self.arrangement.split('-'):
+            return ops.sum_gate(x, channel, spatial, impl=self.impl, identity_scale=a)
+        steps, y, factors = self.arrangement.split('-'), x, {}
+        scale: Any
+        for step in steps:
             if step == 'channel':
-                channel, _ = self._pool(x, spatial=False)
-                c = self.channel_attention(channel).sigmoid()
-                x = ops.channel_gate(x, c, impl=self.impl)
+                channel, _ = self._pool(y, spatial=False)
+                scale, factor = ops.channel_gate, self.channel_attention(channel).sigmoid()
             else:
-                _, spatial = self._pool(x, channel=False)
-                x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
-        return x
+                _, spatial = self._pool(y, channel=False)
+                scale, factor = ops.spatial_gate, self.spatial_attention(spatial)
+            factors[step] = factor
+            if a is None or len(factors) < len(steps):
+                y = scale(y, factor, impl=self.impl)
+        if a is None:
+            return y
+        # The last factors, or both, with a share of the identity.
+        scale = ops.product_gate if len(steps) == 2 else scale
+        in_order = [factors[step] for step in ('channel', 'spatial') if step in factors]
+        return scale(x, *in_order, impl=self.impl, identity_scale=a)
 
-    def _by_operator(self, x: Tensor) -> Tensor | None:
+    def _by_operator(self, x: Tensor, a: Tensor | None) -> Tensor | None:
         """y, or None where no operator may stand in for the layers."""
         layers = mlp_weights(self.mlp)
         own = all(getattr(type(self), name) is getattr(CAT, name) for name in self._PARTS)
@@ -190,7 +201,9 @@ class CAT(Gate):
         given = [w1, w2, kernel, self.channel_factors, self.spatial_factors, self.exterior_logits]
         if any(t is not None for t in (b1, b2, self.conv.bias)) or taps.requires_grad:
             return None
-        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(x, self.impl, given):
+        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(
+            'cat', x, self.impl, given, a
+        ):
             return None
         interior = self._interior(self.channel_factors), self._interior(self.spatial_factors)
         exterior = None if self.exterior_logits is None else self.exterior_logits.softmax(0)
@@ -204,22 +217,23 @@ class CAT(Gate):
             [pool in self.pools for pool in POOLS],
             self.entropy_range,
             self.formula == 'equation',
+            a,
         )[0]
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
-        stats = as_input_of(self.mlp[0], self._stack(*stats))
-        return self._weigh(self.mlp(stats), self.channel_factors)
+        vectors = as_input_of(self.mlp[0], self._stack(*stats))
+        return self._weigh(self.mlp(vectors), self.channel_factors)
 
     def spatial_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
-        stats = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
+        maps = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
         if self.spatial_fusion == 'sum':
-            maps = self._weigh(stats, self.spatial_factors).unsqueeze(1)
+            maps = self._weigh(maps, self.spatial_factors).unsqueeze(1)
         else:
             factors = self._interior(self.spatial_factors)
-            maps = stats if factors is None else stats * factors[:, None, None]
+            maps = maps if factors is None else maps * factors[:, None, None]
         return self.conv(maps, impl=self.impl).squeeze(1).sigmoid()
 
     def colla_factors(self) -> dict[str, float]:

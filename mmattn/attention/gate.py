@@ -1,7 +1,8 @@
-"""What the six gates share: checked input, full precision, batches of one value."""
+"""What the gates share: checked input, full precision, batches of one value."""
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
 from .checks import check_int
 
 # Of the layers that are stood in for: someone may replace it in the class itself.
-_FORWARDS = {
+_FORWARDS: dict[type, Any] = {
     kind: kind.forward
     for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.Sequential)
 }
@@ -29,29 +30,39 @@ def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
     )
 
 
-def mlp_weights(layers: nn.Module) -> list[Tensor | None] | None:
+def mlp_weights(layers: nn.Module) -> list[Any] | None:
     """Weight, bias, weight, bias of an `mlp` that an operator may stand in for, or None: it is
     changed, or somebody listens."""
     if not is_plain(layers, nn.Sequential):
         return None
     kinds = nn.Linear, nn.ReLU, nn.Linear
-    inner = list(layers._modules.values())
+    inner: list[Any] = list(layers._modules.values())
     if len(inner) != 3 or not all(map(is_plain, inner, kinds)):
         return None
     return [tensor(layer, key) for layer in inner[::2] for key in ('weight', 'bias')]
 
 
-def runs_kernels(x: Tensor, impl: str | None, tensors: Sequence[Tensor | None]) -> bool:
+def runs_kernels(
+    op: str,
+    x: Tensor,
+    impl: str | None,
+    tensors: Sequence[Tensor | None],
+    identity_scale: Tensor | None = None,
+) -> bool:
     """Whether an operator on kernels may stand for all of a gate with these parameters.
 
     None among them are left out. In 16 bits, the layers run as layers.
     """
     dtype = ops.stats_dtype(x)
-    given = [t for t in tensors if t is not None]
-    return all(t.dtype is dtype for t in given) and ops.runs_kernels(x, impl, given)
+    given = [t for t in (*tensors, identity_scale) if t is not None]
+    return (
+        all(t.dtype is dtype for t in given)
+        and ops.runs_kernels(x, impl, given)
+        and (identity_scale is None or ops.knows_identity(op, x))
+    )
 
 
-def move(norm: nn.Module, moments: Tensor) -> None:
+def move(norm: Any, moments: Tensor) -> None:
     """Move a norm's running statistics towards a batch's, the mean and the variance of `moments`.
 
     As PyTorch does: by the momentum, or all batches weigh the same.
@@ -120,7 +131,7 @@ def listened_to() -> bool:
     )
 
 
-def is_plain_norm(norm: nn.Module, kind: type = nn.BatchNorm1d) -> bool:
+def is_plain_norm(norm: Any, kind: type = nn.BatchNorm1d) -> bool:
     """Whether a norm is a plain BatchNorm that learns and keeps running statistics."""
     return (
         is_plain(norm, kind)
@@ -130,9 +141,9 @@ def is_plain_norm(norm: nn.Module, kind: type = nn.BatchNorm1d) -> bool:
     )
 
 
-def tensor(module: nn.Module, key: str) -> Tensor | None:
+def tensor(module: nn.Module, key: str) -> Any:
     """A parameter or buffer of a module, in a tenth of the time that `module.key` takes."""
-    found = module._parameters.get(key)
+    found: Tensor | None = module._parameters.get(key)
     found = module._buffers.get(key) if found is None else found
     # The parameters of nn.DataParallel's replicas are mere attributes.
     return module.__dict__.get(key) if found is None else found
@@ -148,8 +159,10 @@ def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
         count = tensor(norm, 'num_batches_tracked').add_(1)
         # Without a momentum the running statistics are those of all batches.
         momentum = 1 / float(count) if norm.momentum is None else norm.momentum
-    tensors = [tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')]
-    return Norm(*tensors, momentum, norm.eps)
+    weight, bias, mean, var = (
+        tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
+    )
+    return Norm(weight, bias, mean, var, momentum, norm.eps)
 
 
 def as_input_of(layer: nn.Module, v: Tensor) -> Tensor:
@@ -188,6 +201,9 @@ class Gate(nn.Module):
     the layers on them are small, so float16 would save nothing and could overflow. In a model
     converted by `.half()` or `.bfloat16()` those layers run in their parameters' dtype.
 
+    y = x + a (g(x) - x) in place of g(x) where a gate has an `identity_scale` a, a parameter of one
+    element or of one for each channel; as constructed it has none.
+
     Layers start as the constructor leaves them: what a host (`mmattn.hosts`) draws its own layers
     from does not reach them. An `init_cfg` in the gate's config does.
 
@@ -205,6 +221,7 @@ class Gate(nn.Module):
         check_int('in_channels', in_channels, 1)
         self.in_channels = in_channels
         self.impl = impl if impl is None else check_impl(impl)
+        self.register_parameter('identity_scale', None)
 
     def forward(self, x: Tensor) -> Tensor:
         # While tracing, sizes are tensors: comparing them would only warn.

@@ -29,7 +29,7 @@ COLOURS = {
     GAIN: 'blue',
     LOSS: 'magenta',
 }
-RIGHT: tuple[str, ...] = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
+RIGHT = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
 HEADER: tuple[str, ...] = (
     'Network',
     'Method',
@@ -88,7 +88,7 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
                     'Verdict of the gain': cell.gain_word,
                 }
                 table.add_row(
-                    *(Text(plain(words[n]), COLOURS.get(styles.get(n, ''), '')) for n in names)
+                    *(Text(plain(words[n]), COLOURS.get(styles.get(n) or '', '')) for n in names)
                 )
         console.print(table)
         for line in remarks(board):
