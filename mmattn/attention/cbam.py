@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,7 @@ class CBAM(Gate):
     """
 
     _abbr_ = 'cbam'
+    norm: Any  # a batch norm, or an identity
 
     def __init__(
         self,
