@@ -34,7 +34,7 @@ if not _doctor and not os.environ.get('MMATTN_READ_ONLY'):
 
         # isort: split
         # For their registrations.
-        from . import attention, datasets, detectors, evaluation, hosts  # noqa: F401
+        from . import analysis, attention, datasets, detectors, evaluation, hosts  # noqa: F401
     from .attention import (  # which need torch alone
         CAT,
         CBAM,
