@@ -203,7 +203,7 @@ class Plugin:
                 f'{self.name}: no plugin, as it takes no in_channels, nor {", ".join(CHANNELS[1:])}'
                 f'; {_listed(_known_types())}'
             )
-        self.channels = found[0] if found else CHANNELS[0]
+        self.channels_name = found[0] if found else CHANNELS[0]
         self.init_cfg = None
         # One that takes anything passes it on to its base class, if that has a use for it.
         takes = 'init_cfg' in parameters or (open_ended and issubclass(self.cls, BaseModule))
@@ -216,10 +216,10 @@ class Plugin:
         allowed = [
             name
             for name, p in parameters.items()
-            if name != self.channels and p.kind is not p.VAR_KEYWORD
+            if name != self.channels_name and p.kind is not p.VAR_KEYWORD
         ]
         for key in self.args:
-            if key == self.channels:
+            if key == self.channels_name:
                 raise ValueError(f'{self.name}: {key} is filled in by the host; {_listed(allowed)}')
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
@@ -284,7 +284,7 @@ class Plugin:
             name, number = f'{abbr}{number}', number + 1
         try:
             with _own_random_numbers(self.number, len(self.modules)):
-                layer = self.cls(**{self.channels: in_channels}, **self.args)
+                layer = self.cls(**{self.channels_name: in_channels}, **self.args)
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error
