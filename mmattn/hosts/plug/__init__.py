@@ -1,0 +1,6 @@
+"""`plug` puts a gate behind any named module of any model. It needs torch alone."""
+
+from .plugging import places, plug, unplug
+from .targets import Plugged
+
+__all__ = ['Plugged', 'places', 'plug', 'unplug']
