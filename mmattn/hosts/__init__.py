@@ -8,5 +8,7 @@ import importlib.util
 from mmattn.registry import register_when_used
 
 if importlib.util.find_spec('mmengine') is not None:
+    from . import building, neck  # noqa: F401  (for their registrations)
+
     for _codebase in ('mmpretrain', 'mmdet', 'mmseg'):
         register_when_used(_codebase, 'MODELS', f'{__name__}.{_codebase}')

@@ -6,6 +6,7 @@ shortcut at a = 0, so that nothing changes when `a` leaves it.
 """
 
 import copy
+import math
 from typing import Any
 
 import torch
@@ -84,3 +85,32 @@ def identity_scales(model: nn.Module) -> dict[str, nn.Parameter]:
         for name, parameter in model.named_parameters()
         if name.rpartition('.')[2] == NAME
     }
+
+
+def signal(gate: nn.Module, channels: int) -> float:
+    """The mean of a gate's output over that of its input, as it is now; NaN if it cannot be run.
+
+    The input is random, positive and small: what a gate does to real maps is near that.
+    """
+    first = next((p for p in gate.parameters() if p.is_floating_point()), None)
+    device = torch.device('cpu') if first is None else first.device
+    if device.type == 'meta':
+        return math.nan
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, channels, 8, 12, generator=generator)
+    x = x.to(device) if first is None else x.to(first)
+    modes = [(module, module.training) for module in gate.modules()]
+    try:
+        gate.eval()
+        with torch.no_grad():
+            return float(gate(x).float().mean() / x.float().mean())
+    except Exception:  # it is only for words
+        return math.nan
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def versions(module: nn.Module) -> list[int]:
+    """How often each parameter was written: what a checkpoint has loaded has another number."""
+    return [parameter._version for parameter in module.parameters()]
