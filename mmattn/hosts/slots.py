@@ -354,6 +354,7 @@ class Slots:
             if key not in SWITCHES:
                 raise ValueError(f'plugin_defaults: no key {key!r}; {_choices(key, [*SWITCHES])}')
         _check_switches(defaults, 'plugin_defaults')
+        self.positions, self.num_stages = tuple(positions), num_stages
         self.plugins = [Plugin(entry, host, positions, num_stages, defaults) for entry in plugins]
         for number, plugin in enumerate(self.plugins):
             plugin.number = number
