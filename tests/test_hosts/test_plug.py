@@ -174,7 +174,7 @@ def test_refused_places(at, message):
 @pytest.mark.parametrize(
     'gate, kwargs, message',
     [
-        ('SEE', {}, 'did you mean SE\\?'),
+        ('SEE', {}, "did you mean 'SE'"),
         (dict(type='SE', ratio=3), {}, "unknown argument 'ratio'"),
         (3, {}, 'must be a class'),
         (lambda c: SE(c, reduction=0), {}, 'reduction must be an integer'),
@@ -238,7 +238,7 @@ def test_an_example_for_the_dry_run():
             return self.block(first) * scale
 
     model = Two()
-    plug(model, SE, 'block', example=dict(first=torch.ones(2, 8, 4, 6), scale=2.0))
+    plug(model, SE, 'block', example=dict(first=torch.ones(1, 8, 4, 6), scale=2.0))
     assert len(gates(model)) == 1
 
 
@@ -365,7 +365,7 @@ def test_activation_checkpointing():
         calls = count_calls(model)
         model(images()).square().sum().backward()
         results.append([p.grad for p in model.parameters()])
-        assert len(calls) == 11 + wrap * 5  # those in and behind the five blocks run again
+        assert len(calls) == 11 + wrap * 4  # those in and behind blocks run again
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -116,13 +116,17 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
                 yield tuple(int(v) for v in size[-2:])
 
 
-def _as_meta(inputs: Any) -> Any:
+def _as_meta(inputs: Any, larger: bool = False) -> Any:
+    """An example without numbers; or one of larger images, by which space is told from channels."""
     if isinstance(inputs, Tensor):
-        return inputs.to('meta')
+        shape = [*inputs.shape]
+        if larger and len(shape) == 4:
+            shape[2:] = 2 * shape[2], 3 * shape[3]
+        return torch.empty(shape, dtype=inputs.dtype, device='meta')
     if isinstance(inputs, dict):
-        return {key: _as_meta(value) for key, value in inputs.items()}
+        return {key: _as_meta(value, larger) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_as_meta(value) for value in inputs)
+        return type(inputs)(_as_meta(value, larger) for value in inputs)
     return inputs
 
 
@@ -141,6 +145,7 @@ class DryRuns:
 
     calls: list[Calls]
     error: str = ''
+    batch: int = BATCH
 
 
 def dry_runs(
@@ -166,7 +171,10 @@ def dry_runs(
         return DryRuns([{}], f'the model cannot be copied ({_short(error)})')
     if example is not None:
         calls, error = record(made, '', _as_meta(example))
-        return DryRuns([calls], _ended(error))
+        larger, failed = record(made, '', _as_meta(example, larger=True))
+        tensors = [t for t in leaves(example).values() if isinstance(t, Tensor) and t.dim()]
+        batch = tensors[0].shape[0] if tensors else BATCH
+        return DryRuns([calls] if failed or error else [calls, larger], _ended(error), batch)
     best = DryRuns([{}])
     for scope in _scopes(names):
         for sizes in _sizes(made, input_size):

@@ -100,6 +100,6 @@ def read(found: list[Plugged], runs: DryRuns, grid: tuple[int, int] | None = Non
                 )
             continue
         try:
-            place.spots = spots_of(calls, grid)
+            place.spots = spots_of(calls, runs.batch, grid)
         except NoMapError as error:
             place.reason = str(error)
