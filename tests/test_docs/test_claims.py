@@ -1,9 +1,12 @@
 """What the documentation says of other libraries is so in the versions installed here."""
 
 import inspect
+import re
+from pathlib import Path
 
 import pytest
 import torch
+from doc_pages import ROOT
 
 import mmattn
 
@@ -41,6 +44,45 @@ def test_timm_has_neither_paper():
     for name in ('cat', 'drtam'):
         with pytest.raises(AssertionError):
             create.get_attn(name)
+    names = set(re.findall(r"attn_type == '(\w+)'", inspect.getsource(create.get_attn)))
+    assert len(names - {'se', 'eca', 'cbam', 'coord'}) == 17
+
+
+@pytest.mark.slow
+def test_timm_has_networks_and_weights():
+    timm = pytest.importorskip('timm')
+    assert len(timm.list_models()) > 1300
+    weights = {name.split('.')[0] for name in timm.list_pretrained()}
+    assert {'seresnet50', 'ecaresnet50d'} <= weights
+
+
+def test_plugins_of_mmdetection():
+    """Those that its own ResNet can hold, and the checkpoints that its model zoo has of them."""
+    mmdet = pytest.importorskip('mmdet')
+    from mmdet.registry import MODELS
+
+    for name in ('ContextBlock', 'NonLocal2d', 'GeneralizedAttention', 'DropBlock'):
+        parameters = inspect.signature(MODELS.get(name)).parameters
+        assert 'in_channels' in parameters or 'kwargs' in parameters
+    zoo = Path(mmdet.__file__).parent / '.mim' / 'configs'
+    if not zoo.is_dir():
+        pytest.skip('mmdetection was installed without its model zoo')
+    for folder in ('gcnet', 'empirical_attention'):
+        assert 'Weights: https' in (zoo / folder / 'metafile.yml').read_text(encoding='utf-8')
+
+
+def test_our_hosts():
+    from mmattn.hosts import mmdet, mmpretrain, mmseg
+
+    hosts = {
+        value
+        for module in (mmdet, mmpretrain, mmseg)
+        for name, value in vars(module).items()
+        if name.startswith('Plugin')
+        and issubclass(value, mmpretrain.PluginHost)
+        and value.__module__ == module.__name__
+    }
+    assert f'3 families, {len(hosts)} hosts' in (ROOT / 'README.md').read_text(encoding='utf-8')
 
 
 def test_upstream_resnets_and_plugins():

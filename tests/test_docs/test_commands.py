@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections import OrderedDict
 
 import pytest
 
@@ -9,8 +10,8 @@ pytest.importorskip('markdown_it')
 for codebase in ('mmpretrain', 'mmdet', 'mmseg'):
     pytest.importorskip(codebase)
 
-from commands import Wrong, check, check_harmless, commands, parse  # noqa: E402
-from pages import ROOT, blocks, blocks_of, pages  # noqa: E402
+from doc_commands import Wrong, check, check_harmless, commands, parse  # noqa: E402
+from doc_pages import ROOT, blocks, blocks_of, pages  # noqa: E402
 
 BASH, PYTHON = blocks('bash'), blocks('python')
 SECONDS = 1200
@@ -83,33 +84,31 @@ def test_slow_commands_run(page, checkout, environment):
 
 
 @pytest.fixture
-def registries():
-    """What a block registers is forgotten after it, and so is the scope that it sets."""
-    from mmdet.registry import MODELS as DETECTORS
+def fresh(monkeypatch):
+    """No scope is set, as in a new process; what a block registers is forgotten after it."""
     from mmengine.registry import MODELS, DefaultScope
-    from mmpretrain.registry import MODELS as CLASSIFIERS
-    from mmseg.registry import MODELS as SEGMENTORS
 
-    before = [
-        (r.module_dict, r.module_dict.copy()) for r in (MODELS, DETECTORS, CLASSIFIERS, SEGMENTORS)
-    ]
-    instances, DefaultScope._instance_dict = (
-        DefaultScope._instance_dict,
-        type(DefaultScope._instance_dict)(),
-    )
+    monkeypatch.setattr(DefaultScope, '_instance_dict', OrderedDict())
     yield
-    DefaultScope._instance_dict = instances
-    for registered, old in before:
-        for name in registered.keys() - old.keys():
-            if registered[name].__module__ == 'a_block':
-                del registered[name]
+    for registry in (MODELS, *MODELS.children.values()):
+        for name, value in [*registry.module_dict.items()]:
+            if value.__module__ == 'a_block':
+                del registry.module_dict[name]
 
 
 @named([block for block in PYTHON if block.mark == 'run'])
-def test_python_runs(block, checkout, monkeypatch, registries):
+def test_python_runs(block, checkout, monkeypatch, fresh):
     """In this process, where what it imports is there already."""
     monkeypatch.chdir(checkout)
     exec(compile(block.text, block.name, 'exec'), {'__name__': 'a_block'})
+
+
+@named(PYTHON)
+def test_mmattn_comes_first(block):
+    """Before what needs mmcv's operators, which mmattn may have to supply."""
+    needs = re.search(r'import mmdet$|(mmdet|mmseg|mmcv)\.(?!registry)\w+', block.text)
+    if needs:
+        assert re.search(r'(import|from) mmattn', block.text[: needs.start()])
 
 
 def test_variables_are_those_of_the_code():

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip('mmpretrain')
 
-from pages import ROOT  # noqa: E402
+from doc_pages import ROOT  # noqa: E402
 
 import mmattn  # noqa: E402
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip('markdown_it')
 
-from pages import ROOT, pages, tokens  # noqa: E402
+from doc_pages import ROOT, pages, tokens  # noqa: E402
 
 
 def inline(text):
@@ -67,4 +67,5 @@ def test_every_page_is_in_the_contents():
                 if name and not name.startswith(':'):
                     listed.add((path.parent / name).with_suffix('.md').resolve())
     pages = {path for path in (ROOT / 'docs').rglob('*.md') if '_build' not in path.parts}
-    assert {path.resolve() for path in pages} - {ROOT / 'docs' / 'index.md'} == listed
+    pages = {path.resolve() for path in pages} - {ROOT / 'docs' / 'index.md'}
+    assert pages == listed, 'name a new page in a toctree of docs/index.md'

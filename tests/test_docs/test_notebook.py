@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from doc_pages import ROOT
 
 pytest.importorskip('mmpretrain')
 pytest.importorskip('matplotlib')

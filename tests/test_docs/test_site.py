@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from doc_pages import ROOT
 
 NEEDED = [
     name for name in ('sphinx', 'myst_parser', 'furo') if importlib.util.find_spec(name) is None
