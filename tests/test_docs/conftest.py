@@ -13,6 +13,8 @@ def checkout(tmp_path):
     for path in ROOT.iterdir():
         if path.name not in ('work_dirs', 'data', 'build') and not path.name.startswith('.'):
             (tmp_path / path.name).symlink_to(path)
+    # Where tools/leaderboard.py looks for runs: none yet.
+    (tmp_path / 'work_dirs' / 'reproduce').mkdir(parents=True)
     return tmp_path
 
 
