@@ -173,7 +173,7 @@ class Plugin:
     ) -> None:
         if not isinstance(entry, dict):
             raise ValueError(f'plugin {entry!r}: must be a dict with keys; {_listed(self.keys)}')
-        cfg = entry.get('cfg')
+        cfg: Any = entry.get('cfg')
         typed = isinstance(cfg, dict) and 'type' in cfg
         type_ = cfg['type'] if typed else None
         self.name = f'plugin {getattr(type_, "__name__", type_)!r}' if typed else 'plugin'
@@ -196,7 +196,7 @@ class Plugin:
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
         type_ = self.args.pop('type')
-        self.cls = find_type(type_)
+        self.cls: Any = find_type(type_)
         if self.cls is None:
             raise ValueError(
                 f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'

@@ -32,10 +32,6 @@ class Call:
 Calls = dict[str, list[Call]]
 
 
-class DryRunError(ValueError):
-    """A model could not be run on images without numbers."""
-
-
 def meta_copy(model: nn.Module) -> nn.Module:
     """A copy whose parameters and buffers have shapes and no numbers, and take no memory."""
     memo: dict[int, Any] = {}
@@ -120,13 +116,17 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
                 yield tuple(int(v) for v in size[-2:])
 
 
-def _as_meta(inputs: Any) -> Any:
+def _as_meta(inputs: Any, larger: bool = False) -> Any:
+    """An example without numbers; or one of larger images, by which space is told from channels."""
     if isinstance(inputs, Tensor):
-        return inputs.to('meta')
+        shape = [*inputs.shape]
+        if larger and len(shape) == 4:
+            shape[2:] = 2 * shape[2], 3 * shape[3]
+        return torch.empty(shape, dtype=inputs.dtype, device='meta')
     if isinstance(inputs, dict):
-        return {key: _as_meta(value) for key, value in inputs.items()}
+        return {key: _as_meta(value, larger) for key, value in inputs.items()}
     if isinstance(inputs, (tuple, list)):
-        return type(inputs)(_as_meta(value) for value in inputs)
+        return type(inputs)(_as_meta(value, larger) for value in inputs)
     return inputs
 
 
@@ -139,12 +139,21 @@ def _scopes(names: Iterable[str]) -> list[str]:
     return sorted(set(found), key=lambda scope: (scope.count('.') + bool(scope), scope))
 
 
+@dataclass
+class DryRuns:
+    """The calls in one run or two, of images of different sizes, and what ended them early."""
+
+    calls: list[Calls]
+    error: str = ''
+    batch: int = BATCH
+
+
 def dry_runs(
     model: nn.Module,
     names: list[str],
     example: Any = None,
     input_size: tuple[int, int] | None = None,
-) -> list[Calls]:
+) -> DryRuns:
     """The calls of modules for two sizes of images, or for one where there is only one.
 
     Where the model cannot be run (it reads numbers to go on), the part that has the modules is.
@@ -154,54 +163,44 @@ def dry_runs(
         names (list[str]): The modules that matter; all of them are returned.
         example: What the model is called with: a tensor, a tuple of arguments, a dict of keywords.
         input_size (tuple[int, int], optional): H and W of the images that the model takes.
-
-    Raises:
-        DryRunError: if the model cannot be copied, or no run reaches one of the modules.
     """
     try:
         made = meta_copy(model)
         made.train(False)
     except Exception as error:
-        raise DryRunError(f'the model cannot be copied: {_short(error)}') from error
+        return DryRuns([{}], f'the model cannot be copied ({_short(error)})')
     if example is not None:
         calls, error = record(made, '', _as_meta(example))
-        return [_reached(calls, names, error)]
-    if input_size is not None:
-        sizes = [[tuple(input_size)]]
-    else:
-        fixed = [*_declared_sizes(made), *((s, s) for s in SQUARES)]
-        sizes = [list(SIZES), *([size] for size in dict.fromkeys(fixed))]
-    first_error, best = None, {}
+        larger, failed = record(made, '', _as_meta(example, larger=True))
+        tensors = [t for t in leaves(example).values() if isinstance(t, Tensor) and t.dim()]
+        batch = tensors[0].shape[0] if tensors else BATCH
+        return DryRuns([calls] if failed or error else [calls, larger], _ended(error), batch)
+    best = DryRuns([{}])
     for scope in _scopes(names):
-        try:
-            if not callable(getattr(made.get_submodule(scope), 'forward', None)):
-                continue
-        except AttributeError:
-            continue
-        for group in sizes:
-            runs = []
-            for size in group:
-                calls, error = record(made, scope, _image(made, size))
-                first_error = first_error or error
-                best = max(best, calls, key=lambda c: sum(name in c for name in names))
-                if any(name not in calls for name in names):
-                    break
-                runs.append(calls)
-            if len(runs) == len(group):
-                return runs
-            if error is None:  # it runs, and does not come by
-                break
-    return [_reached(best, names, first_error)]
+        for sizes in _sizes(made, input_size):
+            runs = [record(made, scope, _image(made, size)) for size in sizes]
+            calls, errors = [run[0] for run in runs], [run[1] for run in runs if run[1]]
+            complete = all(name in found for name in names for found in calls)
+            if complete or (not errors and not scope):
+                return DryRuns(calls)
+            best.error = best.error or _ended(errors[0] if errors else None)
+            if sum(n in calls[-1] for n in names) > sum(n in best.calls[-1] for n in names):
+                best.calls = calls
+    return best
 
 
-def _reached(calls: Calls, names: list[str], error: Exception | None) -> Calls:
-    missing = [name for name in names if name not in calls]
-    if missing and error is not None:
-        raise DryRunError(
-            f'{missing[0]} was not reached in a dry run, which ended in: {_short(error)}; allowed: '
-            'channels= and layout=, an example= that the model is called with, or input_size='
-        )
-    return calls
+def _sizes(model: nn.Module, said: tuple[int, int] | None) -> Iterator[tuple[tuple[int, int], ...]]:
+    if said is not None:
+        yield (tuple(said),)
+        return
+    yield SIZES
+    fixed = [*_declared_sizes(model), *((size, size) for size in SQUARES)]
+    for size in dict.fromkeys(fixed):
+        yield (size,)
+
+
+def _ended(error: Exception | None) -> str:
+    return '' if error is None else f'the dry run ended in {_short(error)}'
 
 
 def _short(error: Exception) -> str:

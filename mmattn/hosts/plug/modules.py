@@ -18,7 +18,9 @@ from torch.nn.modules.conv import _ConvNd
 
 from .layouts import Spot, at_path, replaced
 
-_HOST = 'host'
+# What PyTorch's own wrappers of activation checkpointing call the module in them: FSDP and
+# distributed checkpoints drop it from names, as the state dict here does.
+HOST = '_checkpoint_wrapped_module'
 
 
 class Place:
@@ -51,9 +53,15 @@ class Behind(nn.Module):
 
     def __init__(self, host: nn.Module, place: Place) -> None:
         super().__init__()
-        self.host, self.place = host, place
+        self.add_module(HOST, host)
+        self.place = place
         self.training = host.training
         self._register_state_dict_hook(_without_host)
+
+    @property
+    def host(self) -> nn.Module:
+        """The layer."""
+        return self._modules[HOST]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.place(self, args, kwargs, self.host(*args, **kwargs))
@@ -62,12 +70,12 @@ class Behind(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name.startswith('__') or name == _HOST:
+            if name.startswith('__') or name == HOST:
                 raise
-            return getattr(super().__getattr__(_HOST), name)
+            return getattr(super().__getattr__(HOST), name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        host = self.__dict__.get('_modules', {}).get(_HOST)
+        host = self.__dict__.get('_modules', {}).get(HOST)
         theirs = host is not None and (name in host._parameters or name in host._buffers)
         if theirs:
             setattr(host, name, value)
@@ -76,8 +84,8 @@ class Behind(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         # All of them: a further gate may be behind this one.
-        gates = tuple(f'{prefix}{name}.' for name in self._modules if name != _HOST)
-        inner = f'{prefix}{_HOST}.'
+        gates = tuple(f'{prefix}{name}.' for name in self._modules if name != HOST)
+        inner = f'{prefix}{HOST}.'
         for key in [k for k in state_dict if k.startswith(prefix)]:
             if not key.startswith((*gates, inner)):
                 state_dict[inner + key[len(prefix) :]] = state_dict.pop(key)
@@ -88,7 +96,7 @@ def _without_host(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: Any
 ) -> None:
     """The state-dict hook of `Behind`: the layer's keys are called as without it."""
-    inner = f'{prefix}{_HOST}.'
+    inner = f'{prefix}{HOST}.'
     for key in [k for k in state_dict if k.startswith(prefix)]:  # all, as their order stays
         value = state_dict.pop(key)
         state_dict[prefix + key[len(inner) :] if key.startswith(inner) else key] = value

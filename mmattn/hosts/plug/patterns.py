@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from .modules import _HOST, Behind, placed
+from .modules import HOST, Behind, placed
 
 
 def matches(name: str, pattern: str) -> bool:
@@ -33,7 +33,7 @@ def host_names(model: nn.Module) -> list[str]:
         inner = f'{name}.' if name else ''
         ours.update(f'{inner}{spot.name}' for spot in place.spots)
         if isinstance(owner, Behind):
-            ours.add(f'{inner}{_HOST}')
+            ours.add(f'{inner}{HOST}')
     names, below = [], tuple(f'{name}.' for name in ours)
     for name, _ in model.named_modules(remove_duplicate=False):
         if name and name not in ours and not name.startswith(below):

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmattn.hosts.identity import NAME, check_start, start_as_identity
 
-from .dryrun import DryRunError, dry_runs, meta_copy
+from .dryrun import dry_runs, meta_copy
 from .gates import Gate, build_gate
 from .initialising import guard_init, unguard_init
 from .layouts import GridKeeper, Spot
@@ -152,13 +152,7 @@ def places(
     Arguments and errors are as in `plug`. Nothing is changed.
     """
     found = [resolved(model, name) for name in find(model, at)]
-    try:
-        runs = dry_runs(model, [place.behind for place in found], example, input_size)
-    except DryRunError as error:
-        for place in found:
-            place.reason = str(error)
-        return found
-    read(found, runs, None)
+    read(found, dry_runs(model, [place.behind for place in found], example, input_size))
     return found
 
 
@@ -217,7 +211,7 @@ def _wrong(
 ) -> list[Plugged]:
     """The places with a gate that runs more or less often than its module, by a dry run."""
     names = [name for place in found for name in place.gates]
-    calls = dry_runs(model, names, example, input_size)[0]
+    calls = dry_runs(model, names, example, input_size).calls[0]
     return [p for p in found if any(len(calls.get(name, [])) != p.calls for name in p.gates)]
 
 

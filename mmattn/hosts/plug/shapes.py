@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .dryrun import BATCH, Call
+from .dryrun import Call
 from .layouts import Path, Spot, is_pair
 
 # Class tokens and registers before those of a grid.
@@ -24,11 +24,12 @@ def shown(call: Call) -> str:
     return ', '.join(found) if found else 'no tensor'
 
 
-def spots_of(runs: list[list[Call]], said: tuple[int, int] | None = None) -> list[Spot]:
+def spots_of(runs: list[list[Call]], batch: int, said: tuple[int, int] | None = None) -> list[Spot]:
     """The maps in a module's output, in its order.
 
     Args:
         runs (list[list[Call]]): The module's calls in each dry run, of images of different sizes.
+        batch (int): The number of images in them.
         said (tuple[int, int], optional): H and W of tokens, where the user says so.
 
     Raises:
@@ -38,7 +39,8 @@ def spots_of(runs: list[list[Call]], said: tuple[int, int] | None = None) -> lis
     if second is not None and len(second) != len(first):
         second = None
     found = [
-        _spots(call, None if second is None else second[i], said) for i, call in enumerate(first)
+        _spots(call, None if second is None else second[i], batch, said)
+        for i, call in enumerate(first)
     ]
     kinds = {tuple((s.path, s.layout, s.channels, s.prefix) for s in spots) for spots in found}
     if len(kinds) > 1:
@@ -47,7 +49,7 @@ def spots_of(runs: list[list[Call]], said: tuple[int, int] | None = None) -> lis
     return found[0]
 
 
-def _spots(call: Call, other: Call | None, said: tuple[int, int] | None) -> list[Spot]:
+def _spots(call: Call, other: Call | None, batch: int, said: tuple[int, int] | None) -> list[Spot]:
     spots: list[Spot] = []
     tensors: list[tuple[Tensor, Spot]] = []
     reasons = []
@@ -60,7 +62,7 @@ def _spots(call: Call, other: Call | None, said: tuple[int, int] | None) -> list
             continue
         theirs = None if other is None else other.output.get(path)
         try:
-            spot = _spot(call, other, path, tensor, theirs, said)
+            spot = _spot(call, other, path, tensor, theirs, batch, said)
         except NoMapError as error:
             reasons.append(str(error))
             continue
@@ -77,14 +79,15 @@ def _spot(
     path: Path,
     a: Tensor,
     b: Any,
+    batch: int,
     said: tuple[int, int] | None,
 ) -> Spot:
     shape = tuple(a.shape)
     b = b if isinstance(b, Tensor) and b.dim() == a.dim() else None
-    text = f'gives {shape} for a batch of {BATCH}'
+    text = f'gives {shape} for a batch of {batch}'
     if not a.is_floating_point() or a.dim() not in (3, 4):
         raise NoMapError(f'{text}, no map or grid')
-    if shape[0] != BATCH or (b is not None and b.shape[0] != BATCH):
+    if shape[0] != batch or (b is not None and b.shape[0] != batch):
         raise NoMapError(f'{text}: not an item for each image')
     changed = set() if b is None else {i for i in range(1, a.dim()) if a.shape[i] != b.shape[i]}
     if a.dim() == 4:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from .dryrun import Calls
+from .dryrun import DryRuns
 from .layouts import LAYOUTS, Spot, is_pair
 from .shapes import NoMapError, spots_of
 
@@ -86,15 +86,20 @@ def say(
         place.spots = [Spot((), layout, channels, 0, where)]
 
 
-def read(found: list[Plugged], runs: list[Calls], grid: tuple[int, int] | None) -> None:
+def read(found: list[Plugged], runs: DryRuns, grid: tuple[int, int] | None = None) -> None:
     """Places as the dry runs show them."""
     for place in found:
-        calls = [run.get(place.behind, []) for run in runs]
+        calls = [run.get(place.behind, []) for run in runs.calls]
         place.calls = len(calls[0])
         if not calls[0]:
             place.reason = 'never runs: not called in a forward of the model'
+            if runs.error:
+                place.reason = (
+                    f'not reached: {runs.error}; allowed: channels= and layout=, an example= that '
+                    'the model is called with, or input_size='
+                )
             continue
         try:
-            place.spots = spots_of(calls, grid)
+            place.spots = spots_of(calls, runs.batch, grid)
         except NoMapError as error:
             place.reason = str(error)
