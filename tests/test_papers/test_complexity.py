@@ -489,7 +489,7 @@ def test_the_command_line_with_a_config(style, capsys):
 
 def test_the_command_line_with_an_alternative(capsys):
     """Its gates are counted: CAT's convolution of three maps in place of one."""
-    config = str(papers.config_root() / 'cat/retinanet_r50-cat_fpn_2xb4-90k_coco.py')
+    config = str(papers.config_root() / 'cat/retinanet_r50-cat_fpn_4xb2-90k_coco.py')
     found = {}
     for name in ('', 'cat-concat'):
         args = ['--alternative', name] if name else []
