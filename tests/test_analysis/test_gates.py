@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import mmattn
 from mmattn import ops
 from mmattn.analysis.gates import gates_of, recording, select, stage_of
 from mmattn.analysis.panels import panels, shown
@@ -195,3 +196,27 @@ def test_a_foreign_gate_shows_what_it_let_through(network):
     assert found.kind == 'ContextBlock' and found.attention() is None
     assert [panel.key for panel in shown(panels(found), found)] == ['ratio']
     assert found.ratio.shape == (1, 6, 6)
+
+
+@pytest.mark.parametrize('cls', [SE, CAT, DRTAM])
+def test_an_identity_scale_is_part_of_the_gate(cls, x):
+    gate = learnt(cls)
+    gate.identity_scale = nn.Parameter(torch.rand(C))
+    with torch.no_grad():
+        y = gate(x)
+    seen = record(gate, x)
+    torch.testing.assert_close(seen.identity, gate.identity_scale.detach())
+    torch.testing.assert_close(x[0] * seen.attention(), y[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plugged_gate_is_found_wherever_it_stands(x):
+    model = nn.Sequential(nn.Conv2d(C, C, 3), nn.ReLU()).eval()
+    mmattn.plug(model, nn.Hardswish(), at='0', channels=C)
+    mmattn.plug(model, SE(C, 4), at='1', channels=C)
+    kinds = [type(place.module).__name__ for place in gates_of(model)]
+    assert kinds == ['Hardswish', 'SE']
+    with torch.no_grad(), recording(gates_of(model)) as seen:
+        model(x)
+    assert [panel.key for one in seen.values() for panel in shown(panels(one), one)] == [
+        'ratio', 'c_avg', 'c', 'ratio',
+    ]  # fmt: skip
