@@ -18,12 +18,13 @@ from importlib import import_module
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmattn.attention.gate import Gate
+from mmattn.hosts.building import build_model
 from mmattn.ops import use_impl
 from mmattn.papers import config_root, entries, load
 
@@ -120,7 +121,7 @@ def build(config):
     if scope == 'mmpretrain' and 'data_preprocessor' in config:
         model.setdefault('data_preprocessor', config.data_preprocessor)
     with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), ReadableLinspace():
-        built = MODELS.build(model).eval()
+        built = build_model(dict(model=model, plug=config.get('plug'))).eval()
     return built.to('meta')  # CAT's taps, too, which keep their values
 
 

@@ -97,6 +97,7 @@ class Seen:
         identity (Tensor): The `identity_scale` a of a gate that has one, of 1 or C elements: of the
             factors it lets so much act, 1 + a (factor - 1).
         ratio (Tensor): Sum over channels of |output| over that of |input|, (N, H, W).
+        fit (Tensor): Of each channel the sums of input times output and of input squared, (2, C).
     """
 
     kind: str
@@ -105,6 +106,7 @@ class Seen:
     scales: list[tuple[str, tuple[Tensor, ...]]] = field(default_factory=list)
     identity: Tensor | None = None
     ratio: Tensor | None = None
+    fit: Tensor | None = None
     given: Tensor | None = None  # its input, while it runs
 
     @property
@@ -116,16 +118,20 @@ class Seen:
             found.update(zip(AXES[name], factors, strict=False))  # DRTAM may have one map only
         return found
 
-    def attention(self, sample: int = 0) -> Tensor | None:
-        """What a sample of the map was multiplied by, all scales together, (C, H, W); None for a
-        gate that is not ours."""
+    def attentions(self) -> Tensor | None:
+        """What the map was multiplied by, all scales together, (N, C, H, W) with ones for axes on
+        which it does not depend; None for a gate that is not ours."""
         if not self.scales:
             return None
         whole = torch.ones(())
         for name, factors in self.scales:
-            whole = whole * product(name, [factor[sample : sample + 1] for factor in factors])
-        whole = whole.expand(1, *self.shape[1:])[0]
+            whole = whole * product(name, factors)
         return whole if self.identity is None else 1 + self.identity[:, None, None] * (whole - 1)
+
+    def attention(self, sample: int = 0) -> Tensor | None:
+        """`attentions` of one sample, (C, H, W)."""
+        whole = self.attentions()
+        return None if whole is None else whole[sample].expand(self.shape[1:])
 
 
 # The axes of the factors that a scale takes, in order.
@@ -212,8 +218,10 @@ def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
         seen, x = inside.pop(), args[0]
         seen.given = None
         if isinstance(y, Tensor) and x.dim() == 4 and y.shape == x.shape:
-            given, left = (_kept(t.detach().abs().sum(1)) for t in (x, y))
+            x, y = x.detach().float(), y.detach().float()
+            given, left = (_kept(t.abs().sum(1)) for t in (x, y))
             seen.ratio = left / given.clamp_min(torch.finfo(torch.float32).tiny)
+            seen.fit = _kept(torch.stack([(x * t).sum((0, 2, 3)) for t in (y, x)]))
 
     def listening(name, function):
         @wraps(function)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -83,11 +84,11 @@ def load_backbone(model: nn.Module, path: str | Path) -> None:
         ValueError: in one line, if a weight of the backbone or of a gate is not in the checkpoint,
             is there in another shape, or if the checkpoint has one that the model has not.
     """
-    head = getattr(model, 'roi_head', None)
-    parts = [model.backbone]
+    head: Any = getattr(model, 'roi_head', None)
+    parts: list[Any] = [model.backbone]
     # MMDetection's C4 has the last stage in its RoI head, C4FasterRCNN in the backbone, too.
     if getattr(head, 'with_shared_head', False):
-        inside = any(module is head.shared_head for module in model.backbone.modules())
+        inside = any(module is head.shared_head for module in parts[0].modules())
         parts += [] if inside else [head.shared_head]
     wanted = {name: value for part in parts for name, value in part.state_dict().items()}
     found, strange = backbone_of(read_state_dict(path))

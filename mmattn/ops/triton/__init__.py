@@ -105,6 +105,10 @@ def entropy_dx(x, taps, dy, c, s, grads, saved, carry, v=None):
     return entropy_pool_grad(x, taps, grads, saved, carry=carry)
 
 
+def rank1_attention_parts(x, params, chunks, saved):
+    return saved[:3], [(saved[i : i + 3], saved[i + 7 : i + 10]) for i in range(3, len(saved), 13)]
+
+
 def declines(op, x, **_):
     return False
 
