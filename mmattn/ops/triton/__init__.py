@@ -58,8 +58,27 @@ def __getattr__(name):
     return found
 
 
+# What knows the identity in part (`mmattn.ops.identity`); for others with an `identity_scale` the
+# equations run.
+IDENTITY = frozenset(('se', 'eca', 'cbam', 'cat', 'affine_gate'))
 # A scale's gradient computes dx on the way: the pools add their terms to it.
 CARRIES = True
+
+
+def affine_gate(x, u, v, s):
+    return (x.float() * _affine(u, v, s)).to(x.dtype)
+
+
+def affine_gate_grad(x, u, v, s, *, dy, need_x):
+    # No kernel yet: PyTorch's operators, and float32 copies of the map on their way.
+    p, s_, dx = x.float() * dy.float(), s[:, None], None
+    if need_x:
+        dx = (dy.float() * _affine(u, v, s)).to(x.dtype)
+    return dx, p.sum((2, 3)), (p * s_).sum((2, 3)), (p * v[:, :, None, None]).sum(1)
+
+
+def _affine(u, v, s):
+    return u[:, :, None, None] + v[:, :, None, None] * s[:, None]
 
 
 def channel_dx(dy, c, gavg, gmax, at, carry):
@@ -68,7 +87,7 @@ def channel_dx(dy, c, gavg, gmax, at, carry):
     return channel_pool_grad(dy, gavg, gmax, at, carry=carry)
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, a=None):
     from .pool import channel_pool_grad
 
     return channel_pool_grad(dy, gavg, gmax, channel_at, carry=carry)
@@ -80,7 +99,7 @@ def coord_dx(dy, h, w, gch, gcw, carry):
     return strip_pool_grad(carry, gch, gcw, None, gx=carry)
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry, v=None):
     from .entropy import entropy_pool_grad
 
     return entropy_pool_grad(x, taps, grads, saved, carry=carry)
