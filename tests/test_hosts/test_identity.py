@@ -44,33 +44,40 @@ def same_bits(ours, theirs):
         assert torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
+def check_begins_as_bare(case, entries):
+    """The model, and its outputs in training, which have the bare model's bits."""
+    model, bare = begun(case, entries)
+    scales = identity_scales(model)
+    assert len(scales) == len(gates(model)) > 0
+    for name, gate in gates(model).items():
+        assert scales[f'{name}.identity_scale'].shape == (gate.in_channels,)
+    x = image(32)
+    with torch.no_grad():
+        same_bits(outputs(model, False, x), outputs(bare, False, x))
+    outs = outputs(model, True, x)
+    with torch.no_grad():
+        same_bits(outs, outputs(bare, True, x))
+    return model, outs
+
+
 @each_host
 @pytest.mark.parametrize('gate', GATES)
 def test_every_host_gate_and_position(case, gate):
-    """Alone in each position, and in all of them together, where gradients are looked at, too."""
-    x = image(32)
-    alone = [[entry(gate, position)] for position in case.positions]
-    for entries in (*alone, sum(alone, [])):
-        model, bare = begun(case, entries)
-        assert gates(model)
-        scales = identity_scales(model)
-        assert len(scales) == len(gates(model))
-        assert all(
-            scale.numel() == gates(model)[n[: -len('.identity_scale')]].in_channels
-            for n, scale in scales.items()
-        )
-        with torch.no_grad():
-            same_bits(outputs(model, False, x), outputs(bare, False, x))
-        ours = outputs(model, True, x)
-        with torch.no_grad():
-            same_bits(ours, outputs(bare, True, x))
-    sum(out.square().mean() for out in ours).backward()
-    ids = {id(scale) for scale in scales.values()}
+    model, outs = check_begins_as_bare(case, [entry(gate, position) for position in case.positions])
+    sum(out.square().mean() for out in outs).backward()
     for name, found in gates(model).items():
         assert found.identity_scale.grad.any(), name
-        for parameter in found.parameters():
-            if id(parameter) not in ids:
-                assert parameter.grad is not None and not parameter.grad.any(), name
+        for key, parameter in found.named_parameters():
+            if key != 'identity_scale':
+                assert parameter.grad is not None and not parameter.grad.any(), (name, key)
+
+
+@pytest.mark.slow
+@each_host
+@pytest.mark.parametrize('gate', GATES)
+def test_alone_in_each_position(case, gate):
+    for position in case.positions:
+        check_begins_as_bare(case, [entry(gate, position)])
 
 
 @pytest.mark.parametrize('gate', GATES)
