@@ -26,6 +26,8 @@ w: (N, W). `at`: int32, where a maximum is.
     takes(device, dtype) -> bool        # device, dtype, toolchain; never raises
     works(device) -> bool               # whether there are kernels on a device
     passes(op, x) -> bool               # may be left out: whether an operator passed its self-check
+    operator(name) -> function | None   # may be left out: an operator of the library as a whole,
+                                        # called with its arguments; NotImplemented: not for these
     declines(op, x, **options) -> bool  # whether PyTorch's own calls are quicker for this op and x
     SAVED: of an operator, a function of x and its options: [(shape, whether of integers), ...]
 

@@ -14,9 +14,9 @@ import torch
 
 from mmattn.ops import dispatch, reference
 from mmattn.ops import triton as kernels
+from mmattn.ops.triton import selfcheck
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'planes', 'attention', 'conv', 'norm', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc',),
@@ -151,6 +151,11 @@ def compare_gate(name, shape, last, device='cpu'):
         close(a, b, 2e-4, f'{name}, tensor {i}')
 
 
+def compare_operator(op, shape, dtype, last):
+    """A whole operator against its equations, as the self-check compares them."""
+    assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
+
+
 def compare_attention(*args, **kwargs):
     attention_cases.compare(kernels, *args, **kwargs)
 
@@ -199,7 +204,7 @@ def on_cpu():
 def compare_in_small_blocks(*args, compare=compare):
     """`compare` with blocks of at most 4, so that small tensors take many of them."""
     common = importlib.import_module('mmattn.ops.triton.common')
-    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in MODULES]
+    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in kernels.MODULES]
     try:
         for module in modules:
             module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))

@@ -388,5 +388,5 @@ def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
     # dy is gated only here, together with the gradient of the planes: a pass less.
     dx = torch.empty_like(x) if need_x else None
     if need_x:
-        strip_pool_grad(dx, *dplanes, gx=dy, maps=maps)
+        strip_pool_grad(dx, *dplanes, dy=dy, maps=maps)
     return dx, [*dmlp, *dparams]

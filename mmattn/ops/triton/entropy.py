@@ -415,6 +415,8 @@ def entropy_grad_kernel(
     x_ptr,
     gx_ptr,
     dx_ptr,
+    c_ptr,
+    s_ptr,
     taps_ptr,
     cavg_ptr,
     cmax_ptr,
@@ -445,11 +447,14 @@ def entropy_grad_kernel(
     SAVG: tl.constexpr,
     SMAX: tl.constexpr,
     SENT: tl.constexpr,
+    ADD: tl.constexpr,
+    SCALE: tl.constexpr,
     BC: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """dx = gx + the shares of the six statistics, given their gradients cavg to sent, the indices
-    of the maxima carg and sarg, and m, l = log s and q = t / s of either entropy."""
+    """dx = gx (ADD), scaled by c + s (SCALE), + the shares of the six statistics, given their
+    gradients cavg to sent, the indices of the maxima carg and sarg, and m, l = log s and q = t / s
+    of either entropy."""
     R: tl.constexpr = K // 2
     MAX: tl.constexpr = CMAX or SMAX
     channels = channel_groups * VEC
@@ -492,6 +497,8 @@ def entropy_grad_kernel(
         cg = cg[:, None]
         cb = cb[:, None]
 
+    if SCALE:
+        factor = tl.load(c_ptr + to_c, mask=in_c, other=0.0)[:, None]
     zero = tl.zeros([BC, BW], tl.float32)
     f1 = zero
     f2 = zero
@@ -518,7 +525,11 @@ def entropy_grad_kernel(
         h = row - R
         if h >= first:
             here = at + h * row_step
-            acc += tl.load(gx_ptr + here, mask=mask, other=0.0).to(tl.float32)
+            if ADD:
+                gx = tl.load(gx_ptr + here, mask=mask, other=0.0).to(tl.float32)
+                if SCALE:
+                    gx *= factor + tl.load(s_ptr + to_s + h * width, mask=in_w, other=0.0)[None, :]
+                acc += gx
             if CAVG:
                 acc += cavg
             if SAVG:
@@ -709,18 +720,23 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     return (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
 
 
-def entropy_pool_grad(x, taps, grads, saved, *, carry=None):
-    n, c, height, width = x.shape
-    gx = dx = torch.zeros_like(x) if carry is None else carry
+def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None):
+    """gx: what is to be added, in x's memory format; c and s: that scale it by c + s first."""
+    n, ch, height, width = x.shape
+    dx = torch.empty_like(x)
     c_avg, c_max, c_ent, s_avg, s_max, s_ent = grads
     if (c_max is not None or s_max is not None) and taps.numel() not in FILTERS:
+        if gx is None:
+            gx = torch.zeros_like(x)
+        elif c is not None:
+            gx, c, s = gx.float() * (c[:, :, None, None] + s[:, None]), None, None
         gx = _plain_maxima_grad(gx, taps, c_max, saved[0], s_max, saved[4])
         c_max = s_max = None
     block_c, block_w, vec = _walks(x, 4)
-    c_blocks, w_blocks = cdiv(c, block_c), cdiv(width, block_w)
+    c_blocks, w_blocks = cdiv(ch, block_c), cdiv(width, block_w)
     splits = split(n * c_blocks * w_blocks, height, 1, least=16)
     grads = c_avg, c_max, c_ent, s_avg, s_max, s_ent
-    tensors = (x if t is None else t for t in (*grads, *saved))
+    tensors = (x if t is None else t for t in (gx, dx, c, s, taps, *grads, *saved))
     given = {
         name: grad is not None
         for name, grad in zip(('CAVG', 'CMAX', 'CENT', 'SAVG', 'SMAX', 'SENT'), grads, strict=True)
@@ -730,22 +746,25 @@ def entropy_pool_grad(x, taps, grads, saved, *, carry=None):
         entropy_grad_kernel,
         n * splits * w_blocks * c_blocks,
         x,
-        gx,
-        dx,
-        taps,
         *tensors,
-        c // vec,
+        ch // vec,
         height,
         width,
         splits,
         1 / (height * width),
-        1 / c,
+        1 / ch,
         maxnreg=168,
         VEC=vec,
         LAST=channels_last(x),
         K=taps.numel() if filtered else 1,
+        ADD=gx is not None,
+        SCALE=c is not None,
         BC=block_c,
         BW=block_w,
         **given,
     )
     return dx
+
+
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry=None):
+    return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s)

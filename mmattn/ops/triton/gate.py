@@ -253,9 +253,9 @@ def _apply(x, mode, r, q=None, r2=None, q2=None):
     return y
 
 
-def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
-    """dx and the sums of gate_grad_kernel: over columns (parts, N, rows), and over rows, still
-    in splits (parts, N, splits, cols)."""
+def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
+    """dx and the sums of gate_grad_kernel, as it leaves them: over each block of columns (parts,
+    N, blocks, rows), and over each split of the rows (parts, N, splits, cols)."""
     n, rows, cols = matrix(x)
     vec = vector(cols, x)
     # 32 lanes side by side in a row of the block: sums over columns stay within a warp.
@@ -284,7 +284,21 @@ def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
         BR=block_rows,
         BK=block_cols,
     )
-    return dx, None if mode == 'col' else total(by_rows, 2), by_cols
+    return dx, by_rows, by_cols
+
+
+def channel_grad_parts(x, c, dy):
+    """Of a scale by c, parts of dc: (N, parts, C)."""
+    if channels_last(x):
+        return apply_grad(x, dy, False, 'col', None, c)[2][0]
+    return apply_grad(x, dy, False, 'row', c)[1][0]
+
+
+def two_sided_grad_parts(x, mode, c, s, dy):
+    """Of a scale by c and s, parts of dc (N, parts, C) and of ds (N, parts, H W)."""
+    first, second = (s, c) if channels_last(x) else (c, s)
+    _, by_rows, by_cols = apply_grad(x, dy, False, mode, first, second)
+    return (by_cols[0], by_rows[0]) if channels_last(x) else (by_rows[0], by_cols[0])
 
 
 def channel_gate(x, c):
@@ -293,10 +307,10 @@ def channel_gate(x, c):
 
 def channel_gate_grad(x, c, dy, *, need_x):
     if channels_last(x):
-        dx, _, dc = _apply_grad(x, dy, need_x, 'col', None, c)
-        return dx, total(dc, 2)[0]
-    dx, dc, _ = _apply_grad(x, dy, need_x, 'row', c)
-    return dx, dc[0]
+        dx, _, dc = apply_grad(x, dy, need_x, 'col', None, c)
+    else:
+        dx, dc, _ = apply_grad(x, dy, need_x, 'row', c)
+    return dx, total(dc, 2)[0]
 
 
 def spatial_gate(x, s):
@@ -305,9 +319,9 @@ def spatial_gate(x, s):
 
 def spatial_gate_grad(x, s, dy, *, need_x):
     if channels_last(x):
-        dx, ds, _ = _apply_grad(x, dy, need_x, 'row', s)
-        return dx, ds[0].view_as(s)
-    dx, _, ds = _apply_grad(x, dy, need_x, 'col', None, s)
+        dx, ds, _ = apply_grad(x, dy, need_x, 'row', s)
+    else:
+        dx, _, ds = apply_grad(x, dy, need_x, 'col', None, s)
     return dx, total(ds, 2)[0].view_as(s)
 
 
@@ -317,8 +331,8 @@ def _two_sided(x, mode, c, s):
 
 def _two_sided_grad(x, mode, c, s, dy, need_x):
     first, second = (s, c) if channels_last(x) else (c, s)
-    dx, by_rows, by_cols = _apply_grad(x, dy, need_x, mode, first, second)
-    by_rows, by_cols = by_rows[0], total(by_cols, 2)[0]
+    dx, by_rows, by_cols = apply_grad(x, dy, need_x, mode, first, second)
+    by_rows, by_cols = total(by_rows, 2)[0], total(by_cols, 2)[0]
     dc, ds = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
     return dx, dc, ds.view_as(s)
 
@@ -361,10 +375,10 @@ def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
     s = _outer(h, w)
     s2 = _outer(h2, w2) if dual else None
     if channels_last(x):
-        dx, spatial, channel = _apply_grad(x, dy, need_x, mode, s, c, s2, c2)
-        spatial, channel = spatial.unsqueeze(2), total(channel, 2)
+        dx, spatial, channel = apply_grad(x, dy, need_x, mode, s, c, s2, c2)
     else:
-        dx, channel, spatial = _apply_grad(x, dy, need_x, mode, c, s, c2, s2)
+        dx, channel, spatial = apply_grad(x, dy, need_x, mode, c, s, c2, s2)
+    channel = total(channel, 2)
     n, height, width = s.shape
     dh, dw = torch.empty_like(h), torch.empty_like(w)
     dh2, dw2 = (torch.empty_like(h), torch.empty_like(w)) if dual else (dh, dw)
