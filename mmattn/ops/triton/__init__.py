@@ -57,6 +57,7 @@ _MODULES = {
 _OPERATORS = {
     'channel': ('se', 'se_backward', 'eca', 'eca_backward'),
     'cbam': ('cbam', 'cbam_backward'),
+    'coord': ('coord', 'coord_backward'),
 }
 MODULES = (*_MODULES, 'mlp', *_OPERATORS)
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
