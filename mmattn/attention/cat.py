@@ -158,8 +158,9 @@ class CAT(Gate):
         return self
 
     def gate(self, x: Tensor) -> Tensor:
+        a = tensor(self, 'identity_scale')
         if self.arrangement == 'parallel':
-            if (y := self._by_operator(x)) is not None:
+            if (y := self._by_operator(x, a)) is not None:
                 return y
             channel, spatial = self._pool(x)
             channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
@@ -168,18 +169,26 @@ class CAT(Gate):
                 channel, spatial = (channel * c_w).sigmoid(), (spatial * s_w).sigmoid()
             else:
                 channel, spatial = channel.sigmoid() * c_w, spatial * s_w
-            return ops.sum_gate(x, channel, spatial, impl=self.impl)
-        for step in self.arrangement.split('-'):
+            return ops.sum_gate(x, channel, spatial, impl=self.impl, identity_scale=a)
+        steps, y, factors = self.arrangement.split('-'), x, {}
+        for step in steps:
             if step == 'channel':
-                channel, _ = self._pool(x, spatial=False)
-                c = self.channel_attention(channel).sigmoid()
-                x = ops.channel_gate(x, c, impl=self.impl)
+                channel, _ = self._pool(y, spatial=False)
+                scale, factor = ops.channel_gate, self.channel_attention(channel).sigmoid()
             else:
-                _, spatial = self._pool(x, channel=False)
-                x = ops.spatial_gate(x, self.spatial_attention(spatial), impl=self.impl)
-        return x
+                _, spatial = self._pool(y, channel=False)
+                scale, factor = ops.spatial_gate, self.spatial_attention(spatial)
+            factors[step] = factor
+            if a is None or len(factors) < len(steps):
+                y = scale(y, factor, impl=self.impl)
+        if a is None:
+            return y
+        # The last factors, or both, with a share of the identity.
+        scale = ops.product_gate if len(steps) == 2 else scale
+        in_order = [factors[step] for step in ('channel', 'spatial') if step in factors]
+        return scale(x, *in_order, impl=self.impl, identity_scale=a)
 
-    def _by_operator(self, x: Tensor) -> Tensor | None:
+    def _by_operator(self, x: Tensor, a: Tensor | None) -> Tensor | None:
         """y, or None where no operator may stand in for the layers."""
         layers = mlp_weights(self.mlp)
         own = all(getattr(type(self), name) is getattr(CAT, name) for name in self._PARTS)
@@ -190,7 +199,9 @@ class CAT(Gate):
         given = [w1, w2, kernel, self.channel_factors, self.spatial_factors, self.exterior_logits]
         if any(t is not None for t in (b1, b2, self.conv.bias)) or taps.requires_grad:
             return None
-        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(x, self.impl, given):
+        if kernel.shape[1] not in (1, len(self.pools)) or not runs_kernels(
+            'cat', x, self.impl, given, a
+        ):
             return None
         interior = self._interior(self.channel_factors), self._interior(self.spatial_factors)
         exterior = None if self.exterior_logits is None else self.exterior_logits.softmax(0)
@@ -204,6 +215,7 @@ class CAT(Gate):
             [pool in self.pools for pool in POOLS],
             self.entropy_range,
             self.formula == 'equation',
+            a,
         )[0]
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:

@@ -70,14 +70,14 @@ class CBAM(Gate):
             nn.init.constant_(self.norm.weight, norm_weight)
 
     def gate(self, x: Tensor) -> Tensor:
-        layers, norm = mlp_weights(self.mlp), self._norm()
+        layers, norm, a = mlp_weights(self.mlp), self._norm(), tensor(self, 'identity_scale')
         if layers and norm is not None and is_plain(self.conv, SpatialConv):
             kernel = tensor(self.conv, 'weight')
             plain = self.conv.bias is None and not listened_to()
-            if plain and runs_kernels(x, self.impl, [*layers, kernel, *norm]):
+            if plain and runs_kernels('cbam', x, self.impl, [*layers, kernel, *norm], a):
                 by_batch = bool(norm) and self.norm.training and x.numel() > x.shape[1]
                 eps = self.norm.eps if norm else 0.0
-                y, _, _, moments = ops.cbam(x, layers, kernel, norm, by_batch, eps)
+                y, _, _, moments = ops.cbam(x, layers, kernel, norm, by_batch, eps, a)
                 if by_batch:
                     move(self.norm, moments)
                 return y
@@ -86,7 +86,7 @@ class CBAM(Gate):
         avg, peak = ops.spatial_pool(x, c, impl=self.impl)
         s = self.conv(as_input_of(self.conv, torch.stack((peak, avg), 1)), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
-        return ops.product_gate(x, c, s, impl=self.impl)
+        return ops.product_gate(x, c, s, impl=self.impl, identity_scale=a)
 
     def _norm(self):
         """Weight, bias, running mean and variance of the norm, nothing of none; or None for a norm

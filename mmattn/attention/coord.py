@@ -59,10 +59,10 @@ class CoordAttention(Gate):
         self.width_conv = PointConv(hidden, in_channels)
 
     def gate(self, x: Tensor) -> Tensor:
-        plain = self._plain()
-        if plain and runs_kernels(x, self.impl, [t for group in plain for t in group]):
+        plain, a = self._plain(), tensor(self, 'identity_scale')
+        if plain and runs_kernels('coord', x, self.impl, [t for group in plain for t in group], a):
             by_batch = self.norm.training
-            y, _, _, moments = ops.coord(x, *plain, by_batch, self.norm.eps)
+            y, _, _, moments = ops.coord(x, *plain, by_batch, self.norm.eps, a)
             if by_batch:
                 move(self.norm, moments)
             return y
@@ -71,7 +71,7 @@ class CoordAttention(Gate):
         strips = self.act(batch_norm(self.norm, self.conv(strips)))
         h, w = strips.split((ch.shape[2], cw.shape[2]), 2)
         h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()
-        return ops.coord_gate(x, h, w, impl=self.impl)
+        return ops.coord_gate(x, h, w, impl=self.impl, identity_scale=a)
 
     def _plain(self):
         """The tensors of the layers as `ops.coord` takes them; None where it may not stand in for

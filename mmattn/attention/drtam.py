@@ -169,6 +169,7 @@ class DRTAM(Gate):
     def gate(self, x: Tensor) -> Tensor:
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
         norms = [module.norms for module in modules]
+        a = tensor(self, 'identity_scale')
         if self._is_plain(modules, norms):
             n, *lengths = x.shape
             states = [
@@ -184,12 +185,12 @@ class DRTAM(Gate):
             first, _, second = self.mlp
             layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             chunks, maxima = self.initial.chunks, self.initial.maxima
-            return ops.rank1_attention(x, states, layers, chunks, maxima, impl=self.impl)
+            return ops.rank1_attention(x, states, layers, chunks, maxima, self.impl, a)
         planes = ops.strip_pool(x, channel=True, impl=self.impl)
         factors = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
-        return ops.rank1_gate(x, *factors, impl=self.impl)
+        return ops.rank1_gate(x, *factors, impl=self.impl, identity_scale=a)
 
     def _is_plain(self, modules, norms):
         """Whether one op may stand for all layers: none is changed (SyncBatchNorm) or listened to.

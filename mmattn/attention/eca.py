@@ -59,10 +59,11 @@ class ECA(Gate):
         self.conv = ChannelConv(kernel_size)
 
     def gate(self, x: Tensor) -> Tensor:
+        a = tensor(self, 'identity_scale')
         if is_plain(self.conv, ChannelConv) and self.conv.bias is None and not listened_to():
             kernel = tensor(self.conv, 'weight')
-            if runs_kernels(x, self.impl, [kernel]):
-                return ops.eca(x, kernel)[0]
+            if runs_kernels('eca', x, self.impl, [kernel], a):
+                return ops.eca(x, kernel, a)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
-        return ops.channel_gate(x, c, impl=self.impl)
+        return ops.channel_gate(x, c, impl=self.impl, identity_scale=a)

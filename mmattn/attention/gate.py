@@ -1,4 +1,4 @@
-"""What the six gates share: checked input, full precision, batches of one value."""
+"""What the gates share: checked input, full precision, batches of one value."""
 
 import contextlib
 from collections.abc import Sequence
@@ -41,14 +41,24 @@ def mlp_weights(layers: nn.Module) -> list[Tensor | None] | None:
     return [tensor(layer, key) for layer in inner[::2] for key in ('weight', 'bias')]
 
 
-def runs_kernels(x: Tensor, impl: str | None, tensors: Sequence[Tensor | None]) -> bool:
+def runs_kernels(
+    op: str,
+    x: Tensor,
+    impl: str | None,
+    tensors: Sequence[Tensor | None],
+    identity_scale: Tensor | None = None,
+) -> bool:
     """Whether an operator on kernels may stand for all of a gate with these parameters.
 
     None among them are left out. In 16 bits, the layers run as layers.
     """
     dtype = ops.stats_dtype(x)
-    given = [t for t in tensors if t is not None]
-    return all(t.dtype is dtype for t in given) and ops.runs_kernels(x, impl, given)
+    given = [t for t in (*tensors, identity_scale) if t is not None]
+    return (
+        all(t.dtype is dtype for t in given)
+        and ops.runs_kernels(x, impl, given)
+        and (identity_scale is None or ops.knows_identity(op, x))
+    )
 
 
 def move(norm: nn.Module, moments: Tensor) -> None:
@@ -188,6 +198,9 @@ class Gate(nn.Module):
     the layers on them are small, so float16 would save nothing and could overflow. In a model
     converted by `.half()` or `.bfloat16()` those layers run in their parameters' dtype.
 
+    y = x + a (g(x) - x) in place of g(x) where a gate has an `identity_scale` a, a parameter of one
+    element or of one for each channel; as constructed it has none.
+
     Layers start as the constructor leaves them: what a host (`mmattn.hosts`) draws its own layers
     from does not reach them. An `init_cfg` in the gate's config does.
 
@@ -205,6 +218,7 @@ class Gate(nn.Module):
         check_int('in_channels', in_channels, 1)
         self.in_channels = in_channels
         self.impl = impl if impl is None else check_impl(impl)
+        self.register_parameter('identity_scale', None)
 
     def forward(self, x: Tensor) -> Tensor:
         # While tracing, sizes are tensors: comparing them would only warn.

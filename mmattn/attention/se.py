@@ -4,7 +4,7 @@ from mmattn import ops
 from mmattn.registry import register_gate
 
 from .checks import check_flags, check_int
-from .gate import Gate, as_input_of, listened_to, mlp, mlp_weights, runs_kernels
+from .gate import Gate, as_input_of, listened_to, mlp, mlp_weights, runs_kernels, tensor
 
 
 @register_gate
@@ -36,8 +36,9 @@ class SE(Gate):
     def gate(self, x: Tensor) -> Tensor:
         layers = mlp_weights(self.mlp)
         plain = layers and not listened_to()
-        if plain and runs_kernels(x, self.impl, layers) and not ops.declines('se', x):
-            return ops.se(x, *layers)[0]
+        a = tensor(self, 'identity_scale')
+        if plain and runs_kernels('se', x, self.impl, layers, a) and not ops.declines('se', x):
+            return ops.se(x, *layers, a)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()
-        return ops.channel_gate(x, c, impl=self.impl)
+        return ops.channel_gate(x, c, impl=self.impl, identity_scale=a)

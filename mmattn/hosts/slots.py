@@ -3,9 +3,11 @@
 A host takes `plugins`, a list of dicts with these keys:
 
 - `cfg`: the plugin's type and arguments, as in `dict(type='CAT', reduction=16)`. The host fills in
-  `in_channels`. A `postfix` is appended to the plugin's name in the state dict, as in MMDetection.
-  An `init_cfg`, as mmengine's, draws the plugin's layers; without one they start as its own
-  constructor leaves them, whatever the host draws its layers from.
+  `in_channels`, or what the type calls it (`CHANNELS`). A class without a name in a registry has
+  its full one, as in `dict(type='mmdet.models.layers.SELayer')`. A `postfix` is appended to the
+  plugin's name in the state dict, as in MMDetection. An `init_cfg`, as mmengine's, draws the
+  plugin's layers; without one they start as its own constructor leaves them, whatever the host
+  draws its layers from.
 - `position`: where in the host, as in `'after_conv3'`; each host lists its own.
 - `stages` (optional): one bool for each stage of the host, as in `(True, True, True, False)`; None
   is every stage. `'after_stem'` lies in no stage and takes none.
@@ -34,6 +36,24 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from mmattn.registry import described
+
+# What layers call their channels; the first that a layer has counts. Ours, mmcv's and mmdet's
+# plugins have `in_channels`, SELayer of mmdet and mmpretrain and most of timm's `channels`.
+CHANNELS = (
+    'in_channels',
+    'channels',
+    'num_channels',
+    'channel',
+    'dim',
+    'in_dim',
+    'input_dim',
+    'embed_dims',
+    'num_features',
+    'inplanes',
+    'in_planes',
+    'gate_channels',
+    'inp',
+)
 
 # The keys of an entry for which a host has defaults: their own default, and what is allowed.
 SWITCHES = {
@@ -177,12 +197,17 @@ class Plugin:
         self._check_whose(type_)
         parameters = inspect.signature(self.cls).parameters
         open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        if 'in_channels' not in parameters and not open_ended:
+        found = [name for name in CHANNELS if name in parameters]
+        if not found and not open_ended:
             raise ValueError(
-                f'{self.name}: no plugin, as it takes no in_channels; {_listed(_known_types())}'
+                f'{self.name}: no plugin, as it takes no in_channels, nor {", ".join(CHANNELS[1:])}'
+                f'; {_listed(_known_types())}'
             )
+        self.channels = found[0] if found else CHANNELS[0]
         self.init_cfg = None
-        if 'init_cfg' not in parameters and not open_ended and 'init_cfg' in self.args:
+        # One that takes anything passes it on to its base class, if that has a use for it.
+        takes = 'init_cfg' in parameters or (open_ended and issubclass(self.cls, BaseModule))
+        if not takes and 'init_cfg' in self.args:
             self.init_cfg = self.args.pop('init_cfg')
             _check_init_cfg(self.init_cfg, self.name)
         self.postfix = self.args.pop('postfix', '')
@@ -191,13 +216,11 @@ class Plugin:
         allowed = [
             name
             for name, p in parameters.items()
-            if name != 'in_channels' and p.kind is not p.VAR_KEYWORD
+            if name != self.channels and p.kind is not p.VAR_KEYWORD
         ]
         for key in self.args:
-            if key == 'in_channels':
-                raise ValueError(
-                    f'{self.name}: in_channels is filled in by the host; {_listed(allowed)}'
-                )
+            if key == self.channels:
+                raise ValueError(f'{self.name}: {key} is filled in by the host; {_listed(allowed)}')
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
 
@@ -261,7 +284,7 @@ class Plugin:
             name, number = f'{abbr}{number}', number + 1
         try:
             with _own_random_numbers(self.number, len(self.modules)):
-                layer = self.cls(in_channels=in_channels, **self.args)
+                layer = self.cls(**{self.channels: in_channels}, **self.args)
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error

@@ -7,6 +7,7 @@ middles `rank1_pool`, `min_max` and `spatial_conv`; the rest of these is plain P
 Feature maps `x` and outputs `y` are (N, C, H, W) of one dtype and one memory format. Descriptors
 are float32 (float64 for a float64 `x`); factors are brought to that. `c` is (N, C), `s` (N, H, W);
 a factor of another shape is a ValueError.
+Gates and scales take an `identity_scale` a, (1,) or (C,): y = x + a (g(x) - x), at no cost.
 Every op takes `impl`: None (the default of `mmattn.ops.dispatch`), 'fast' or 'reference'. A fast
 one is an operator of PyTorch, `torch.ops.mmattn.*` (`mmattn.ops.library`).
 """
@@ -22,6 +23,7 @@ from .dispatch import (
     check_impl,
     declines,
     get_impl,
+    knows_identity,
     runs_kernels,
     set_impl,
     stats_dtype,
@@ -50,6 +52,7 @@ __all__ = [
     'eca',
     'entropy_pool',
     'get_impl',
+    'knows_identity',
     'min_max',
     'product_gate',
     'rank1_attention',

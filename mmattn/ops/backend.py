@@ -25,6 +25,8 @@ w: (N, W). `at`: int32, where a maximum is.
 
     takes(device, dtype) -> bool        # device, dtype, toolchain; never raises
     works(device) -> bool               # whether there are kernels on a device
+    IDENTITY: the operators whose kernels know the identity in part (`mmattn.ops.identity`): of
+        cbam, coord, cat the functions below take what stands after `|`, None by default
     passes(op, x) -> bool               # may be left out: whether an operator passed its self-check
     operator(name) -> function | None   # may be left out: an operator of the library as a whole,
                                         # called with its arguments; NotImplemented: not for these
@@ -50,18 +52,19 @@ w: (N, W). `at`: int32, where a maximum is.
     min_max_grad(v, low, high, dy) -> dv
 
     channel_gate(x, c) -> y, channel_gate_grad(x, c, dy, need_x) -> dx, dc
-    spatial_gate(x, s), product_gate(x, c, s), sum_gate(x, c, s), coord_gate(x, h, w),
-    rank1_gate(x, c, h, w[, c2, h2, w2]) and theirs: the same
+    spatial_gate(x, s), product_gate(x, c, s), sum_gate(x, c, s), coord_gate(x, h, w | u),
+    rank1_gate(x, c, h, w[, c2, h2, w2 | a]) and theirs: the same
+    affine_gate(x, u, v, s) and its: the same      # x * (u + v s); u, v and a: (N, C)
 
-    rank1_attention(x, params, states, chunks) -> y, saved      # all of DRTAM
-    rank1_attention_grad(x, params, rules, chunks, saved, dy, need_x) -> dx, dparams
+    rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM
+    rank1_attention_grad(x, params, rules, chunks, saved | a, dy, need_x) -> dx, dparams | da
 
 How a gate's backward ends
 --------------------------
     channel_dx(dy, c, gavg, gmax, at, carry) -> dx                      # SE, ECA
-    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry) -> dx  # CBAM
-    coord_dx(dy, h, w, gch, gcw, carry) -> dx                           # coordinate attention
-    entropy_dx(x, taps, dy, c, s, grads, saved, carry) -> dx            # CAT
+    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry | a) -> dx  # CBAM
+    coord_dx(dy, h, w, gch, gcw, carry | u) -> dx                       # coordinate attention
+    entropy_dx(x, taps, dy, c, s, grads, saved, carry | v) -> dx        # CAT, dy * (c + v s)
 
 The scaled dy, with the pools' gradients added. Where `CARRIES` is False, one pass reads dy, scales
 it, adds and writes; a scale's gradient was asked for factors alone. Where it is True, the scale's

@@ -8,6 +8,8 @@ channels; the average map is subtracted. By Algorithm 1, c = C_w sigmoid(C'_A) a
 
 Forward reads x for all pools in one pass, and to write y: 3 times the map. Backward reads x and dy
 for the gradients of c and s, then both again to write dx: 5.
+
+With an `identity_scale` a, y = x * (u + v s), u = 1 + a (c - 1), v = a (`identity`).
 """
 
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layers, reference
+from . import identity, layers, reference
 from .library import Gradient, define
 from .pool import check_taps, saved_like
 from .tensors import acc, dense, flat, is_last, some, unless_empty
@@ -32,20 +34,24 @@ def cat(
     pools: Sequence[bool],
     entropy_range: Sequence[float],
     equation: bool,
+    identity_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y and its factors c (N, C) and s (N, H, W), by kernels.
 
     `mlp`: w1 (K, C), w2 (C, K); `kernel` (1, 1, k, k) convolves the weighted sum of the maps,
     (1, P, k, k) the weighted maps side by side; `interior`: alpha and beta, (P,) each or None for
     ones; `exterior`: C_w and S_w (2,), or None for ones; `pools`: which of average, maximum and
-    entropy. `equation`: by eq. 1, else by Algorithm 1.
+    entropy. `equation`: by eq. 1, else by Algorithm 1. With an `identity_scale` a, (1,) or (C,),
+    y = x + a (x (c + s) - x); ValueError of another shape.
     """
+    identity.check_identity_scale(identity_scale, x.shape[1])
     taps, constant = check_taps(x, taps)
     assert constant
     low, high = map(float, entropy_range)
     y, c, s, *_ = torch.ops.mmattn.cat(
-        x, taps, *mlp, kernel, *interior, exterior, list(pools), low, high, equation
-    )
+        x, taps, *mlp, kernel, *interior, exterior, list(pools), low, high, equation,
+        identity_scale,
+    )  # fmt: skip
     return y, c, s
 
 
@@ -71,7 +77,7 @@ def _maps(stack, beta, side_by_side):
     return torch.einsum('nphw,p->nhw', stack, beta)[:, None].contiguous()
 
 
-def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     x, kernel = dense(x), flat(kernel)
     avg, peak, ent = pools
     stats, pooled = kernels.entropy_pool(
@@ -79,20 +85,24 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
     )
     channel = _stack(stats[:2], _normalised(kernels, stats[2], low, high), (1, 1))
     spatial = _stack(stats[3:5], _normalised(kernels, stats[5], low, high), (-1, 1))
-    a, hidden = layers.mlp(channel, w1, None, w2, None, alpha)
+    inner, hidden = layers.mlp(channel, w1, None, w2, None, alpha)
     z = kernels.spatial_conv(_maps(spatial, beta, kernel.shape[1] > 1), kernel).sigmoid_()
     c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
     if equation:
-        c, s = (a * c_w).sigmoid_(), (z * s_w).sigmoid_()
+        c, s = (inner * c_w).sigmoid_(), (z * s_w).sigmoid_()
     else:
-        c, s = a.sigmoid() * c_w, z * s_w
+        c, s = inner.sigmoid() * c_w, z * s_w
     ents = [some(stats[2], x), some(stats[5], x)]
     empty = saved_like('entropy_pool', x, True, True, *pools)
     pooled = [none if t is None else t for t, none in zip(pooled, empty, strict=True)]
-    return kernels.sum_gate(x, c, s), c, s, [a, z, channel, spatial, hidden, *ents, *pooled]
+    if a is None:
+        y = kernels.sum_gate(x, c, s)
+    else:
+        y = kernels.affine_gate(x, *identity.part_of_sum(c, a), s)
+    return y, c, s, [inner, z, channel, spatial, hidden, *ents, *pooled]
 
 
-def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     n, c, h, w = x.shape
     p = sum(pools)
     saved = [
@@ -105,7 +115,7 @@ def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equatio
     return torch.empty_like(dense(x)), acc(x, n, c), acc(x, n, h, w), saved
 
 
-def _equations(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation):
+def _equations(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     channel, spatial = reference.entropy_pool(x, taps, True, True, *pools)
     stacks = []
     for (avg, peak, ent), sign in ((channel, 1), (spatial, -1)):
@@ -113,31 +123,31 @@ def _equations(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, eq
         stacks.append(_stack((avg, peak), ent, (sign, 1)))
     stats, maps = stacks
     out = F.linear(F.linear(stats, w1).relu(), w2)
-    a = out.sum(1) if alpha is None else torch.einsum('npc,p->nc', out, alpha)
+    inner = out.sum(1) if alpha is None else torch.einsum('npc,p->nc', out, alpha)
     z = reference.spatial_conv(_maps(maps, beta, kernel.shape[1] > 1), kernel).sigmoid()
     c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
     if equation:
-        c, s = (a * c_w).sigmoid(), (z * s_w).sigmoid()
+        c, s = (inner * c_w).sigmoid(), (z * s_w).sigmoid()
     else:
-        c, s = a.sigmoid() * c_w, z * s_w
-    return reference.sum_gate(x, c, s), c, s
+        c, s = inner.sigmoid() * c_w, z * s_w
+    return reference.sum_gate(x, c, s, a), c, s
 
 
 def _keep(ctx, args, outputs):
-    *tensors, ctx.pools, ctx.low, ctx.high, ctx.equation = args
+    *tensors, ctx.pools, ctx.low, ctx.high, ctx.equation, a = args
     ctx.last = is_last(args[0])
-    return *tensors, *outputs[1:3], *outputs[3]
+    return *tensors, a, *outputs[1:3], *outputs[3]
 
 
 def _grads(ctx, saved, dy, gc, gs):
-    x, taps, w1, w2, kernel, alpha, beta, outer, c, s, *saved = saved
+    x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, *saved = saved
     dx, dw1, dw2, dkernel, *more = torch.ops.mmattn.cat_backward(
-        dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, ctx.pools,
+        dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, ctx.pools,
         ctx.low, ctx.high, ctx.equation, ctx.last, ctx.needs[0],
     )  # fmt: skip
     more = iter(more)
-    dalpha, dbeta, douter = (None if t is None else next(more) for t in (alpha, beta, outer))
-    return dx if ctx.needs[0] else None, None, dw1, dw2, dkernel, dalpha, dbeta, douter
+    vectors = (None if t is None else next(more) for t in (alpha, beta, outer, a))
+    return dx if ctx.needs[0] else None, None, dw1, dw2, dkernel, *vectors
 
 
 def _exterior_grad(t, inner, factor, weight, equation):
@@ -163,24 +173,31 @@ def _unstack(kernels, dstack, ent, pools, signs, low, high):
 
 
 def _backward(
-    kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, pools, low,
+    kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
     high, equation, last, need_x,
 ):  # fmt: skip
     x, kernel = dense(x, last), flat(kernel)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
-    a, z, channel, spatial, hidden, c_ent, s_ent, *pooled = saved
+    inner, z, channel, spatial, hidden, c_ent, s_ent, *pooled = saved
     c_w, s_w = (None, None) if outer is None else outer.unbind()
-    carry, dc, ds = kernels.sum_gate_grad(x, c, s, dy=dy, need_x=need_x and kernels.CARRIES)
+    carried, by, in_part, da = need_x and kernels.CARRIES, c, (), []
+    if a is None:
+        carry, dc, ds = kernels.sum_gate_grad(x, c, s, dy=dy, need_x=carried)
+    else:
+        by, v = identity.part_of_sum(c, a)
+        in_part = (v,)
+        carry, du, dv, ds = kernels.affine_gate_grad(x, by, v, s, dy=dy, need_x=carried)
+        dc, *da = identity.part_of_sum_grad(du, dv, c, a)
     dc, ds = dc if gc is None else dc + gc, ds if gs is None else ds + gs
-    act = a if equation else a.sigmoid()
-    da, dc_w = _exterior_grad(dc, act, c, c_w, equation)
+    act = inner if equation else inner.sigmoid()
+    dinner, dc_w = _exterior_grad(dc, act, c, c_w, equation)
     if not equation:
-        da = layers.sigmoid_grad(da, act)
+        dinner = layers.sigmoid_grad(dinner, act)
     dz, ds_w = _exterior_grad(ds, z, s, s_w, equation)
     dz = layers.sigmoid_grad(dz, z)
 
     dchannel, (dw1, _, dw2, _), dalpha = layers.mlp_grad(
-        da, channel, hidden, w1, None, w2, None, alpha
+        dinner, channel, hidden, w1, None, w2, None, alpha
     )
     side_by_side = kernel.shape[1] > 1
     dmaps, dkernel = kernels.spatial_conv_grad(
@@ -194,30 +211,34 @@ def _backward(
         grads = _unstack(kernels, dchannel, c_ent, pools, (1, 1), low, high)
         grads += _unstack(kernels, dspatial, s_ent, pools, (-1, 1), low, high)
         dx = kernels.entropy_dx(
-            x, flat(taps), dy, c, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), carry
-        )
+            x, flat(taps), dy, by, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), carry,
+            *in_part,
+        )  # fmt: skip
     douter = None if outer is None else torch.stack((dc_w, ds_w))
-    return [dx, dw1, dw2, dkernel, *(t for t in (dalpha, dbeta, douter) if t is not None)]
+    vectors = [t for t in (dalpha, dbeta, douter) if t is not None]
+    return [dx, dw1, dw2, dkernel, *vectors, *da]
 
 
 define(
     'cat(Tensor x, Tensor taps, Tensor w1, Tensor w2, Tensor kernel, Tensor? alpha, Tensor? beta, '
-    'Tensor? outer, bool[] pools, float low, float high, bool equation)'
+    'Tensor? outer, bool[] pools, float low, float high, bool equation, Tensor? identity_scale)'
     ' -> (Tensor y, Tensor c, Tensor s, Tensor[] saved)',
     kernel=_cat,
     fake=_fake,
     equations=_equations,
     gradient=Gradient(_keep, _grads, outputs=3),
+    part=lambda *args: args[-1] is not None,
 )
 define(
     'cat_backward(Tensor? dy, Tensor? gc, Tensor? gs, Tensor x, Tensor taps, Tensor w1, Tensor w2, '
-    'Tensor kernel, Tensor? alpha, Tensor? beta, Tensor? outer, Tensor c, Tensor s, '
-    'Tensor[] saved, bool[] pools, float low, float high, bool equation, bool last, bool need_x)'
+    'Tensor kernel, Tensor? alpha, Tensor? beta, Tensor? outer, '
+    'Tensor? identity_scale, Tensor c, Tensor s, Tensor[] saved, bool[] pools, '
+    'float low, float high, bool equation, bool last, bool need_x)'
     ' -> Tensor[]',
     kernel=_backward,
-    fake=lambda dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, c, s, saved, pools, low,
+    fake=lambda dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
     high, equation, last, need_x: [
         torch.empty_like(dense(x, last)) if need_x else some(None, x),
-        *(acc(x, *t.shape) for t in (w1, w2, kernel, alpha, beta, outer) if t is not None),
+        *(acc(x, *t.shape) for t in (w1, w2, kernel, alpha, beta, outer, a) if t is not None),
     ],
 )  # fmt: skip

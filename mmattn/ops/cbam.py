@@ -5,6 +5,8 @@
 
 Forward reads x for each pool, and x to write y: 4 times the map. Backward reads x and dy for the
 gradients of c and s, x for what the second pool adds to that of c, and dy to write dx: 5.
+
+With an `identity_scale` a, y = x * (u + v s), u = 1 - a, v = a c (`identity`).
 """
 
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layers, reference
+from . import identity, layers, reference
 from .library import Gradient, define
 from .tensors import acc, dense, flat, ints, is_last, some
 
@@ -25,14 +27,19 @@ def cbam(
     norm: Sequence[Tensor],
     by_batch: bool,
     eps: float,
+    identity_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, factors c (N, C) and s (N, H, W), and the batch's moments, by kernels.
 
     `mlp`: w1 (K, C), b1 (K,) or None, w2 (C, K), b2; `kernel` (1, 2, k, k); `norm`: weight, bias,
     running mean and var, (1,) each, or nothing for none. `by_batch`: it normalises by the batch,
-    whose mean and unbiased variance are the moments (2,).
+    whose mean and unbiased variance are the moments (2,). With an `identity_scale` a, (1,) or (C,),
+    y = x + a (x c s - x); ValueError of another shape.
     """
-    y, c, s, moments, *_ = torch.ops.mmattn.cbam(x, *mlp, kernel, list(norm), by_batch, eps)
+    identity.check_identity_scale(identity_scale, x.shape[1])
+    y, c, s, moments, *_ = torch.ops.mmattn.cbam(
+        x, *mlp, kernel, list(norm), by_batch, eps, identity_scale
+    )
     return y, c, s, moments
 
 
@@ -50,7 +57,7 @@ def _normalised(v, norm, by_batch, eps):
     return out.view_as(v), mean, var, moments.flatten()
 
 
-def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     x, kernel = dense(x), flat(kernel)
     avg, peak, channel_at = kernels.channel_pool(x, maximum=True)
     pooled = torch.stack((avg, peak), 1)
@@ -62,10 +69,14 @@ def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
     out, mean, var, moments = _normalised(v, norm, by_batch, eps)
     s = out.sigmoid()
     saved = [pooled, channel_at, hidden, maps, at]
-    return kernels.product_gate(x, c, s), c, s, moments, [*saved, v, mean, var]
+    if a is None:
+        y = kernels.product_gate(x, c, s)
+    else:
+        y = kernels.affine_gate(x, *identity.part_of_product(c, a), s)
+    return y, c, s, moments, [*saved, v, mean, var]
 
 
-def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     n, c, h, w = x.shape
     one = acc(x, 1) if norm else acc(x, 0)
     saved = [
@@ -75,7 +86,7 @@ def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
     return torch.empty_like(dense(x)), acc(x, n, c), acc(x, n, h, w), acc(x, 2), saved
 
 
-def _equations(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
+def _equations(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     avg, peak = reference.channel_pool(x, True)
     logits = [F.linear(F.linear(v, w1, b1).relu(), w2, b2) for v in (avg, peak)]
     c = (logits[0] + logits[1]).sigmoid()
@@ -91,74 +102,82 @@ def _equations(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
         else:
             v = F.batch_norm(v, mean, var, weight, bias, False, 0.0, eps)
     s = v.squeeze(1).sigmoid()
-    return reference.product_gate(x, c, s), c, s, moments
+    return reference.product_gate(x, c, s, a), c, s, moments
 
 
 def _keep(ctx, args, outputs):
-    x, *rest, norm, ctx.by_batch, ctx.eps = args
+    x, *rest, norm, ctx.by_batch, ctx.eps, a = args
     ctx.last, ctx.norm = is_last(x), len(norm)
-    return x, *rest, *norm[:1], *outputs[1:3], *outputs[4]
+    return x, *rest, a, *norm[:1], *outputs[1:3], *outputs[4]
 
 
 def _grads(ctx, saved, dy, gc, gs):
-    x, w1, b1, w2, b2, kernel, *rest = saved
+    x, w1, b1, w2, b2, kernel, a, *rest = saved
     weight = [rest.pop(0)] if ctx.norm else []
     dx, *grads = torch.ops.mmattn.cbam_backward(
-        dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, rest, ctx.by_batch, ctx.eps, ctx.last,
+        dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, rest, ctx.by_batch, ctx.eps, ctx.last,
         ctx.needs[0],
     )  # fmt: skip
     grads = iter(grads)
     found = [None if t is None else next(grads) for t in (w1, b1, w2, b2, kernel)]
-    norm = [*grads, None, None] if ctx.norm else []
-    return dx if ctx.needs[0] else None, *found, *norm
+    norm = [next(grads), next(grads), None, None] if ctx.norm else []
+    return dx if ctx.needs[0] else None, *found, *norm, None if a is None else next(grads)
 
 
 def _backward(
-    kernels, dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, saved, by_batch, eps, last, need_x
+    kernels, dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
 ):
     x, kernel = dense(x, last), flat(kernel)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
-    c, s, pooled, channel_at, hidden, maps, at, v, mean, var = saved
-    carry, dc, ds = kernels.product_gate_grad(x, c, s, dy=dy, need_x=need_x and kernels.CARRIES)
+    c, s, pooled, channel_at, hidden, maps, at, before, mean, var = saved
+    carried, da = need_x and kernels.CARRIES, []
+    if a is None:
+        carry, dc, ds = kernels.product_gate_grad(x, c, s, dy=dy, need_x=carried)
+    else:
+        u, v = identity.part_of_product(c, a)
+        carry, du, dv, ds = kernels.affine_gate_grad(x, u, v, s, dy=dy, need_x=carried)
+        dc, *da = identity.part_of_product_grad(du, dv, c, a)
     ds = layers.sigmoid_grad(ds if gs is None else ds + gs, s)
     norm = []
     if weight:
         ds, *norm = layers.batch_norm_grad(
-            ds.flatten(1)[:, None], v.flatten(1)[:, None], weight[0], mean, var, by_batch, eps
+            ds.flatten(1)[:, None], before.flatten(1)[:, None], weight[0], mean, var, by_batch, eps
         )
         ds = ds.view_as(s)
     dmaps, dkernel = kernels.spatial_conv_grad(maps, kernel, dy=flat(ds))
     gm, ga = flat(dmaps[:, 0]), flat(dmaps[:, 1])
-    carry, more = kernels.spatial_pool_grad(
-        x, c, ga, gm, at, need_x=need_x and kernels.CARRIES, carry=carry
-    )
+    carry, more = kernels.spatial_pool_grad(x, c, ga, gm, at, need_x=carried, carry=carry)
     dc += more
     g = layers.sigmoid_grad(dc if gc is None else dc + gc, c)
     dpooled, grads, _ = layers.mlp_grad(g, pooled, hidden, w1, b1, w2, b2, None)
     dx = some(None, x)
     if need_x:
         gavg, gmax = flat(dpooled[:, 0]), flat(dpooled[:, 1])
-        dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry)
-    return [dx, *(t for t in grads if t is not None), dkernel, *norm]
+        in_part = () if a is None else (identity.per_channel(a, c),)
+        dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, *in_part)
+    return [dx, *(t for t in grads if t is not None), dkernel, *norm, *da]
 
 
 define(
     'cbam(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, Tensor[] norm, '
-    'bool by_batch, float eps) -> (Tensor y, Tensor c, Tensor s, Tensor moments, Tensor[] saved)',
+    'bool by_batch, float eps, Tensor? identity_scale)'
+    ' -> (Tensor y, Tensor c, Tensor s, Tensor moments, Tensor[] saved)',
     kernel=_cbam,
     fake=_fake,
     equations=_equations,
     gradient=Gradient(_keep, _grads, outputs=3),
+    part=lambda *args: args[-1] is not None,
 )
 define(
     'cbam_backward(Tensor? dy, Tensor? gc, Tensor? gs, Tensor x, Tensor w1, Tensor? b1, '
-    'Tensor w2, Tensor? b2, Tensor kernel, Tensor[] weight, Tensor[] saved, bool by_batch, '
-    'float eps, bool last, bool need_x) -> Tensor[]',
+    'Tensor w2, Tensor? b2, Tensor kernel, Tensor? identity_scale, Tensor[] weight, '
+    'Tensor[] saved, bool by_batch, float eps, bool last, bool need_x) -> Tensor[]',
     kernel=_backward,
-    fake=lambda dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, saved, by_batch, eps, last,
+    fake=lambda dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last,
     need_x: [
         torch.empty_like(dense(x, last)) if need_x else some(None, x),
         *(acc(x, *t.shape) for t in (w1, b1, w2, b2, kernel) if t is not None),
         *(acc(x, 1) for _ in 2 * weight),
+        *([] if a is None else [acc(x, *a.shape)]),
     ],
 )  # fmt: skip

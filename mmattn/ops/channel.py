@@ -5,41 +5,53 @@
 
 Forward reads x for the means, then x to write y: 3 times the map. Backward reads x and dy for the
 gradient of c, then dy to write dx = dy * c + g / (H W): 4.
+
+With an `identity_scale` a, c' = 1 + a (c - 1) takes the place of c (`identity`).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layers, reference
+from . import identity, layers, reference
 from .library import Gradient, define
 from .tensors import acc, dense, flat, is_last, some
 
 
 def se(
-    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    identity_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """y and its factors c (N, C), by kernels; w1 (K, C), b1 (K,), w2 (C, K), b2 (C,)."""
-    return torch.ops.mmattn.se(x, w1, b1, w2, b2)[:2]
+    """y and its factors c (N, C), by kernels; w1 (K, C), b1 (K,), w2 (C, K), b2 (C,).
+
+    With an `identity_scale` a, (1,) or (C,), y = x + a (x c - x); ValueError of another shape.
+    """
+    identity.check_identity_scale(identity_scale, x.shape[1])
+    return torch.ops.mmattn.se(x, w1, b1, w2, b2, identity_scale)[:2]
 
 
-def eca(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """y and its factors c (N, C), by kernels; kernel (1, 1, k)."""
-    return torch.ops.mmattn.eca(x, kernel)[:2]
+def eca(x: Tensor, kernel: Tensor, identity_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """y and its factors c (N, C), by kernels; kernel (1, 1, k); `identity_scale` as of `se`."""
+    identity.check_identity_scale(identity_scale, x.shape[1])
+    return torch.ops.mmattn.eca(x, kernel, identity_scale)[:2]
 
 
-def _se(kernels, x, w1, b1, w2, b2):
+def _se(kernels, x, w1, b1, w2, b2, a):
     x = dense(x)
     avg, _, _ = kernels.channel_pool(x, maximum=False)
     out, hidden = layers.mlp(avg[:, None], w1, b1, w2, b2, None)
     c = out.sigmoid_()
-    return kernels.channel_gate(x, c), c, avg, hidden
+    return kernels.channel_gate(x, identity.part(c, a)), c, avg, hidden
 
 
-def _se_equations(x, w1, b1, w2, b2):
+def _se_equations(x, w1, b1, w2, b2, a):
     (avg,) = reference.channel_pool(x)
     c = F.linear(F.linear(avg, w1, b1).relu(), w2, b2).sigmoid()
-    return reference.channel_gate(x, c), c
+    return reference.channel_gate(x, c, a), c
 
 
 def _keep(ctx, args, outputs):
@@ -50,49 +62,54 @@ def _keep(ctx, args, outputs):
 def _se_grads(ctx, saved, dy, gc):
     dx, *grads = torch.ops.mmattn.se_backward(dy, gc, *saved, ctx.last, ctx.needs[0])
     grads = iter(grads)
-    b1, b2 = saved[2], saved[4]
-    return (
-        dx if ctx.needs[0] else None,
-        next(grads),
-        None if b1 is None else next(grads),
-        next(grads),
-        None if b2 is None else next(grads),
-    )
+    return dx if ctx.needs[0] else None, *(None if t is None else next(grads) for t in saved[1:6])
 
 
-def _finish(kernels, dy, x, c, carry, gavg, need_x):
+def _finish(kernels, dy, x, c, carry, gavg, a, need_x):
     """dx, or what stands for none."""
-    return kernels.channel_dx(dy, c, gavg, None, None, carry) if need_x else some(None, x)
+    if not need_x:
+        return some(None, x)
+    return kernels.channel_dx(dy, identity.part(c, a), gavg, None, None, carry)
 
 
-def _factors_grad(kernels, dy, gc, x, c, last, need_x):
-    """x and dy as kernels read them, what they carry to dx, the gradient of c's logits."""
+def _factors_grad(kernels, dy, gc, x, c, a, last, need_x):
+    """dy as kernels read it, what they carry to dx, the gradients of c's logits and of a, the
+    latter as a list."""
     x = dense(x, last)
     if dy is None:
         dy = torch.zeros_like(x)
     dy = dense(dy, last)
-    carry, dc = kernels.channel_gate_grad(x, c, dy=dy, need_x=need_x and kernels.CARRIES)
+    carry, dc = kernels.channel_gate_grad(
+        x, identity.part(c, a), dy=dy, need_x=need_x and kernels.CARRIES
+    )
+    da = []
+    if a is not None:
+        dc, *da = identity.part_grad(dc, c, a)
     if gc is not None:
         dc = dc + gc
-    return dy, carry, layers.sigmoid_grad(dc, c)
+    return dy, carry, layers.sigmoid_grad(dc, c), da
 
 
-def _se_backward(kernels, dy, gc, x, w1, b1, w2, b2, c, avg, hidden, last, need_x):
-    dy, carry, g = _factors_grad(kernels, dy, gc, x, c, last, need_x)
+def _se_backward(kernels, dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
+    dy, carry, g, da = _factors_grad(kernels, dy, gc, x, c, a, last, need_x)
     dv, grads, _ = layers.mlp_grad(g, avg[:, None], hidden, w1, b1, w2, b2, None)
-    dx = _finish(kernels, dy, x, c, carry, dv[:, 0], need_x)
-    return [dx, *(t for t in grads if t is not None)]
+    dx = _finish(kernels, dy, x, c, carry, dv[:, 0], a, need_x)
+    return [dx, *(t for t in grads if t is not None), *da]
 
 
 def _dx_fake(x, last, need_x):
     return torch.empty_like(dense(x, last)) if need_x else some(None, x)
 
 
+def _in_part(*args):
+    return args[-1] is not None
+
+
 define(
-    'se(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2)'
+    'se(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? identity_scale)'
     ' -> (Tensor y, Tensor c, Tensor avg, Tensor hidden)',
     kernel=_se,
-    fake=lambda x, w1, b1, w2, b2: (
+    fake=lambda x, w1, b1, w2, b2, a: (
         torch.empty_like(dense(x)),
         acc(x, *x.shape[:2]),
         acc(x, *x.shape[:2]),
@@ -100,14 +117,16 @@ define(
     ),
     equations=_se_equations,
     gradient=Gradient(_keep, _se_grads, outputs=2),
+    part=_in_part,
 )
 define(
     'se_backward(Tensor? dy, Tensor? gc, Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, '
-    'Tensor c, Tensor avg, Tensor hidden, bool last, bool need_x) -> Tensor[]',
+    'Tensor? identity_scale, Tensor c, Tensor avg, Tensor hidden, bool last, bool need_x)'
+    ' -> Tensor[]',
     kernel=_se_backward,
-    fake=lambda dy, gc, x, w1, b1, w2, b2, c, avg, hidden, last, need_x: [
+    fake=lambda dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x: [
         _dx_fake(x, last, need_x),
-        *(acc(x, *t.shape) for t in (w1, b1, w2, b2) if t is not None),
+        *(acc(x, *t.shape) for t in (w1, b1, w2, b2, a) if t is not None),
     ],
 )
 
@@ -117,45 +136,47 @@ def _row(avg, kernel):
     return avg[:, None, None], flat(kernel).unsqueeze(2)
 
 
-def _eca(kernels, x, kernel):
+def _eca(kernels, x, kernel, a):
     x = dense(x)
     avg, _, _ = kernels.channel_pool(x, maximum=False)
     c = kernels.spatial_conv(*_row(avg, kernel)).squeeze(1).sigmoid_()
-    return kernels.channel_gate(x, c), c, avg
+    return kernels.channel_gate(x, identity.part(c, a)), c, avg
 
 
-def _eca_equations(x, kernel):
+def _eca_equations(x, kernel, a):
     (avg,) = reference.channel_pool(x)
     c = F.conv1d(avg[:, None], kernel, padding=kernel.shape[2] // 2).squeeze(1).sigmoid()
-    return reference.channel_gate(x, c), c
+    return reference.channel_gate(x, c, a), c
 
 
 def _eca_grads(ctx, saved, dy, gc):
-    dx, dkernel = torch.ops.mmattn.eca_backward(dy, gc, *saved, ctx.last, ctx.needs[0])
-    return dx if ctx.needs[0] else None, dkernel
+    dx, dkernel, *da = torch.ops.mmattn.eca_backward(dy, gc, *saved, ctx.last, ctx.needs[0])
+    return dx if ctx.needs[0] else None, dkernel, *(da or [None])
 
 
-def _eca_backward(kernels, dy, gc, x, kernel, c, avg, last, need_x):
-    dy, carry, g = _factors_grad(kernels, dy, gc, x, c, last, need_x)
+def _eca_backward(kernels, dy, gc, x, kernel, a, c, avg, last, need_x):
+    dy, carry, g, da = _factors_grad(kernels, dy, gc, x, c, a, last, need_x)
     gavg, dkernel = kernels.spatial_conv_grad(*_row(avg, kernel), dy=g[:, None])
-    dx = _finish(kernels, dy, x, c, carry, gavg[:, 0, 0], need_x)
-    return dx, dkernel.squeeze(2)
+    dx = _finish(kernels, dy, x, c, carry, gavg[:, 0, 0], a, need_x)
+    return [dx, dkernel.squeeze(2), *da]
 
 
 define(
-    'eca(Tensor x, Tensor kernel) -> (Tensor y, Tensor c, Tensor avg)',
+    'eca(Tensor x, Tensor kernel, Tensor? identity_scale) -> (Tensor y, Tensor c, Tensor avg)',
     kernel=_eca,
-    fake=lambda x, kernel: (
+    fake=lambda x, kernel, a: (
         torch.empty_like(dense(x)), acc(x, *x.shape[:2]), acc(x, *x.shape[:2]),
     ),
     equations=_eca_equations,
     gradient=Gradient(_keep, _eca_grads, outputs=2),
+    part=_in_part,
 )  # fmt: skip
 define(
-    'eca_backward(Tensor? dy, Tensor? gc, Tensor x, Tensor kernel, Tensor c, Tensor avg, '
-    'bool last, bool need_x) -> (Tensor, Tensor)',
+    'eca_backward(Tensor? dy, Tensor? gc, Tensor x, Tensor kernel, '
+    'Tensor? identity_scale, Tensor c, Tensor avg, bool last, bool need_x) -> Tensor[]',
     kernel=_eca_backward,
-    fake=lambda dy, gc, x, kernel, c, avg, last, need_x: (
-        _dx_fake(x, last, need_x), acc(x, *kernel.shape),
-    ),
+    fake=lambda dy, gc, x, kernel, a, c, avg, last, need_x: [
+        _dx_fake(x, last, need_x),
+        *(acc(x, *t.shape) for t in (kernel, a) if t is not None),
+    ],
 )  # fmt: skip

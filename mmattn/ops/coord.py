@@ -6,6 +6,8 @@
 
 Forward reads x for the means, then x to write y: 3 times the map. Backward reads x and dy for the
 gradients of h and w, then dy to write dx = dy h w + gh / W + gw / H: 4.
+
+With an `identity_scale` a, y = x * (u + v w), u = 1 - a, v = a h (`identity`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import layers, reference
+from . import identity, layers, reference
 from .library import Gradient, define
 from .pool import planes_of
 from .tensors import acc, dense, is_last, some
@@ -27,14 +29,19 @@ def coord(
     second: Sequence[Tensor],
     by_batch: bool,
     eps: float,
+    identity_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, its factors h (N, C, H) and w (N, C, W), and the batch's moments, by kernels.
 
     `first`: W1 (K, C), b1 (K,); `norm`: weight, bias, running mean and var, (K,) each; `second`:
     Wh (C, K), bh (C,), Ww, bw. `by_batch`: it normalises by the batch, whose means and unbiased
-    variances are the moments (2, K).
+    variances are the moments (2, K). With an `identity_scale` a, (1,) or (C,),
+    y = x + a (x h w - x); ValueError of another shape.
     """
-    y, h, w, moments, _ = torch.ops.mmattn.coord(x, *first, *norm, *second, by_batch, eps)
+    identity.check_identity_scale(identity_scale, x.shape[1])
+    y, h, w, moments, _ = torch.ops.mmattn.coord(
+        x, *first, *norm, *second, by_batch, eps, identity_scale
+    )
     return y, h, w, moments
 
 
@@ -67,7 +74,7 @@ def _product_grad(g, matrix, v):
     return g @ v.t(), matrix.t() @ g, g.sum(1)
 
 
-def _coord(kernels, x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps):
+def _coord(kernels, x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
     x, n = dense(x), x.shape[0]
     ch, cw, _ = kernels.strip_pool(x, channel=False)
     lengths = ch.shape[2], cw.shape[2]
@@ -81,10 +88,15 @@ def _coord(kernels, x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch
     ah, aw = _split(F.hardswish(u), n, lengths)
     h = _samples(torch.addmm(bh[:, None], wh, ah), n).sigmoid_()
     w = _samples(torch.addmm(bw[:, None], ww, aw), n).sigmoid_()
-    return kernels.coord_gate(x, h, w), h, w, moments, [strips, v, u, mean, var]
+    if a is None:
+        y = kernels.coord_gate(x, h, w)
+    else:
+        plus, rows = identity.part_of_rows(h, a)
+        y = kernels.coord_gate(x, rows, w, plus)
+    return y, h, w, moments, [strips, v, u, mean, var]
 
 
-def _fake(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps):
+def _fake(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
     n, c, h, w = x.shape
     k = w1.shape[0]
     ch, cw, _ = planes_of(x)
@@ -92,7 +104,7 @@ def _fake(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps):
     return torch.empty_like(dense(x)), ch, cw, acc(x, 2, k), saved
 
 
-def _equations(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps):
+def _equations(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
     ch, cw = reference.strip_pool(x)
     strips = torch.cat((ch, cw), 2)
     v = torch.matmul(w1, strips) + b1[:, None]
@@ -106,27 +118,38 @@ def _equations(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps
     ah, aw = F.hardswish(v).split((ch.shape[2], cw.shape[2]), 2)
     h = (torch.matmul(wh, ah) + bh[:, None]).sigmoid()
     w = (torch.matmul(ww, aw) + bw[:, None]).sigmoid()
-    return reference.coord_gate(x, h, w), h, w, moments
+    return reference.coord_gate(x, h, w, a), h, w, moments
 
 
 def _keep(ctx, args, outputs):
-    x, w1, _, weight, _, _, _, wh, _, ww, _, ctx.by_batch, ctx.eps = args
+    x, w1, _, weight, _, _, _, wh, _, ww, _, ctx.by_batch, ctx.eps, a = args
     ctx.last = is_last(x)
-    return x, w1, weight, wh, ww, *outputs[1:3], *outputs[4]
+    return x, w1, weight, wh, ww, a, *outputs[1:3], *outputs[4]
 
 
 def _grads(ctx, saved, dy, gh, gw):
     dx, dw1, db1, dweight, dbias, *second = torch.ops.mmattn.coord_backward(
-        dy, gh, gw, *saved[:7], list(saved[7:]), ctx.by_batch, ctx.eps, ctx.last, ctx.needs[0]
+        dy, gh, gw, *saved[:8], list(saved[8:]), ctx.by_batch, ctx.eps, ctx.last, ctx.needs[0]
     )
+    if saved[5] is None:
+        second.append(None)
     return dx if ctx.needs[0] else None, dw1, db1, dweight, dbias, None, None, *second
 
 
-def _backward(kernels, dy, gh, gw, x, w1, weight, wh, ww, h, w, saved, by_batch, eps, last, need_x):
+def _backward(
+    kernels, dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x
+):
     x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     strips, v, u, mean, var = saved
-    carry, dh, dw = kernels.coord_gate_grad(x, h, w, dy=dy, need_x=need_x and kernels.CARRIES)
+    carried, rows, in_part, da = need_x and kernels.CARRIES, h, (), []
+    if a is None:
+        carry, dh, dw = kernels.coord_gate_grad(x, h, w, dy=dy, need_x=carried)
+    else:
+        plus, rows = identity.part_of_rows(h, a)
+        in_part = (plus,)
+        carry, dv, dw, du = kernels.coord_gate_grad(x, rows, w, plus, dy=dy, need_x=carried)
+        dh, *da = identity.part_of_rows_grad(du, dv, h, a)
     dh = _columns(layers.sigmoid_grad(dh if gh is None else dh + gh, h))
     dw = _columns(layers.sigmoid_grad(dw if gw is None else dw + gw, w))
     n, lengths = x.shape[0], (h.shape[2], w.shape[2])
@@ -139,30 +162,33 @@ def _backward(kernels, dy, gh, gw, x, w1, weight, wh, ww, h, w, saved, by_batch,
     dx = some(None, x)
     if need_x:
         gch, gcw = (_samples(t, n) for t in _split(dstrips, n, lengths))
-        dx = kernels.coord_dx(dy, h, w, gch, gcw, carry)
-    return [dx, dw1, db1, dweight, dbias, dwh, dbh, dww, dbw]
+        dx = kernels.coord_dx(dy, rows, w, gch, gcw, carry, *in_part)
+    return [dx, dw1, db1, dweight, dbias, dwh, dbh, dww, dbw, *da]
 
 
-def _backward_fake(dy, gh, gw, x, w1, weight, wh, ww, h, w, saved, by_batch, eps, last, need_x):
+def _backward_fake(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x):
     k, c = w1.shape
     dx = torch.empty_like(dense(x, last)) if need_x else some(None, x)
-    shapes = (k, c), (k,), (k,), (k,), (c, k), (c,), (c, k), (c,)
+    shapes = [(k, c), (k,), (k,), (k,), (c, k), (c,), (c, k), (c,)]
+    shapes += [] if a is None else [a.shape]
     return [dx, *(acc(x, *shape) for shape in shapes)]
 
 
 define(
     'coord(Tensor x, Tensor w1, Tensor b1, Tensor weight, Tensor bias, Tensor mean, Tensor var, '
-    'Tensor wh, Tensor bh, Tensor ww, Tensor bw, bool by_batch, float eps)'
+    'Tensor wh, Tensor bh, Tensor ww, Tensor bw, bool by_batch, float eps, '
+    'Tensor? identity_scale)'
     ' -> (Tensor y, Tensor h, Tensor w, Tensor moments, Tensor[] saved)',
     kernel=_coord,
     fake=_fake,
     equations=_equations,
     gradient=Gradient(_keep, _grads, outputs=3),
+    part=lambda *args: args[-1] is not None,
 )
 define(
     'coord_backward(Tensor? dy, Tensor? gh, Tensor? gw, Tensor x, Tensor w1, Tensor weight, '
-    'Tensor wh, Tensor ww, Tensor h, Tensor w, Tensor[] saved, bool by_batch, float eps, '
-    'bool last, bool need_x) -> Tensor[]',
+    'Tensor wh, Tensor ww, Tensor? identity_scale, Tensor h, Tensor w, Tensor[] saved, '
+    'bool by_batch, float eps, bool last, bool need_x) -> Tensor[]',
     kernel=_backward,
     fake=_backward_fake,
 )

@@ -173,6 +173,18 @@ def declines(op: str, x: Tensor, **options: bool) -> bool:
     return backend(x.device.type).declines(op, x, **options)
 
 
+@_constant
+def _constant_knowledge(op, device_type):
+    return op in backend(device_type).IDENTITY
+
+
+def knows_identity(op: str, x: Tensor) -> bool:
+    """Whether an operator's kernels, where there are any, know the identity in part."""
+    if torch.compiler.is_compiling():
+        return _constant_knowledge(op, x.device.type)
+    return op in backend(x.device.type).IDENTITY
+
+
 @functools.cache
 def _is_plain(kind):
     """Whether tensors of a class are what their memory says, or stand for such while PyTorch

@@ -3,6 +3,8 @@
 Forward reads the map twice and writes y: the means of its three planes (`strip_pool`), then the
 scale. Backward reads x and dy for the gradients of the factors, then dy to write dx: the scaled dy
 and the planes' gradients in one pass. That is 7 times the map, where `y = 1.5 x` moves 4.
+
+With an `identity_scale` a, y = x * (1 - a (1 - A) (1 - A2)) (`identity`).
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import identity, reference
 from .check import check_map, check_shapes
-from .dispatch import runs_kernels, stats_dtype
+from .dispatch import knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .pool import saved_like, strip_pool
 from .scale import rank1_gate
@@ -178,6 +180,7 @@ def rank1_attention(
     chunks: Sequence[int],
     maxima: Sequence[bool] = (False, False),
     impl: str | None = None,
+    identity_scale: Tensor | None = None,
 ) -> Tensor:
     """All of DRTAM: `x * A` of one attention module, `x * (A + (1 - A) * A2)` of two.
 
@@ -186,8 +189,10 @@ def rank1_attention(
     (hidden, C), bias (hidden,), weight (C, hidden), bias (C,); then all pass a sigmoid (eq. 11) and
     are the factors of the map (eq. 2). The mean and var of a norm with a momentum are updated. With
     one of the `maxima` of `rank1_pool`, kernels run the passes over the map, equations the rest.
+    With an `identity_scale` a, (1,) or (C,), x + a (y - x) in place of y.
     """
     check_map(x)
+    identity.check_identity_scale(identity_scale, x.shape[1])
     maxima = _check_chunks(chunks, maxima)
     channels, hidden = x.shape[1], mlp[0].shape[0]
     allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
@@ -205,15 +210,17 @@ def rank1_attention(
     running = [t for norm in norms for t in (norm.mean, norm.var)]
     by_batch = [norm.momentum is not None for norm in norms]
     eps = [norm.eps for norm in norms]
-    dtype = stats_dtype(x)
+    dtype, a = stats_dtype(x), identity_scale
+    every = [*params, *running] if a is None else [*params, *running, a]
     if (
         any(maxima)
-        or not runs_kernels(x, impl, params, running)
-        or any(t.dtype != dtype for t in (*params, *running))
+        or not runs_kernels(x, impl, every)
+        or any(t.dtype != dtype for t in every)
+        or not (a is None or knows_identity('drtam', x))
     ):
-        y, moments = _composed(x, params, running, by_batch, eps, chunks, maxima, impl)
+        y, moments = _composed(x, params, running, by_batch, eps, chunks, a, maxima, impl)
     else:
-        y, moments, *_ = torch.ops.mmattn.drtam(x, params, running, by_batch, eps, list(chunks))
+        y, moments, *_ = torch.ops.mmattn.drtam(x, params, running, by_batch, eps, list(chunks), a)
     _update(norms, moments)
     return y
 
@@ -244,7 +251,9 @@ def _modules(params):
     return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(4, len(params), 9)]
 
 
-def _composed(x, params, running, by_batch, eps, chunks, maxima=(False, False), impl='reference'):
+def _composed(
+    x, params, running, by_batch, eps, chunks, a=None, maxima=(False, False), impl='reference'
+):
     """y and the norms' moments, by the pools and the scale around layers of PyTorch."""
     planes = strip_pool(x, channel=True, impl=impl)
     mlp, factors, moments = params[:4], [], []
@@ -260,10 +269,11 @@ def _composed(x, params, running, by_batch, eps, chunks, maxima=(False, False), 
         moments += found
     zeros = x.new_zeros(2, dtype=stats_dtype(x))
     moments = [zeros if pair is None else pair for pair in moments]
-    return rank1_gate(x, *factors, impl=impl), torch.stack(moments)
+    y = rank1_gate(x, *factors, impl=impl, identity_scale=a)
+    return y, torch.stack(moments)
 
 
-def _fake(x, params, running, by_batch, eps, chunks):
+def _fake(x, params, running, by_batch, eps, chunks, a):
     return (
         torch.empty_like(dense(x)),
         acc(x, len(eps), 2),
@@ -271,7 +281,7 @@ def _fake(x, params, running, by_batch, eps, chunks):
     )
 
 
-def _kernel(kernels, x, params, running, by_batch, eps, chunks):
+def _kernel(kernels, x, params, running, by_batch, eps, chunks, a):
     params = [p if p.is_contiguous() else p.contiguous() for p in params]
     # Batch norms that move by all of the batch's moments leave these.
     moments = acc(x, len(eps), 2).zero_()
@@ -280,49 +290,58 @@ def _kernel(kernels, x, params, running, by_batch, eps, chunks):
         (*(to if mine else running)[2 * i : 2 * i + 2], 1.0 if mine else None, eps[i])
         for i, mine in enumerate(by_batch)
     ]
-    y, saved = kernels.rank1_attention(dense(x), params, states, tuple(chunks))
+    y, saved = kernels.rank1_attention(dense(x), params, states, tuple(chunks), *_in_part(x, a))
     return y, moments, list(saved)
 
 
+def _in_part(x, a):
+    return () if a is None else (a.reshape(-1).expand(x.shape[:2]).contiguous(),)
+
+
 def _keep(ctx, args, outputs):
-    x, params, _, *ctx.rules = args
+    x, params, _, *ctx.rules, a = args
     ctx.last, ctx.count = is_last(x), len(params)
-    return x, *params, *outputs[2]
+    return x, a, *params, *outputs[2]
 
 
 def _grads(ctx, saved, dy):
-    x, *rest = saved
+    x, a, *rest = saved
     params, kept = rest[: ctx.count], rest[ctx.count :]
     dx, *dparams = torch.ops.mmattn.drtam_backward(
-        dy, x, params, *ctx.rules, kept, ctx.last, ctx.needs[0]
+        dy, x, params, a, *ctx.rules, kept, ctx.last, ctx.needs[0]
     )
-    none = [None] * (len(ctx.needs) - 1 - ctx.count)
-    return dx if ctx.needs[0] else None, *dparams, *none
+    da = None if a is None else dparams.pop()
+    none = [None] * (len(ctx.needs) - 2 - ctx.count)
+    return dx if ctx.needs[0] else None, *dparams, *none, da
 
 
-def _backward(kernels, dy, x, params, by_batch, eps, chunks, saved, last, need_x):
+def _backward(kernels, dy, x, params, a, by_batch, eps, chunks, saved, last, need_x):
     params = [p if p.is_contiguous() else p.contiguous() for p in params]
     rules = [(1.0 if mine else None, e) for mine, e in zip(by_batch, eps, strict=True)]
-    dx, dparams = kernels.rank1_attention_grad(
-        dense(x, last), params, rules, tuple(chunks), saved, dy=dense(dy, last), need_x=need_x
+    dx, dparams, *da = kernels.rank1_attention_grad(
+        dense(x, last), params, rules, tuple(chunks), saved, *_in_part(x, a),
+        dy=dense(dy, last), need_x=need_x,
     )  # fmt: skip
-    return [some(dx, x), *dparams]
+    return [some(dx, x), *dparams, *(identity.summed(t, a) for t in da)]
 
 
 define(
     'drtam(Tensor x, Tensor[] params, Tensor[] running, bool[] by_batch, float[] eps, '
-    'int[] chunks) -> (Tensor y, Tensor moments, Tensor[] saved)',
+    'int[] chunks, Tensor? identity_scale) -> (Tensor y, Tensor moments, Tensor[] saved)',
     kernel=_kernel,
     fake=_fake,
     equations=_composed,
     gradient=Gradient(_keep, _grads),
+    part=lambda *args: args[-1] is not None,
 )
 define(
-    'drtam_backward(Tensor dy, Tensor x, Tensor[] params, bool[] by_batch, float[] eps, '
-    'int[] chunks, Tensor[] saved, bool last, bool need_x) -> Tensor[]',
+    'drtam_backward(Tensor dy, Tensor x, Tensor[] params, Tensor? identity_scale, '
+    'bool[] by_batch, float[] eps, int[] chunks, Tensor[] saved, bool last, bool need_x)'
+    ' -> Tensor[]',
     kernel=_backward,
-    fake=lambda dy, x, params, by_batch, eps, chunks, saved, last, need_x: [
+    fake=lambda dy, x, params, a, by_batch, eps, chunks, saved, last, need_x: [
         torch.empty_like(dense(x, last)) if need_x else some(None, x),
         *(acc(x, *p.shape) for p in params),
+        *([] if a is None else [acc(x, *a.shape)]),
     ],
 )

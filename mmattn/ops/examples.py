@@ -77,25 +77,25 @@ def _gate(name, axes):
 
 def _se(m):
     w1, _, w2, _ = m.mlp()
-    return m.x(), w1, None, w2, None
+    return m.x(), w1, None, w2, None, None
 
 
 def _cat(m):
     w1, _, w2, _ = m.mlp()
     vectors = m.rand(3), m.rand(3), m.rand(2)
-    return m.x(), m.taps(), w1, w2, m.around(1, 1, 7, 7), *vectors, [True] * 3, 0.0, 1.0, True
+    return m.x(), m.taps(), w1, w2, m.around(1, 1, 7, 7), *vectors, [True] * 3, 0.0, 1.0, True, None
 
 
 def _cbam(m):
     norm = [m.rand(1), m.rand(1), m.constant(1), m.constant(1)]
-    return m.x(), *m.mlp(), m.around(1, 2, 7, 7), norm, True, 1e-5
+    return m.x(), *m.mlp(), m.around(1, 2, 7, 7), norm, True, 1e-5, None
 
 
 def _coord(m):
     c = m.shape[1]
     first = m.around(8, c), m.rand(8), m.rand(8), m.rand(8), m.constant(8), m.constant(8)
     second = m.around(c, 8), m.rand(c), m.around(c, 8), m.rand(c)
-    return m.x(), *first, *second, True, 1e-5
+    return m.x(), *first, *second, True, 1e-5, None
 
 
 def _convs(m):
@@ -107,7 +107,7 @@ def _drtam(m):
     for _ in range(2):
         params += [*_convs(m), *(m.rand(1) for _ in range(6))]
     running = [m.constant(1) for _ in range(12)]
-    return m.x(), params, running, [True] * 6, [1e-5] * 6, CHUNKS
+    return m.x(), params, running, [True] * 6, [1e-5] * 6, CHUNKS, None
 
 
 def _rank1_pool(m):
@@ -124,7 +124,7 @@ def _spatial_conv(m):
 # What an operator is called with, of a `Maker`; running statistics need no gradient.
 ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     'se': _se,
-    'eca': lambda m: (m.x(), m.around(1, 1, 3)),
+    'eca': lambda m: (m.x(), m.around(1, 1, 3), None),
     'cbam': _cbam,
     'coord': _coord,
     'cat': _cat,
@@ -140,6 +140,7 @@ ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     **_gate('spatial_gate', 'nhw'),
     **_gate('product_gate', 'nc nhw'),
     **_gate('sum_gate', 'nc nhw'),
+    **_gate('affine_gate', 'nc nc nhw'),
     **_gate('coord_gate', 'nch ncw'),
     **_gate('rank1_gate', 'nc nh nw nc nh nw'),
 }

@@ -82,6 +82,7 @@ def define(
     fake: Callable,
     equations: Callable | None = None,
     gradient: Gradient | None = None,
+    part: Callable[..., bool] | None = None,
 ) -> None:
     """Make `torch.ops.mmattn.<name>`.
 
@@ -92,6 +93,9 @@ def define(
         equations: called with the arguments, gives the results in operators of PyTorch. Results
             without a gradient may be left out. A backward has none.
         gradient: None for a backward.
+        part: called with the arguments, whether they ask for the identity in part
+            (`mmattn.ops.identity`), of which a backend need not know. None of an operator that
+            has no such argument.
     """
     name = schema.partition('(')[0]
     LIBRARY.define(schema, tags=_TAGS)
@@ -101,12 +105,15 @@ def define(
     several = len(op._schema.returns) > 1
     written = None if gradient is None else _padded(op, equations, fake)
 
+    def kernels_may(x, args):
+        return _knows(name, part, x, args) and dispatch.passes(name, x)
+
     def run(*args):
         x = next(_tensors(args))
         if 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
-            if gradient is not None and not dispatch.passes(name, x):
-                found = _instead(name, written, args)
+            if gradient is not None and not kernels_may(x, args):
+                found = _instead(name, written, args, _knows(name, part, x, args))
             else:
                 found = call_kernel(backend, name, args)
         elif not x.numel():  # of an empty map, which compiled code may come to
@@ -124,7 +131,7 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        LIBRARY.impl(name, _differentiable(name, op, written, gradient), 'Autograd')
+        LIBRARY.impl(name, _differentiable(name, op, written, gradient, kernels_may), 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
 
@@ -137,13 +144,24 @@ def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
     return kernels[name](backend, *args) if found is NotImplemented else found
 
 
-def _instead(name, written, args):
-    """The equations' results of an operator whose kernels failed their check. What is kept for
-    backward is not among them: autograd differentiates the equations, in place of the operator."""
+def _knows(name, part, x, args):
+    """Whether the kernels of x's device have what is asked for. (Without kernels that is an error
+    of its own.)"""
+    if part is None or not part(*args):
+        return True
+    kernels = dispatch.backend(x.device.type)
+    return kernels is None or name in kernels.IDENTITY
+
+
+def _instead(name, written, args, known):
+    """The equations' results of an operator whose kernels failed their check, or do not know the
+    identity in part. What is kept for backward is not among them: autograd differentiates the
+    equations, in place of the operator."""
     if not torch.is_inference_mode_enabled():
+        why = 'failed its self-check on this GPU' if known else 'has no kernel with identity_scale'
         raise RuntimeError(
-            f'mmattn::{name} failed its self-check on this GPU after this program was compiled or '
-            'exported with it: compile it anew, or decompose it (mmattn.ops.decompositions)'
+            f'mmattn::{name} {why}, and this program was compiled or exported with it: compile it '
+            'anew, or decompose it (mmattn.ops.decompositions)'
         )
     return written(*args)
 
@@ -203,7 +221,7 @@ def _below(op, args):
         return op(*args)
 
 
-def _differentiable(name, op, equations, gradient):
+def _differentiable(name, op, equations, gradient, kernels_may):
     kinds = [str(argument.type) for argument in op._schema.arguments]
     # None: no tensor; else whether it is a list of tensors.
     lists = [('List' in kind) if 'Tensor' in kind else None for kind in kinds]
@@ -222,7 +240,7 @@ def _differentiable(name, op, equations, gradient):
         for t in flat:
             if t is not None and t.device != device:
                 raise dispatch.two_devices(device, t.device)
-        if _has_tangent(args) or not dispatch.passes(name, next(_tensors(args))):
+        if _has_tangent(args) or not kernels_may(next(_tensors(args)), args):
             return equations(*args)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
             lengths = []

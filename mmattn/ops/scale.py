@@ -6,6 +6,9 @@ product_gate   f = c s                 CBAM
 sum_gate       f = c + s               CAT
 coord_gate     f = h w                 h (N, C, H), w (N, C, W): CoordAttention
 rank1_gate     f = A or A + (1 - A) A2, A = c o h o w of c (N, C), h (N, H), w (N, W): DRTAM
+
+With an `identity_scale` a, (1,) or (C,), each gives y = x + a (x f - x) (`identity`), by the
+operators channel_gate, affine_gate (f = u + v s), coord_gate (f = u + h w) and rank1_gate.
 """
 
 from collections.abc import Sequence
@@ -13,36 +16,74 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, identity, reference
 from .check import factors_of
-from .dispatch import runs_kernels
+from .dispatch import knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .tensors import dense, flat, is_last, some
 
 
-def channel_gate(x: Tensor, c: Tensor, impl: str | None = None) -> Tensor:
+def channel_gate(
+    x: Tensor, c: Tensor, impl: str | None = None, *, identity_scale: Tensor | None = None
+) -> Tensor:
     """`x * c`, one factor a channel."""
-    return _scale('channel_gate', x, impl, factors_of(x, 'nc', c))
+    (c,) = factors_of(x, 'nc', c)
+    return _scale('channel_gate', x, impl, [identity.part(c, _share(x, identity_scale))])
 
 
-def spatial_gate(x: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
+def spatial_gate(
+    x: Tensor, s: Tensor, impl: str | None = None, *, identity_scale: Tensor | None = None
+) -> Tensor:
     """`x * s`, one factor a position."""
-    return _scale('spatial_gate', x, impl, factors_of(x, 'nhw', s))
+    (s,) = factors_of(x, 'nhw', s)
+    if identity_scale is None:
+        return _scale('spatial_gate', x, impl, [s])
+    return _in_part('spatial_gate', x, impl, identity_scale, s)
 
 
-def product_gate(x: Tensor, c: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
+def product_gate(
+    x: Tensor,
+    c: Tensor,
+    s: Tensor,
+    impl: str | None = None,
+    *,
+    identity_scale: Tensor | None = None,
+) -> Tensor:
     """`x * c * s`."""
-    return _scale('product_gate', x, impl, factors_of(x, 'nc nhw', c, s))
+    c, s = factors_of(x, 'nc nhw', c, s)
+    if identity_scale is None:
+        return _scale('product_gate', x, impl, [c, s])
+    return _in_part('product_gate', x, impl, identity_scale, c, s)
 
 
-def sum_gate(x: Tensor, c: Tensor, s: Tensor, impl: str | None = None) -> Tensor:
+def sum_gate(
+    x: Tensor,
+    c: Tensor,
+    s: Tensor,
+    impl: str | None = None,
+    *,
+    identity_scale: Tensor | None = None,
+) -> Tensor:
     """`x * (c + s)`."""
-    return _scale('sum_gate', x, impl, factors_of(x, 'nc nhw', c, s))
+    c, s = factors_of(x, 'nc nhw', c, s)
+    if identity_scale is None:
+        return _scale('sum_gate', x, impl, [c, s])
+    return _in_part('sum_gate', x, impl, identity_scale, c, s)
 
 
-def coord_gate(x: Tensor, h: Tensor, w: Tensor, impl: str | None = None) -> Tensor:
+def coord_gate(
+    x: Tensor,
+    h: Tensor,
+    w: Tensor,
+    impl: str | None = None,
+    *,
+    identity_scale: Tensor | None = None,
+) -> Tensor:
     """`x * h * w` with `h` (N, C, H) and `w` (N, C, W)."""
-    return _scale('coord_gate', x, impl, factors_of(x, 'nch ncw', h, w))
+    h, w = factors_of(x, 'nch ncw', h, w)
+    if identity_scale is None:
+        return _scale('coord_gate', x, impl, [h, w])
+    return _in_part('coord_gate', x, impl, identity_scale, h, w)
 
 
 def rank1_gate(
@@ -50,6 +91,8 @@ def rank1_gate(
     first: Sequence[Tensor],
     second: Sequence[Tensor] | None = None,
     impl: str | None = None,
+    *,
+    identity_scale: Tensor | None = None,
 ) -> Tensor:
     """`x * A`, A = c o h o w from `first` = (c (N, C), h (N, H), w (N, W)).
 
@@ -58,7 +101,62 @@ def rank1_gate(
     factors = factors_of(x, 'nc nh nw', *first)
     if second is not None:
         factors += factors_of(x, 'nc nh nw', *second)
-    return _scale('rank1_gate', x, impl, factors)
+    if identity_scale is None:
+        return _scale('rank1_gate', x, impl, factors)
+    return _in_part('rank1_gate', x, impl, identity_scale, *factors)
+
+
+# What takes a scale's place with a share of the identity: an operator, and the factors it takes
+# made of the scale's own and of a. Of a single map A the second is zero.
+def _affine_of_spatial(x, a, s):
+    a = a.reshape(-1).expand(x.shape[:2])
+    return 1 - a, a, s
+
+
+def _affine_of_product(x, a, c, s):
+    return *identity.part_of_product(c, a), s
+
+
+def _affine_of_sum(x, a, c, s):
+    return *identity.part_of_sum(c, a), s
+
+
+def _coord_in_part(x, a, h, w):
+    u, v = identity.part_of_rows(h, a)
+    return v, w, u
+
+
+def _rank1_in_part(x, a, c, h, w, *second):
+    return c, h, w, *(second or (torch.zeros_like(c), h, w)), identity.per_channel(a, c)
+
+
+_PARTS = dict(
+    spatial_gate=('affine_gate', _affine_of_spatial),
+    product_gate=('affine_gate', _affine_of_product),
+    sum_gate=('affine_gate', _affine_of_sum),
+    coord_gate=('coord_gate', _coord_in_part),
+    rank1_gate=('rank1_gate', _rank1_in_part),
+)
+
+
+# How many factors an operator has that leaves a share of the identity.
+_IN_PART = dict(affine_gate=3, coord_gate=3, rank1_gate=7)
+
+
+def _share(x, a):
+    """An identity scale in `stats_dtype`, its shape checked."""
+    identity.check_identity_scale(a, x.shape[1])
+    return a if a is None else a.to(stats_dtype(x))
+
+
+def _in_part(name, x, impl, a, *factors):
+    a, (op, made_of) = _share(x, a), _PARTS[name]
+    if not runs_kernels(x, impl, factors, a) or not knows_identity(op, x):
+        written = getattr(reference, name)
+        if name == 'rank1_gate':
+            return written(x, factors[:3], factors[3:] or None, a)
+        return written(x, *factors, a)
+    return getattr(torch.ops.mmattn, op)(x, list(made_of(x, a, *factors)))
 
 
 def _scale(name, x, impl, factors):
@@ -70,7 +168,9 @@ def _scale(name, x, impl, factors):
 def _equations(name):
     written = getattr(reference, name)
     if name == 'rank1_gate':
-        return lambda x, factors: written(x, factors[:3], factors[3:] or None)
+        return lambda x, f: written(x, f[:3], f[3:6] or None, *f[6:])
+    if name == 'coord_gate':
+        return lambda x, f: written(x, *f[:2], None, *f[2:])
     return lambda x, factors: written(x, *factors)
 
 
@@ -118,10 +218,12 @@ def _define(name):
         fake=lambda x, factors: torch.empty_like(dense(x)),
         equations=_equations(name),
         gradient=_gradient(name),
+        part=lambda x, factors: len(factors) == _IN_PART.get(name),
     )
 
 
 for _name in (
-    'channel_gate', 'spatial_gate', 'product_gate', 'sum_gate', 'coord_gate', 'rank1_gate',
+    'channel_gate', 'spatial_gate', 'product_gate', 'sum_gate', 'affine_gate', 'coord_gate',
+    'rank1_gate',
 ):  # fmt: skip
     _define(_name)

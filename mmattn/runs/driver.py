@@ -232,7 +232,7 @@ class Driver:
             return
         if job.lease is None:
             if job.state != 'elsewhere':
-                self.say(f'{job.run.name}: in the hands of {leases.holder(path)}')
+                self.say(f'{title(job.run)}: in the hands of {leases.holder(path)}')
             job.state = 'elsewhere'
             return
         job.state = 'idle'

@@ -50,29 +50,44 @@ def cases(dtype, layout, grad):
         'spatial_gate': (x(), [rand(N, H, W)]),
         'product_gate': (x(), [rand(N, C), rand(N, H, W)]),
         'sum_gate': (x(), [rand(N, C), rand(N, H, W)]),
+        'affine_gate': (x(), [rand(N, C), rand(N, C), rand(N, H, W)]),
         'coord_gate': (x(), [rand(N, C, H), rand(N, C, W)]),
+        'coord_gate-identity': (x(), [rand(N, C, H), rand(N, C, W), rand(N, C)]),
         'rank1_gate': (x(), rank1()),
         'rank1_gate-dual': (x(), rank1() + rank1()),
-        'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1]),
+        'rank1_gate-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
+        'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-dual': (
-            x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1],
+            x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1], None,
         ),
-        'se': (x(), rand(8, C), rand(8), rand(C, 8), rand(C)),
-        'se-no-bias': (x(), rand(8, C), None, rand(C, 8), None),
-        'eca': (x(), rand(1, 1, 3)),
-        'cbam': (x(), *mlp, rand(1, 2, 3, 3), norm, True, 1e-5),
-        'cbam-eval': (x(), *mlp, rand(1, 2, 3, 3), norm, False, 1e-5),
-        'cbam-no-norm': (x(), mlp[0], None, mlp[2], None, rand(1, 2, 3, 3), [], False, 0.0),
-        'coord': (x(), rand(8, C), rand(8), *four, *second, True, 1e-5),
-        'coord-eval': (x(), rand(8, C), rand(8), *four, *second, False, 1e-5),
+        'drtam-identity': (
+            x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], rand(1),
+        ),
+        'drtam-dual-identity': (
+            x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1], rand(C),
+        ),
+        'se': (x(), rand(8, C), rand(8), rand(C, 8), rand(C), None),
+        'se-identity': (x(), rand(8, C), rand(8), rand(C, 8), rand(C), rand(C)),
+        'se-no-bias': (x(), rand(8, C), None, rand(C, 8), None, rand(1)),
+        'eca': (x(), rand(1, 1, 3), None),
+        'eca-identity': (x(), rand(1, 1, 3), rand(C)),
+        'cbam': (x(), *mlp, rand(1, 2, 3, 3), norm, True, 1e-5, None),
+        'cbam-identity': (x(), *mlp, rand(1, 2, 3, 3), norm, True, 1e-5, rand(C)),
+        'cbam-eval': (x(), *mlp, rand(1, 2, 3, 3), norm, False, 1e-5, rand(1)),
+        'cbam-no-norm': (x(), mlp[0], None, mlp[2], None, rand(1, 2, 3, 3), [], False, 0.0, None),
+        'coord': (x(), rand(8, C), rand(8), *four, *second, True, 1e-5, None),
+        'coord-identity': (x(), rand(8, C), rand(8), *four, *second, True, 1e-5, rand(C)),
+        'coord-eval': (x(), rand(8, C), rand(8), *four, *second, False, 1e-5, rand(1)),
         'cat': (x(), taps, rand(8, C), rand(C, 8), rand(1, 1, 3, 3), rand(3), rand(3), rand(2),
-                [True] * 3, 0.0, 1.0, True),
+                [True] * 3, 0.0, 1.0, True, None),
+        'cat-identity': (x(), taps, rand(8, C), rand(C, 8), rand(1, 1, 3, 3), rand(3), rand(3),
+                         rand(2), [True] * 3, 0.0, 1.0, True, rand(C)),
         'cat-algorithm': (x(), taps, rand(8, C), rand(C, 8), rand(1, 3, 3, 3), rand(3), rand(3),
-                          rand(2), [True] * 3, -1.0, 1.0, False),
+                          rand(2), [True] * 3, -1.0, 1.0, False, rand(1)),
         'cat-few': (x(), taps, rand(8, C), rand(C, 8), rand(1, 1, 3, 3), None, None, None,
-                    [False, True, True], 0.0, 1.0, True),
+                    [False, True, True], 0.0, 1.0, True, None),
         'cat-plain': (x(), taps, rand(8, C), rand(C, 8), rand(1, 2, 3, 3), None, None, None,
-                      [True, True, False], 0.0, 1.0, True),
+                      [True, True, False], 0.0, 1.0, True, None),
         'min_max': (rand(N, 1, 7), 0.0, 1.0),
         'spatial_conv': (rand(N, 2, H, W), rand(1, 2, 3, 3)),
         'rank1_pool': (
@@ -86,7 +101,7 @@ NAMES = tuple(cases(torch.float32, 'contiguous', False))
 
 
 GATES = [name for name in NAMES if name.startswith(('se', 'eca', 'cbam', 'cat', 'drtam'))]
-GATES += ['coord', 'coord-eval']
+GATES += [name for name in NAMES if name.partition('-')[0] == 'coord']
 
 
 def operator(name):
@@ -194,11 +209,8 @@ def test_an_empty_map(name):
     if name in ('min_max', 'spatial_conv', 'rank1_pool'):
         pytest.skip('these take no map')
     x, *rest = cases(torch.float32, 'contiguous', False)[name]
-    rest = [
-        [t[:0] if t.shape[0] == N and t.dim() > 1 and name.endswith(('gate', 'dual')) and
-         'drtam' not in name else t for t in a] if isinstance(a, list) and a
-        and isinstance(a[0], torch.Tensor) else a for a in rest
-    ]  # fmt: skip
+    if '_gate' in name:
+        rest = [[factor[:0] for factor in rest[0]]]
     if name == 'spatial_pool':
         rest = [rest[0][:0]]
     x = x[:0].requires_grad_()

@@ -193,6 +193,11 @@ def test_gate(run, name, last):
     run(cases.compare_gate, name, (2, 8, 5, 4), last)
 
 
+@pytest.mark.parametrize('name', ('SE', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+def test_gate_with_the_identity_in_part(run, name):
+    run(cases.compare_gate, name, (2, 8, 5, 4), False, identity=True)
+
+
 def test_two_runs_give_the_same_bits(run):
     assert run(cases.digest, SHAPE) == run(cases.digest, SHAPE)
 

@@ -3,6 +3,7 @@
 Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a GPU.
 """
 
+import copy
 import importlib
 
 import attention_cases
@@ -124,7 +125,7 @@ def compare(name, shape, dtype, last, fill='normal', device='cpu', taps=TAPS, na
             close(a, b, 1e-4, f'gradient of factor {i}')
 
 
-def compare_gate(name, shape, last, device='cpu'):
+def compare_gate(name, shape, last, device='cpu', identity=False):
     """A whole attention gate on these kernels against its reference form in float64."""
     from mmattn import attention
 
@@ -133,8 +134,10 @@ def compare_gate(name, shape, last, device='cpu'):
     with torch.no_grad():
         for p in gate.parameters():
             p.add_(torch.randn_like(p), alpha=0.3)
-    exact = getattr(attention, name)(shape[1], impl='reference').double().train()
-    exact.load_state_dict(gate.state_dict())
+    if identity:
+        gate.identity_scale = torch.nn.Parameter(torch.linspace(-0.5, 0.5, shape[1]))
+    exact = copy.deepcopy(gate).double()
+    exact.impl = 'reference'
     layout = torch.channels_last if last else torch.contiguous_format
     x = torch.randn(shape).contiguous(memory_format=layout)
     weight = torch.randn(shape)

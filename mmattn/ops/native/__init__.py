@@ -13,7 +13,12 @@ from .call import DTYPES, run
 SMALL = 2**17  # elements
 # A scale's gradient need not compute dx: the gates' last pass does, of dy and the factors.
 CARRIES = False
-_CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL = range(5)
+# What can leave a share of the identity, by the operators that a gate may take whole.
+IDENTITY = frozenset(
+    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_gate', 'coord_gate', 'rank1_gate')
+)
+_CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL, _AFFINE, _PART_OF_DUAL = range(7)
+_FACTORS = 5  # channel, position, channel, position, channel
 
 
 def works(device):
@@ -52,14 +57,14 @@ def _ints(x, *shape):
 
 def _gate(kind, x, *factors):
     y = torch.empty_like(x)
-    run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (4 - len(factors)))
+    run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (_FACTORS - len(factors)))
     return y
 
 
 def _gate_grad(kind, x, factors, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     grads = [None if f is None else torch.empty_like(f) for f in factors]
-    spare = [None] * (4 - len(factors))
+    spare = [None] * (_FACTORS - len(factors))
     run('gate_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
     return dx, *[g for g in grads if g is not None]
 
@@ -96,6 +101,15 @@ def sum_gate_grad(x, c, s, *, dy, need_x):
     return _gate_grad(_SUM, x, (c, s), dy, need_x)
 
 
+def affine_gate(x, u, v, s):
+    return _gate(_AFFINE, x, u, s, v)
+
+
+def affine_gate_grad(x, u, v, s, *, dy, need_x):
+    dx, du, ds, dv = _gate_grad(_AFFINE, x, (u, s, v), dy, need_x)
+    return dx, du, dv, ds
+
+
 def _outer(x, h, w):
     n, _, rows, cols = x.shape
     q = _acc(x, n, rows, cols)
@@ -110,33 +124,39 @@ def _outer_grad(x, h, w, dq):
     return dh, dw
 
 
-def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None):
+def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None, a=None):
     q = _outer(x, h, w)
     if c2 is None:
         return _gate(_PRODUCT, x, c, q)
-    return _gate(_DUAL, x, c, q, c2, _outer(x, h2, w2))
+    q2 = _outer(x, h2, w2)
+    return _gate(_DUAL, x, c, q, c2, q2) if a is None else _gate(_PART_OF_DUAL, x, c, q, c2, q2, a)
 
 
-def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
+def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
     q = _outer(x, h, w)
     if c2 is None:
         dx, dc, dq = _gate_grad(_PRODUCT, x, (c, q), dy, need_x)
         return dx, dc, *_outer_grad(x, h, w, dq)
     factors = (c, q, c2, _outer(x, h2, w2))
-    dx, dc, dq, dc2, dq2 = _gate_grad(_DUAL, x, factors, dy, need_x)
-    return dx, dc, *_outer_grad(x, h, w, dq), dc2, *_outer_grad(x, h2, w2, dq2)
+    if a is None:
+        dx, dc, dq, dc2, dq2 = _gate_grad(_DUAL, x, factors, dy, need_x)
+        da = ()
+    else:
+        dx, dc, dq, dc2, dq2, *da = _gate_grad(_PART_OF_DUAL, x, (*factors, a), dy, need_x)
+    return dx, dc, *_outer_grad(x, h, w, dq), dc2, *_outer_grad(x, h2, w2, dq2), *da
 
 
-def coord_gate(x, h, w):
+def coord_gate(x, h, w, u=None):
     y = torch.empty_like(x)
-    run('coord', x, x, None, y, *_meta(x), h, w, None, None)
+    run('coord', x, x, None, y, *_meta(x), h, w, u, None, None, None)
     return y
 
 
-def coord_gate_grad(x, h, w, *, dy, need_x):
+def coord_gate_grad(x, h, w, u=None, *, dy, need_x):
     dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
-    run('coord', x, x, dy, dx, *_meta(x), h, w, dh, dw)
-    return dx, dh, dw
+    du = None if u is None else torch.empty_like(u)
+    run('coord', x, x, dy, dx, *_meta(x), h, w, u, dh, dw, du)
+    return (dx, dh, dw) if u is None else (dx, dh, dw, du)
 
 
 def _pool(x, factor, shape, maximum):
@@ -163,20 +183,20 @@ def channel_dx(dy, c, gavg, gmax, at, carry):
     return dx
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry):
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, a=None):
     dx = torch.empty_like(dy)
-    run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at)
+    run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
     return dx
 
 
-def coord_dx(dy, h, w, gch, gcw, carry):
+def coord_dx(dy, h, w, gch, gcw, carry, u=None):
     dx = torch.empty_like(dy)
-    run('coord_dx', dx, dy, dx, *_meta(dx), h, w, gch, gcw)
+    run('coord_dx', dx, dy, dx, *_meta(dx), h, w, u, gch, gcw)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry):
-    return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s)
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry, v=None):
+    return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s, v=v)
 
 
 def spatial_pool(x, c):
@@ -301,22 +321,23 @@ def _attention(x, params, rules, chunks):
     )
 
 
-def rank1_attention(x, params, states, chunks):
+def rank1_attention(x, params, states, chunks, a=None):
     y = torch.empty_like(x)
     sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
     running = [t for state in states for t in state[:2]]
     (floats, _), (ints, _) = _kept(x, params, chunks)
     kept = _acc(x, *floats), _ints(x, *ints)
-    run('rank1_attention', x, x, y, *sizes, running, rules, *kept)
+    run('rank1_attention', x, x, y, *sizes, running, rules, a, *kept)
     return y, kept
 
 
-def rank1_attention_grad(x, params, rules, chunks, saved, *, dy, need_x):
+def rank1_attention_grad(x, params, rules, chunks, saved, a=None, *, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
+    da = None if a is None else torch.empty_like(a)
     dparams = [torch.empty_like(p) for p in params]
     sizes, rules = _attention(x, params, rules, chunks)
-    run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, *saved, dparams)
-    return dx, dparams
+    run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, a, *saved, dparams, da)
+    return (dx, dparams) if a is None else (dx, dparams, da)
 
 
 def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
@@ -337,7 +358,7 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     return (*sides[0][:3], *sides[2][:3]), tuple(saved)
 
 
-def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None):
+def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None, v=None):
     dx = torch.empty_like(x)
     refs, *vectors = saved
     sides = []
@@ -345,5 +366,5 @@ def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None):
         (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True
     ):
         sides += [(g_avg, g_ent, g_max, entropy, log, ref), argmax]
-    run('entropy_grad', x, x, dy, dx, *_meta(x), taps, taps.numel(), *sides, refs, c, s)
+    run('entropy_grad', x, x, dy, dx, *_meta(x), taps, taps.numel(), *sides, refs, c, s, v)
     return dx

@@ -20,7 +20,8 @@ template <class A> struct Stage {
   int32_t* at[2];
 };
 
-// x (N, C, H, W) -> y = x * A, or x * (A + (1 - A) * A2) with two modules.
+// x (N, C, H, W) -> y = x * A, or x * (A + (1 - A) * A2) with two modules. With `share`, a of each
+// sample's channels (N, C), y = x * (1 - a (1 - A) (1 - A2)), where A2 = 0 of a single module.
 template <class A> struct Rank1 {
   Map m;
   bool last;
@@ -30,6 +31,7 @@ template <class A> struct Rank1 {
   A* const* params;      // the MLP's four, then each module's
   A* const* running;     // mean and var of each norm
   const double* rules;   // momentum and eps of each norm
+  A* share;              // or null
   A *ch, *cw, *hw;
   Stage<A> stages[2];
 
@@ -70,8 +72,13 @@ template <class A> struct Rank1 {
   }
   // f(gate, row factors, lane factors) with the maps q, q2 of the positions (N, H * W).
   template <class F> void gated(A* const* q, F&& f) const {
-    A* c[2] = {stages[0].out[0], modules > 1 ? stages[1].out[0] : nullptr};
-    if (modules > 1) f(DualGate{}, last ? q : c, last ? c : q);
+    A* c[3] = {stages[0].out[0], modules > 1 ? stages[1].out[0] : nullptr, share};
+    if (share) {
+      Scratch<A> none(modules > 1 ? 0 : m.n * m.c);
+      if (modules == 1) c[1] = none + 0, std::fill_n(c[1], m.n * m.c, A(0));
+      if (last) f(Either<PartDual, true>{}, q, c);
+      else f(Either<PartDual, false>{}, c, q);
+    } else if (modules > 1) f(DualGate{}, last ? q : c, last ? c : q);
     else f(ProductGate{}, last ? q : c, last ? c : q);
   }
 };
@@ -95,10 +102,10 @@ template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r
   r.gated(q, [&](auto g, auto a, auto b) { gate<decltype(g)>(x, y, shape, a, b, threads); });
 }
 
-// dx may be null; dparams: as the parameters.
+// dx may be null; dparams: as the parameters; dshare: as share.
 template <class T>
 void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r,
-                          Acc<T>* const* dparams, int threads) {
+                          Acc<T>* const* dparams, Acc<T>* dshare, int threads) {
   using A = Acc<T>;
   const Map& m = r.m;
   i64 places = m.n * m.h * m.w, sizes[3] = {m.n * m.c, m.n * m.h, m.n * m.w};
@@ -113,7 +120,10 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     for (int k = 0; k < 3; to += sizes[k++]) dout[i][k] = to;
   }
   Shape shape = r.shape();
-  A* dc[2] = {dout[0][0], dout[r.modules - 1][0]};
+  // Of a single module there is no second map: what a kernel writes of one goes nowhere.
+  Scratch<A> nowhere(r.share && r.modules == 1 ? sizes[0] + places : 0);
+  A* dc[3] = {dout[0][0], dout[r.modules - 1][0], dshare};
+  if (r.modules == 1) q[1] = q[0], dq[1] = nowhere + sizes[0], dc[1] = nowhere + 0;
   r.gated(q, [&](auto g, auto a, auto b) {
     gate_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
   });
@@ -179,12 +189,12 @@ void mmattn_rank1_pool_grad(int dtype, const Sum* ch, const Sum* cw, const Sum* 
 // for backward. The first returns the number of floats of `kept`; without y that is all it does.
 i64 mmattn_rank1_attention(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
                            int last, i64 s, i64 m, const i64* chunks, i64 hidden, int modules,
-                           Sum** params, Sum** running, const double* rules, Sum* kept, int32_t* at,
-                           int threads) {
+                           Sum** params, Sum** running, const double* rules, const Sum* share,
+                           Sum* kept, int32_t* at, int threads) {
   i64 size = 0;
   typed(dtype, [&](auto tag) {
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, (A_**)running, rules};
+                (A_**)params, (A_**)running, rules, (A_*)share};
     size = r.lay_out((A_*)kept, (int32_t*)at);
     if (y) rank1_attention((const decltype(tag)*)x, (decltype(tag)*)y, r, threads);
   });
@@ -194,13 +204,14 @@ i64 mmattn_rank1_attention(int dtype, const Element* x, Element* y, i64 n, i64 c
 void mmattn_rank1_attention_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 n,
                                  i64 c, i64 h, i64 w, int last, i64 s, i64 m, const i64* chunks,
                                  i64 hidden, int modules, Sum** params, const double* rules,
-                                 Sum* kept, int32_t* at, Sum** dparams, int threads) {
+                                 const Sum* share, Sum* kept, int32_t* at, Sum** dparams,
+                                 Sum* dshare, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, nullptr, rules};
+                (A_**)params, nullptr, rules, (A_*)share};
     r.lay_out((A_*)kept, (int32_t*)at);
-    rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, threads);
+    rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, (A_*)dshare, threads);
   });
 }
 

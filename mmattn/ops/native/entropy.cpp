@@ -517,11 +517,12 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
 }
 
 // channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref. With factors c, p of a sum
-// gate dx = dy * (c + p) + ...; dy null: no such term.
+// gate dx = dy * (c + p) + ..., with a share v of the identity dy * (c + v p); dy null: no such term.
 void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 n, i64 c,
                          i64 h, i64 w, int last, const Sum* taps, i64 k, Sum** channel,
                          const int32_t* channel_at, Sum** spatial, const int32_t* spatial_at,
-                         const Sum* refs, const Sum* fc, const Sum* fp, int threads) {
+                         const Sum* refs, const Sum* fc, const Sum* fp, const Sum* fv,
+                         int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -534,9 +535,12 @@ void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element
                       terms(channel, channel_at, h * w), terms(spatial, spatial_at, c),
                       (const A_*)refs, threads);
     };
-    const A_ *a[1] = {(const A_*)(last ? fp : fc)}, *b[1] = {(const A_*)(last ? fc : fp)};
-    if (fc) run(Gated<SumGate, T>{(const T*)dy, s, a, b});
-    else run(Plain<T>{(const T*)dy, s.lanes});
+    const A_ *channels[2] = {(const A_*)fc, (const A_*)fv}, *positions[1] = {(const A_*)fp};
+    const A_ *const *a = last ? positions : channels, *const *b = last ? channels : positions;
+    if (!fc) return run(Plain<T>{(const T*)dy, s.lanes});
+    if (!fv) run(Gated<SumGate, T>{(const T*)dy, s, a, b});
+    else if (last) run(Gated<Either<Affine, true>, T>{(const T*)dy, s, a, b});
+    else run(Gated<Either<Affine, false>, T>{(const T*)dy, s, a, b});
   });
 }
 

@@ -10,11 +10,11 @@ namespace {
 template <class G, class T> struct Gated {
   using A = Acc<T>;
   using V = Vec<A>;
-  struct Lanes { V b[2]; };  // of all rows of a sample
+  struct Lanes { V b[kMost]; };  // of all rows of a sample
   struct Row {
     const T* dy;
-    V a[2];
-    const A* b[2];
+    V a[kMost];
+    const A* b[kMost];
     template <class N> INLINE Lanes lanes(i64 l, N n) const {
       Lanes found;
       for (int i = 0; i < G::lanes; ++i) found.b[i] = ld(b[i] + l, n);

@@ -196,16 +196,17 @@ void spatial_pool_grad(const T* x, T* dx, Shape s, bool row_c, const Acc<T>* c,
 
 // All of CBAM's map gradient: y = z * s with z = x * c, of whose channels at each position mean and
 // maximum were taken, as of the positions of each channel of x.
-// dx = (dy * s + ga / C + [argmax] gm) * c + gavg / (H W) + [argmax] gmax.
+// dx = dy * f + (ga / C + [argmax] gm) * c + gavg / (H W) + [argmax] gmax, f = c s, or with a share of
+// the identity f = 1 + a (c s - 1).
 template <class T> struct Cbam {
   using A = Acc<T>;
   const T* dy;
-  const A *c, *s;                     // (N, C), (N, H W)
+  const A *c, *s, *share;             // (N, C), (N, H W), (N, C) or null
   const A *ga, *gm, *gavg, *gmax;     // (N, H W) twice, (N, C) twice; each may be null
   const int32_t *channel_at, *at;     // position of each channel's maximum, channel of each position's
 };
 
-template <class T>
+template <bool Part, class T>
 void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -215,10 +216,12 @@ void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
   auto spot = [&](i64 n, i64 ch, i64 p) {
     i64 nc = n * channels + ch, np = n * positions + p;
     i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
-    double v = double(get(g.dy + o)) * double(g.s[np]);
+    double d = double(get(g.dy + o)), a = Part ? double(g.share[nc]) : 1;
+    double v = a * d * double(g.s[np]);
     if (g.ga) v += double(g.ga[np]) * double(of_position);
     if (g.gm && g.at[np] == ch) v += double(g.gm[np]);
     v *= double(g.c[nc]);
+    if (Part) v += d * (1 - a);
     if (g.gavg) v += double(g.gavg[nc]) * double(of_channel);
     if (g.gmax && g.channel_at[nc] == p) v += double(g.gmax[nc]);
     return Spot{o, v};
@@ -236,11 +239,15 @@ void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
     V factor = all<A>(rows[r]);
     const A *row_term = row_c ? g.gavg : g.ga, *lane_term = row_c ? g.ga : g.gavg;
     V term = all<A>(row_term ? row_term[r] * (row_c ? of_channel : of_position) : A(0));
+    V share = all<A>(Part && row_c ? g.share[r] : A(1));
     lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
       V d = ld(g.dy + r * s.lanes + l, n), f = ld(cols + first + l, n);
       V t = lane_term ? ld(lane_term + first + l, n) : V{};
-      V v = row_c ? (d * f + t * of_position) * factor + term
-                  : (d * factor + term) * f + t * of_channel;
+      if (Part && !row_c) share = ld(g.share + first + l, n);
+      V taken = Part ? d * share : d;
+      V v = row_c ? (taken * f + t * of_position) * factor + term
+                  : (taken * factor + term) * f + t * of_channel;
+      if (Part) v += d - taken;
       st(dx + r * s.lanes + l, v, n);
     });
   });
@@ -295,13 +302,14 @@ void mmattn_spatial_pool_grad(int dtype, const Element* x, Element* dx, i64 n, i
 void mmattn_cbam_grad(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
                       const Sum* channel, const Sum* spatial, const Sum* ga, const Sum* gm,
                       const int32_t* at, const Sum* gavg, const Sum* gmax, const int32_t* channel_at,
-                      int threads) {
+                      const Sum* share, int threads) {
   SHAPE;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    Cbam<T> g{(const T*)dy, (const A_*)channel, (const A_*)spatial, (const A_*)ga, (const A_*)gm,
-              (const A_*)gavg, (const A_*)gmax, channel_at, at};
-    cbam_grad<T>(g, (T*)dx, s, !last, threads);
+    Cbam<T> g{(const T*)dy,    (const A_*)channel, (const A_*)spatial, (const A_*)share,
+              (const A_*)ga,   (const A_*)gm,      (const A_*)gavg,    (const A_*)gmax,
+              channel_at,      at};
+    (share ? cbam_grad<true, T> : cbam_grad<false, T>)(g, (T*)dx, s, !last, threads);
   });
 }
 

@@ -5,45 +5,49 @@
 
 namespace {
 
-template <class F> void kinds(int kind, F&& f) {
+template <class F> void kinds(int kind, bool last, F&& f) {
   switch (kind) {
-    case 0: return f(RowGate{});
-    case 1: return f(LaneGate{});
+    case 0: return last ? f(LaneGate{}) : f(RowGate{});
+    case 1: return last ? f(RowGate{}) : f(LaneGate{});
     case 2: return f(ProductGate{});
     case 3: return f(SumGate{});
-    default: return f(DualGate{});
+    case 4: return f(DualGate{});
+    case 5: return last ? f(Either<Affine, true>{}) : f(Either<Affine, false>{});
+    default: return last ? f(Either<PartDual, true>{}) : f(Either<PartDual, false>{});
   }
 }
 
 // --------------------------------------------------------------------------------------------------
 // As they are called from outside.
 
-// Factors and their gradients come as (channel 0, position 0, channel 1, position 1); the kind is that
-// of a contiguous map: 0 channel, 1 position, 2 product, 3 sum, 4 dual.
+// Factors and their gradients come as (channel 0, position 0, channel 1, position 1, channel 2); the
+// kinds: 0 channel, 1 position, 2 product, 3 sum, 4 dual, 5 affine, 6 part of dual.
 void mmattn_gate(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
-                 int last, const Sum* c0, const Sum* p0, const Sum* c1, const Sum* p1, int threads) {
+                 int last, const Sum* c0, const Sum* p0, const Sum* c1, const Sum* p1,
+                 const Sum* c2, int threads) {
   SHAPE;
-  if (last && kind < 2) kind = 1 - kind;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const A_* a[2] = {(const A_*)(last ? p0 : c0), (const A_*)(last ? p1 : c1)};
-    const A_* b[2] = {(const A_*)(last ? c0 : p0), (const A_*)(last ? c1 : p1)};
-    kinds(kind, [&](auto g) { gate<decltype(g)>((const T*)x, (T*)y, s, a, b, threads); });
+    const A_* fc[3] = {(const A_*)c0, (const A_*)c1, (const A_*)c2};
+    const A_* fp[3] = {(const A_*)p0, (const A_*)p1};
+    auto a = last ? fp : fc, b = last ? fc : fp;
+    kinds(kind, last, [&](auto g) { gate<decltype(g)>((const T*)x, (T*)y, s, a, b, threads); });
   });
 }
 
 void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, Element* dx, i64 n,
                       i64 c, i64 h, i64 w, int last, const Sum* c0, const Sum* p0, const Sum* c1,
-                      const Sum* p1, Sum* gc0, Sum* gp0, Sum* gc1, Sum* gp1, int threads) {
+                      const Sum* p1, const Sum* c2, Sum* gc0, Sum* gp0, Sum* gc1, Sum* gp1,
+                      Sum* gc2, int threads) {
   SHAPE;
-  if (last && kind < 2) kind = 1 - kind;
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    const A_* a[2] = {(const A_*)(last ? p0 : c0), (const A_*)(last ? p1 : c1)};
-    const A_* b[2] = {(const A_*)(last ? c0 : p0), (const A_*)(last ? c1 : p1)};
-    A_* da[2] = {(A_*)(last ? gp0 : gc0), (A_*)(last ? gp1 : gc1)};
-    A_* db[2] = {(A_*)(last ? gc0 : gp0), (A_*)(last ? gc1 : gp1)};
-    kinds(kind, [&](auto g) {
+    const A_* fc[3] = {(const A_*)c0, (const A_*)c1, (const A_*)c2};
+    const A_* fp[3] = {(const A_*)p0, (const A_*)p1};
+    auto a = last ? fp : fc, b = last ? fc : fp;
+    A_ *gc[3] = {(A_*)gc0, (A_*)gc1, (A_*)gc2}, *gp[3] = {(A_*)gp0, (A_*)gp1};
+    auto da = last ? gp : gc, db = last ? gc : gp;
+    kinds(kind, last, [&](auto g) {
       gate_grad<decltype(g)>((const T*)x, (const T*)dy, (T*)dx, s, a, b, da, db, threads);
     });
   });

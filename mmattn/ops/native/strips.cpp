@@ -5,14 +5,17 @@
 
 namespace {
 
-// y = x * h * w with h (N, C, H), w (N, C, W); with dy also dx = dy * h * w (if dx) and dh, dw.
+// y = x * (u + h w) with h (N, C, H), w (N, C, W), and u (N, C) or null; with dy also dx = dy * (u + h w)
+// (if dx) and dh, dw, du.
 template <class T>
 void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
-                Acc<T>* dh, Acc<T>* dw, int threads) {
+                const Acc<T>* fu, Acc<T>* dh, Acc<T>* dw, Acc<T>* du, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
   parallel(m.n * m.c, m.n * m.c * m.h * m.w, threads, [&](i64 plane) {
     if (dy) std::fill_n(dh + plane * m.h, m.h, A(0));
+    const V u = all<A>(fu ? fu[plane] : A(0));
+    double total = 0;
     columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
       constexpr int NV = decltype(nv)::value;
       V f[NV], col[NV] = {};
@@ -21,30 +24,33 @@ void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
       });
       for (i64 h = 0; h < m.h; ++h) {
         i64 o = (plane * m.h + h) * m.w + w;
-        V down = all<A>(fh[plane * m.h + h]), row = {};
+        V down = all<A>(fh[plane * m.h + h]), row = {}, sum = {};
         vectors<A, NV>(last, [&](int j, auto r) FLAT {
           i64 at = o + j * Simd<A>::N;
           V v = ld(x + at, r);
-          if (!dy) return st(out + at, v * (down * f[j]), r);
+          if (!dy) return st(out + at, v * (u + down * f[j]), r);
           V g = ld(dy + at, r);
-          if (out) st(out + at, g * (down * f[j]), r);
+          if (out) st(out + at, g * (u + down * f[j]), r);
           v *= g;
+          sum += v;
           row += v * f[j];
           col[j] += v * down;
         });
         if (dy) dh[plane * m.h + h] += hsum(row);
+        if (du) total += double(hsum(sum));
       }
       if (dy)
         vectors<A, NV>(last, [&](int j, auto r) FLAT {
           st(dw + plane * m.w + w + j * Simd<A>::N, col[j], r);
         });
     });
+    if (du) du[plane] = A(total);
   });
 }
 
 template <class T>
 void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
-                Acc<T>* dh, Acc<T>* dw, int threads) {
+                const Acc<T>* fu, Acc<T>* dh, Acc<T>* dw, Acc<T>* du, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
   i64 pitch = padded<A>(m.c), wide = m.w * pitch;
@@ -54,11 +60,15 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   transpose<A>(fh, hc + 0, m.n, m.c, m.h, threads);
   transpose<A>(fw, wc + 0, m.n, m.c, m.w, threads);
   Scratch<A> rows(dy ? m.n * m.h * m.c : 0), sums(dy ? m.n * m.w * m.c : 0);
+  Scratch<A> totals(du ? units * pitch : 0);
   parallel(units, m.n * m.h * m.w * m.c, threads, [&](i64 u) {
     i64 n = u / cut.parts, h0 = u % cut.parts * cut.size, h1 = std::min(h0 + cut.size, m.h);
     A* col = cols + (dy ? u * wide : 0);
     if (dy) std::fill_n(col, wide, A(0));
     Scratch<A> row(pitch);
+    A* total = totals + (du ? u * pitch : 0);
+    if (du) std::fill_n(total, pitch, A(0));
+    const A* plus = fu ? fu + n * m.c : nullptr;
     for (i64 h = h0; h < h1; ++h) {
       if (dy) std::fill_n(row + 0, pitch, A(0));
       const A* down = hc + (n * m.h + h) * m.c;
@@ -66,22 +76,25 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
         constexpr int K = decltype(k_)::value;
         i64 p = (n * m.h + h) * m.w + w;
         lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
-          V d = ld(down + c, r), acc = dy ? ld(row + c, Full<A>{}) : V{};
+          V d = ld(down + c, r), acc = dy ? ld(row + c, Full<A>{}) : V{}, sum = {};
+          V b = plus ? ld(plus + c, r) : V{};
           for (int k = 0; k < K; ++k) {
             i64 o = (p + k) * m.c + c;
             V f = ld(wc + (n * m.w + w + k) * m.c + c, r), v = ld(x + o, r);
             if (!dy) {
-              st(out + o, v * (d * f), r);
+              st(out + o, v * (b + d * f), r);
               continue;
             }
             V g = ld(dy + o, r);
-            if (out) st(out + o, g * (d * f), r);
+            if (out) st(out + o, g * (b + d * f), r);
             v *= g;
+            sum += v;
             acc += v * f;
             A* at = col + (w + k) * pitch + c;
             st(at, ld(at, Full<A>{}) + v * d, Full<A>{});
           }
           if (dy) st(row + c, acc, Full<A>{});
+          if (du) st(total + c, ld(total + c, Full<A>{}) + sum, Full<A>{});
         });
       };
       i64 w = 0;
@@ -101,12 +114,13 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   });
   transpose<A>(rows + 0, dh, m.n, m.h, m.c, threads);
   transpose<A>(sums + 0, dw, m.n, m.w, m.c, threads);
+  if (du) add_parts<A>(totals + 0, du, m.n, cut.parts, pitch, m.c, 1., threads);
 }
 
-// dx = dy * h * w + gch / W + gcw / H: coordinate attention's map gradient; gch, gcw may be null.
+// dx = dy * (u + h w) + gch / W + gcw / H: coordinate attention's map gradient; u, gch, gcw may be null.
 template <class T>
 void coord_dx(const T* dy, T* dx, Map m, bool last, const Acc<T>* fh, const Acc<T>* fw,
-              const Acc<T>* gch, const Acc<T>* gcw, int threads) {
+              const Acc<T>* fu, const Acc<T>* gch, const Acc<T>* gcw, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
   const A ih = A(1. / m.h), iw = A(1. / m.w);
@@ -114,6 +128,7 @@ void coord_dx(const T* dy, T* dx, Map m, bool last, const Acc<T>* fh, const Acc<
   if (!last) {
     parallel(m.n * m.c, size, threads, [&](i64 plane) {
       const A *right = fw + plane * m.w, *down = fh + plane * m.h;
+      const V u = all<A>(fu ? fu[plane] : A(0));
       columns<A>(m.w, [&](i64 w, auto nv, int count) FLAT {
         constexpr int NV = decltype(nv)::value;
         V f[NV], t[NV];
@@ -126,7 +141,7 @@ void coord_dx(const T* dy, T* dx, Map m, bool last, const Acc<T>* fh, const Acc<
           V d = all<A>(down[h]), g = all<A>(gch ? gch[plane * m.h + h] * iw : A(0));
           vectors<A, NV>(count, [&](int j, auto r) FLAT {
             i64 at = o + j * Simd<A>::N;
-            st(dx + at, ld(dy + at, r) * (d * f[j]) + (g + t[j]), r);
+            st(dx + at, ld(dy + at, r) * (u + d * f[j]) + (g + t[j]), r);
           });
         }
       });
@@ -144,7 +159,9 @@ void coord_dx(const T* dy, T* dx, Map m, bool last, const Acc<T>* fh, const Acc<
     for (i64 w = 0; w < m.w; ++w) {
       i64 o = (nh * m.w + w) * m.c, nw = nh / m.h * m.w + w;
       lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
-        V v = ld(dy + o + c, r) * (ld(hc + nh * m.c + c, r) * ld(wc + nw * m.c + c, r));
+        V f = ld(hc + nh * m.c + c, r) * ld(wc + nw * m.c + c, r);
+        if (fu) f += ld(fu + nh / m.h * m.c + c, r);
+        V v = ld(dy + o + c, r) * f;
         if (gch) v += ld(gh + nh * m.c + c, r) * iw;
         if (gcw) v += ld(gw + nw * m.c + c, r) * ih;
         st(dx + o + c, v, r);
@@ -174,22 +191,25 @@ void mmattn_strips_grad(int dtype, const Element* gx, Element* dx, i64 n, i64 c,
   });
 }
 
-// dy null: out = x * fh * fw. Else out = dx (or null), and dh, dw are written.
+// dy null: out = x * (fu + fh fw), fu null: zero. Else out = dx (or null), and dh, dw, du are written.
 void mmattn_coord(int dtype, const Element* x, const Element* dy, Element* out, i64 n, i64 c, i64 h,
-                  i64 w, int last, const Sum* fh, const Sum* fw, Sum* dh, Sum* dw, int threads) {
+                  i64 w, int last, const Sum* fh, const Sum* fw, const Sum* fu, Sum* dh, Sum* dw,
+                  Sum* du, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     (last ? coord_nhwc<T> : coord_nchw<T>)((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w},
-                                           (const A_*)fh, (const A_*)fw, (A_*)dh, (A_*)dw, threads);
+                                           (const A_*)fh, (const A_*)fw, (const A_*)fu, (A_*)dh,
+                                           (A_*)dw, (A_*)du, threads);
   });
 }
 
 void mmattn_coord_dx(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
-                     const Sum* fh, const Sum* fw, const Sum* gch, const Sum* gcw, int threads) {
+                     const Sum* fh, const Sum* fw, const Sum* fu, const Sum* gch, const Sum* gcw,
+                     int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     coord_dx<T>((const T*)dy, (T*)dx, Map{n, c, h, w}, last, (const A_*)fh, (const A_*)fw,
-                (const A_*)gch, (const A_*)gcw, threads);
+                (const A_*)fu, (const A_*)gch, (const A_*)gcw, threads);
   });
 }
 

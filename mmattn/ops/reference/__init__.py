@@ -1,6 +1,14 @@
 """The equations as written in the papers, in eager PyTorch, differentiated by autograd."""
 
-from .gating import channel_gate, coord_gate, product_gate, rank1_gate, spatial_gate, sum_gate
+from .gating import (
+    affine_gate,
+    channel_gate,
+    coord_gate,
+    product_gate,
+    rank1_gate,
+    spatial_gate,
+    sum_gate,
+)
 from .pooling import (
     channel_pool,
     entropy_pool,
@@ -13,6 +21,7 @@ from .pooling import (
 )
 
 __all__ = [
+    'affine_gate',
     'channel_gate',
     'channel_pool',
     'coord_gate',

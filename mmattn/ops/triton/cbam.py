@@ -117,8 +117,8 @@ def _spatial(maps, kernel, norm, by_batch, eps):
     return v, s, mean, var, moments
 
 
-def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
-    if not mlp.fits(w1):
+def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x, kernel = dense(x), flat(kernel)
     pools = pool_parts(x, None, channels_last(x), True)
@@ -130,9 +130,9 @@ def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps):
 
 
 def cbam_backward(
-    dy, gc, gs, x, w1, b1, w2, b2, kernel, weight, saved, by_batch, eps, last, need_x
+    dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
 ):
-    if not mlp.fits(w1):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x, kernel, gs = dense(x, last), flat(kernel), flat(gs)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)

@@ -18,8 +18,8 @@ def _arranged(x, dy, last):
     return x, torch.zeros_like(x) if dy is None else dense(dy, last)
 
 
-def se(x, w1, b1, w2, b2):
-    if not mlp.fits(w1):
+def se(x, w1, b1, w2, b2, a):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
@@ -27,8 +27,8 @@ def se(x, w1, b1, w2, b2):
     return channel_gate(x, c), c, v.view_as(c), hidden
 
 
-def se_backward(dy, gc, x, w1, b1, w2, b2, c, avg, hidden, last, need_x):
-    if not mlp.fits(w1):
+def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x, dy = _arranged(x, dy, last)
     w1, w2 = flat(w1), flat(w2)
@@ -109,7 +109,9 @@ def eca_grad_kernel(
         tl.store(dkernel_ptr + n * taps + t, tl.sum(sums, 0))
 
 
-def eca(x, kernel):
+def eca(x, kernel, a):
+    if a is not None:
+        return NotImplemented
     x, kernel = dense(x), flat(kernel)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
     n, splits, channels = avgs.shape
@@ -121,7 +123,9 @@ def eca(x, kernel):
     return channel_gate(x, c), c, avg
 
 
-def eca_backward(dy, gc, x, kernel, c, avg, last, need_x):
+def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):
+    if a is not None:
+        return NotImplemented
     (x, dy), kernel = _arranged(x, dy, last), flat(kernel)
     dc, gc = channel_grad_parts(x, c, dy), flat(gc)
     n, channels = c.shape

@@ -537,8 +537,8 @@ def _sizes(h, w, hidden):
     return n, channels, hidden, height, w.shape[2]
 
 
-def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps):
-    if not mlp.fits(w1):
+def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
     n, c, height, width = x.shape
@@ -581,8 +581,8 @@ def _weights(g, u, gv, strips, sizes):
     return [d.view(shape) for d, shape in zip(found, shapes, strict=True)]
 
 
-def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, h, w, saved, by_batch, eps, last, need_x):
-    if not mlp.fits(w1):
+def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x):
+    if a is not None or not mlp.fits(w1):
         return NotImplemented
     x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)

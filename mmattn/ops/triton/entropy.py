@@ -417,6 +417,7 @@ def entropy_grad_kernel(
     dx_ptr,
     c_ptr,
     s_ptr,
+    slope_ptr,
     taps_ptr,
     cavg_ptr,
     cmax_ptr,
@@ -449,12 +450,13 @@ def entropy_grad_kernel(
     SENT: tl.constexpr,
     ADD: tl.constexpr,
     SCALE: tl.constexpr,
+    PART: tl.constexpr,
     BC: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """dx = gx (ADD), scaled by c + s (SCALE), + the shares of the six statistics, given their
-    gradients cavg to sent, the indices of the maxima carg and sarg, and m, l = log s and q = t / s
-    of either entropy."""
+    """dx = gx (ADD), scaled by c + s (SCALE) or by c + v s (PART, v = slope), + the shares of the
+    six statistics, given their gradients cavg to sent, the indices of the maxima carg and sarg, and
+    m, l = log s and q = t / s of either entropy."""
     R: tl.constexpr = K // 2
     MAX: tl.constexpr = CMAX or SMAX
     channels = channel_groups * VEC
@@ -499,6 +501,8 @@ def entropy_grad_kernel(
 
     if SCALE:
         factor = tl.load(c_ptr + to_c, mask=in_c, other=0.0)[:, None]
+        if PART:
+            slope = tl.load(slope_ptr + to_c, mask=in_c, other=0.0)[:, None]
     zero = tl.zeros([BC, BW], tl.float32)
     f1 = zero
     f2 = zero
@@ -528,7 +532,8 @@ def entropy_grad_kernel(
             if ADD:
                 gx = tl.load(gx_ptr + here, mask=mask, other=0.0).to(tl.float32)
                 if SCALE:
-                    gx *= factor + tl.load(s_ptr + to_s + h * width, mask=in_w, other=0.0)[None, :]
+                    s = tl.load(s_ptr + to_s + h * width, mask=in_w, other=0.0)[None, :]
+                    gx *= factor + (slope * s if PART else s)
                 acc += gx
             if CAVG:
                 acc += cavg
@@ -720,8 +725,9 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     return (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
 
 
-def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None):
-    """gx: what is to be added, in x's memory format; c and s: that scale it by c + s first."""
+def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None):
+    """gx: what is to be added, in x's memory format; c and s: that scale it by
+    c + s first, with v by c + v s."""
     n, ch, height, width = x.shape
     dx = torch.empty_like(x)
     c_avg, c_max, c_ent, s_avg, s_max, s_ent = grads
@@ -729,14 +735,15 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None):
         if gx is None:
             gx = torch.zeros_like(x)
         elif c is not None:
-            gx, c, s = gx.float() * (c[:, :, None, None] + s[:, None]), None, None
+            part = s[:, None] if v is None else v[:, :, None, None] * s[:, None]
+            gx, c, s, v = gx.float() * (c[:, :, None, None] + part), None, None, None
         gx = _plain_maxima_grad(gx, taps, c_max, saved[0], s_max, saved[4])
         c_max = s_max = None
     block_c, block_w, vec = _walks(x, 4)
     c_blocks, w_blocks = cdiv(ch, block_c), cdiv(width, block_w)
     splits = split(n * c_blocks * w_blocks, height, 1, least=16)
     grads = c_avg, c_max, c_ent, s_avg, s_max, s_ent
-    tensors = (x if t is None else t for t in (gx, dx, c, s, taps, *grads, *saved))
+    tensors = (x if t is None else t for t in (gx, dx, c, s, v, taps, *grads, *saved))
     given = {
         name: grad is not None
         for name, grad in zip(('CAVG', 'CMAX', 'CENT', 'SAVG', 'SMAX', 'SENT'), grads, strict=True)
@@ -759,6 +766,7 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None):
         K=taps.numel() if filtered else 1,
         ADD=gx is not None,
         SCALE=c is not None,
+        PART=v is not None,
         BC=block_c,
         BW=block_w,
         **given,
@@ -766,5 +774,5 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None):
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry=None):
-    return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s)
+def entropy_dx(x, taps, dy, c, s, grads, saved, carry=None, v=None):
+    return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s, v=v)

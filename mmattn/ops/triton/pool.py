@@ -154,6 +154,7 @@ def channel_pool_grad_kernel(
     gavg_ptr,
     gmax_ptr,
     channel_at_ptr,
+    a_ptr,
     rows,
     groups,
     mean_c,
@@ -161,14 +162,15 @@ def channel_pool_grad_kernel(
     VEC: tl.constexpr,
     ROWS: tl.constexpr,
     SCALE: tl.constexpr,
+    PART: tl.constexpr,
     AVG: tl.constexpr,
     MAX: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
     """The gradient of x: what the pools over positions send (AVG, MAX), and by SCALE: '' no more;
-    'c' dy scaled by c; 'cs' dy scaled by c s, and what the pools over channels of x c send. ROWS:
-    positions are the rows."""
+    'c' dy scaled by c; 'cs' dy scaled by c s, and what the pools over channels of x c send. PART:
+    the scale is 1 + a (c s - 1). ROWS: positions are the rows."""
     cols = groups * VEC
     row_blocks = tl.cdiv(rows, BR)
     col_blocks = tl.cdiv(cols, BK)
@@ -199,12 +201,17 @@ def channel_pool_grad_kernel(
     if SCALE != '':
         c = tl.load(c_ptr + to_c, mask=in_c, other=0.0)
         dx = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if SCALE == 'cs':
-            dx *= tl.load(s_ptr + to_s, mask=in_s, other=0.0)
-            dx += tl.load(ga_ptr + to_s, mask=in_s, other=0.0) * mean_c
+        if SCALE == 'c':
+            dx *= c
+        else:
+            f = c * tl.load(s_ptr + to_s, mask=in_s, other=0.0)
+            if PART:
+                f = 1 + tl.load(a_ptr + to_c, mask=in_c, other=0.0) * (f - 1)
+            dx *= f
+            du = tl.load(ga_ptr + to_s, mask=in_s, other=0.0) * mean_c
             gm = tl.load(gm_ptr + to_s, mask=in_s, other=0.0)
-            dx += tl.where(channel == tl.load(at_ptr + to_s, mask=in_s, other=-1), gm, 0.0)
-        dx *= c
+            du += tl.where(channel == tl.load(at_ptr + to_s, mask=in_s, other=-1), gm, 0.0)
+            dx += du * c
     if AVG:
         dx += tl.load(gavg_ptr + to_c, mask=in_c, other=0.0) * mean_s
     if MAX:
@@ -371,7 +378,7 @@ def channel_pool(x, *, maximum):
     return _pool(x, None, channels_last(x), maximum)
 
 
-def _dx(like, dy, scale, c, s, over_channels, over_positions):
+def _dx(like, dy, scale, c, s, over_channels, over_positions, a=None):
     """dx by channel_pool_grad_kernel, see there; `over_*`: gradients of mean and maximum, and where
     the maxima are."""
     dx = torch.empty_like(like)
@@ -380,7 +387,7 @@ def _dx(like, dy, scale, c, s, over_channels, over_positions):
     vec = vector(cols, dx)
     block_cols = pow2(cols, 512)
     block_rows = pow2(rows, 2048 // block_cols)
-    given = (dy, dx, c, s, *over_channels, *over_positions)
+    given = (dy, dx, c, s, *over_channels, *over_positions, a)
     channels, positions = (cols, rows) if over_rows else (rows, cols)
     launch(
         channel_pool_grad_kernel,
@@ -393,6 +400,7 @@ def _dx(like, dy, scale, c, s, over_channels, over_positions):
         VEC=vec,
         ROWS=over_rows,
         SCALE=scale,
+        PART=a is not None,
         AVG=over_positions[0] is not None,
         MAX=over_positions[1] is not None,
         BR=block_rows,
@@ -412,8 +420,8 @@ def channel_dx(dy, c, gavg, gmax, at, carry=None):
     return _dx(dy, dy, 'c', c, None, NOTHING, (gavg, gmax, at))
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry=None):
-    return _dx(dy, dy, 'cs', c, s, (ga, gm, at), (gavg, gmax, channel_at))
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry=None, a=None):
+    return _dx(dy, dy, 'cs', c, s, (ga, gm, at), (gavg, gmax, channel_at), a)
 
 
 def spatial_pool(x, c):
