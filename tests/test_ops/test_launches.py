@@ -18,7 +18,7 @@ LAUNCHES = dict(
     cbam=((6, 7), (6, 7)),
     coord=((4, 5), (4, 5)),
     cat=((23, 30), (10, 5)),
-    drtam=((23, 38), (10, 11)),
+    drtam=((8, 10), (8, 10)),
 )
 # Reads and writes of the map, in its own size. Vectors and partial results add a little, here most.
 MAPS = dict(se=(3, 4), eca=(3, 4), cbam=(4, 5), coord=(3, 4), cat=(4, 5), drtam=(3, 4))

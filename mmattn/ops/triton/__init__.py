@@ -46,8 +46,8 @@ _MODULES = {
         'cbam_dx',
     ),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
-    'planes': ('rank1_pool', 'rank1_pool_grad'),
-    'attention': ('rank1_attention', 'rank1_attention_grad'),
+    'planes': ('rank1_pool',),
+    'planes_grad': ('rank1_pool_grad',),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
     'norm': ('min_max', 'min_max_grad'),
     'entropy': ('entropy_pool', 'entropy_pool_grad', 'entropy_dx'),
@@ -58,6 +58,7 @@ _OPERATORS = {
     'channel': ('se', 'se_backward', 'eca', 'eca_backward'),
     'cbam': ('cbam', 'cbam_backward'),
     'coord': ('coord', 'coord_backward'),
+    'drtam': ('drtam', 'drtam_backward'),
 }
 MODULES = (*_MODULES, 'mlp', *_OPERATORS)
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
