@@ -179,6 +179,11 @@ def test_operator(run, op, dtype, last):
     run(cases.compare_operator, op, SHAPE, dtype, last)
 
 
+@pytest.mark.parametrize('name', cases.VARIANTS)
+def test_operator_variants(run, name):
+    run(cases.compare_variant, name, (2, 5, 3, 4), len(name) % 2 == 0)
+
+
 @LAYOUTS
 @pytest.mark.parametrize('op', OPERATORS)
 def test_operator_in_many_blocks(run, op, last):

@@ -56,11 +56,12 @@ _MODULES = {
 # has no kernels for what it is given returns NotImplemented.
 _OPERATORS = {
     'channel': ('se', 'se_backward', 'eca', 'eca_backward'),
+    'cat': ('cat', 'cat_backward'),
     'cbam': ('cbam', 'cbam_backward'),
     'coord': ('coord', 'coord_backward'),
     'drtam': ('drtam', 'drtam_backward'),
 }
-MODULES = (*_MODULES, 'mlp', *_OPERATORS)
+MODULES = (*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ['MODULES', 'SAVED', 'declines', 'operator', 'passes', 'takes', 'works', *_HOME]

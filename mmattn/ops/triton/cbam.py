@@ -163,7 +163,7 @@ def cbam_backward(
     inner_g, inner, (gavg, gmax) = mlp.factors_grad(
         dc, more, flat(gc), c, *map(flat, (w1, w2)), hidden
     )
-    grads, dkernel = mlp.weights_grad(pooled, inner, hidden, inner_g, w1, b1, w2, b2, parts)
+    grads, dkernel, _ = mlp.weights_grad(pooled, inner, hidden, inner_g, w1, b1, w2, b2, parts)
     dx = some(None, x)
     if need_x:
         dx = cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at)

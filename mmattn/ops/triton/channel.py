@@ -34,7 +34,7 @@ def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
     w1, w2 = flat(w1), flat(w2)
     dc = channel_grad_parts(x, c, dy)
     g, inner, dv = mlp.factors_grad(dc, None, flat(gc), c, w1, w2, hidden)
-    grads, _ = mlp.weights_grad(avg, inner, hidden, g, w1, b1, w2, b2)
+    grads, *_ = mlp.weights_grad(avg, inner, hidden, g, w1, b1, w2, b2)
     dx = channel_dx(dy, c, dv, None, None) if need_x else some(None, x)
     return [dx, *(t for t in grads if t is not None)]
 

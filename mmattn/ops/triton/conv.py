@@ -74,11 +74,13 @@ def spatial_conv_kernel(
     kw,
     eps,
     END: tl.constexpr,
+    UNIT: tl.constexpr,
     BH: tl.constexpr,
     BW: tl.constexpr,
 ):
     """y, and by END: '' no more; 'moments' those of each program's y (programs, 3); 'sigmoid' s,
-    of y; 'norm' s, of y normalised by mean and var."""
+    of y; 'norm' s, of y normalised by mean and var; 'equation' y through a sigmoid, and s, the
+    sigmoid of y times weight; 'algorithm' the same without that sigmoid. weight may be 1 (UNIT)."""
     n, i, j, mask = _block(height, width, BH, BW)
     y = tl.zeros([BH, BW], tl.float32)
     for m in range(maps):
@@ -93,6 +95,8 @@ def spatial_conv_kernel(
                     width,
                 )
     at = n * height * width + i[:, None] * width + j[None, :]
+    if END == 'equation' or END == 'algorithm':
+        y = 1 / (1 + tl.exp(-y))
     tl.store(y_ptr + at, y, mask=mask)
     if END == 'moments':
         count = tl.sum(tl.sum(tl.where(mask, 1.0, 0.0), 1), 0)
@@ -101,7 +105,11 @@ def spatial_conv_kernel(
         if END == 'norm':
             scale = tl.load(weight_ptr) / tl.sqrt(tl.load(var_ptr) + eps)
             y = (y - tl.load(mean_ptr)) * scale + tl.load(bias_ptr)
-        tl.store(s_ptr + at, 1 / (1 + tl.exp(-y)), mask=mask)
+        if not UNIT and (END == 'equation' or END == 'algorithm'):
+            y *= tl.load(weight_ptr)
+        if END != 'algorithm':
+            y = 1 / (1 + tl.exp(-y))
+        tl.store(s_ptr + at, y, mask=mask)
 
 
 @triton.jit
@@ -199,19 +207,19 @@ def _programs(maps):
     return n * cdiv(h, block['BH']) * cdiv(w, columns), block
 
 
-def conv(maps, kernel, end='', norm=(), eps=0.0):
+def conv(maps, kernel, end='', norm=(), eps=0.0, weight=None):
     """y (N, H, W), and by `end` as in `spatial_conv_kernel`: nothing, the parts of moments, or s.
 
-    `norm`: mean, var, weight, bias."""
+    `norm`: mean, var, weight, bias; `weight`: of 'equation' and 'algorithm', 1 if None."""
     n, m, h, w = maps.shape
     programs, block = _programs(maps)
     y = floats(maps, n, h, w)
     more = floats(maps, programs, 3) if end == 'moments' else floats(maps, n, h, w) if end else y
     parts, s = (more, y) if end == 'moments' else (y, more)
-    given = norm or (y, y, y, y)
+    given = norm or (y, y, y if weight is None else weight, y)
     launch(
         spatial_conv_kernel, programs, maps, kernel, y, parts, s, *given, m, h, w,
-        *kernel.shape[2:], eps, END=end, **block,
+        *kernel.shape[2:], eps, END=end, UNIT=weight is None, **block,
     )  # fmt: skip
     return y, more
 

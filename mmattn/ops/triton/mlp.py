@@ -127,24 +127,28 @@ def mlp_grad_kernel(
         tl.store(dv_ptr + at, u, mask=(i < channels)[None, :])
 
 
-@triton.jit(do_not_specialize=['samples', 'channels', 'hidden', 'other_rows', 'others'])
+@triton.jit(do_not_specialize=['samples', 'channels', 'hidden', 'other_rows', 'others', 'mores'])
 def mlp_weights_kernel(
     v_ptr,
     inner_ptr,
     hidden_ptr,
     g_ptr,
     other_ptr,
+    more_ptr,
     dw1_ptr,
     db1_ptr,
     dw2_ptr,
     db2_ptr,
     dother_ptr,
+    dmore_ptr,
     samples,
     channels,
     hidden,
     other_rows,
     others,
+    mores,
     P: tl.constexpr,
+    H: tl.constexpr,
     BIAS1: tl.constexpr,
     BIAS2: tl.constexpr,
     BI: tl.constexpr,
@@ -152,7 +156,8 @@ def mlp_weights_kernel(
     BR: tl.constexpr,
 ):
     """The gradients of the weights, a block (BI hidden values, BJ channels) a program; further
-    programs sum `others` columns of the parts of another gradient, (other_rows, others)."""
+    programs sum columns of the parts of other gradients, (other_rows, others) and (samples, mores).
+    H: how many hidden vectors of a sample the second layer takes the sum of."""
     j_blocks = tl.cdiv(channels, BJ)
     blocks = tl.cdiv(hidden, BI) * j_blocks
     pid = tl.program_id(0)
@@ -168,9 +173,9 @@ def mlp_weights_kernel(
         mask = in_i[:, None] & in_j[None, :]
         tl.store(dw1_ptr + i[:, None] * channels + j[None, :], d, mask=mask)
         d = zero
-        for p in tl.static_range(P):
+        for p in tl.static_range(H):
             d = outer_sums(
-                d, hidden_ptr + p * hidden, P * hidden, g_ptr, channels, i, j, hidden, channels,
+                d, hidden_ptr + p * hidden, H * hidden, g_ptr, channels, i, j, hidden, channels,
                 samples, BR,
             )  # fmt: skip
         tl.store(dw2_ptr + j[None, :] * hidden + i[:, None], d, mask=mask)
@@ -181,8 +186,14 @@ def mlp_weights_kernel(
             if pid < j_blocks:
                 store_row_sums(db2_ptr, g_ptr, channels, j, channels, samples, P, BJ, BR)
     else:
-        k = (pid - blocks) * BI + tl.arange(0, BI)
-        store_row_sums(dother_ptr, other_ptr, others, k, others, other_rows, 1.0, BI, 8 * BR)
+        pid -= blocks
+        first = tl.cdiv(others, BI)
+        if pid < first:
+            k = pid * BI + tl.arange(0, BI)
+            store_row_sums(dother_ptr, other_ptr, others, k, others, other_rows, 1.0, BI, 8 * BR)
+        else:
+            m = (pid - first) * BI + tl.arange(0, BI)
+            store_row_sums(dmore_ptr, more_ptr, mores, m, mores, samples, 1.0, BI, 8 * BR)
 
 
 def fits(w1):
@@ -242,30 +253,34 @@ def factors_grad(dc, more, gc, c, w1, w2, kept):
     return g, inner, dv
 
 
-def weights_grad(v, inner, kept, g, w1, b1, w2, b2, other=None):
-    """The gradients of w1, b1, w2, b2, None for what there is not, and the sum of the rows of
-    `other`, the parts of another gradient, (rows, ...)."""
-    n, p, hidden = kept.shape
+def weights_grad(v, inner, kept, g, w1, b1, w2, b2, other=None, more=None):
+    """The gradients of w1, b1, w2, b2, None for what there is not, and the sums of the rows of
+    `other` and of `more`, the parts of other gradients, (rows, ...) and (N, ...).
+
+    v (N, P, C), inner (N, P, K); kept (N, P, K), or (N, 1, K) if it is summed up already."""
+    n, p, hidden = inner.shape
     channels = g.shape[1]
     found = [None if t is None else floats(g, *t.shape) for t in (w1, b1, w2, b2)]
-    rows, columns = (1, 0) if other is None else (other.shape[0], other[0].numel())
-    dother = None if other is None else floats(g, *other.shape[1:])
+    sums = [None if t is None else floats(g, *t.shape[1:]) for t in (other, more)]
+    columns = [0 if t is None else t.numel() for t in sums]
     # Products of matrices take blocks of 16 and more.
     block = dict(BI=max(16, pow2(hidden, 16)), BJ=max(16, pow2(channels, 64)))
-    given = (v, inner, kept, g, other, *found, dother)
+    given = (v, inner, kept, g, other, more, *found, *sums)
     launch(
         mlp_weights_kernel,
-        cdiv(hidden, block['BI']) * cdiv(channels, block['BJ']) + cdiv(columns, block['BI']),
+        cdiv(hidden, block['BI']) * cdiv(channels, block['BJ'])
+        + sum(cdiv(count, block['BI']) for count in columns),
         *(v if t is None else t for t in given),
         n,
         channels,
         hidden,
-        rows,
-        columns,
+        1 if other is None else other.shape[0],
+        *columns,
         P=p,
+        H=kept.shape[1],
         BIAS1=b1 is not None,
         BIAS2=b2 is not None,
         BR=16,
         **block,
     )
-    return found, dother
+    return found, *sums
