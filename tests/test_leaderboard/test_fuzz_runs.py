@@ -285,7 +285,7 @@ def test_own_rows(folder, main, values, changes, text):
         if code == 2:
             said_well(code, out, err)
             with pytest.raises((ValueError, OSError)):
-                own.read(path)
+                own.select('cat', [4], [path])
         assert tree(folder) == before
 
 

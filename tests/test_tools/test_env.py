@@ -80,8 +80,8 @@ def set_up(checkout, tmp_path, bin_folder):
         clean = {
             key: value
             for key, value in os.environ.items()
-            if key not in ('MMATTN_PYTHON', 'VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')
-            and not key.startswith('PIP_')
+            if key not in ('VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')
+            and not key.startswith(('PIP_', 'MMATTN_'))
         }
         environment = {
             **clean,
