@@ -60,7 +60,7 @@ def _check_weights(weights, chunks, maxima):
     """Raise ValueError unless these are `rank1_pool`'s three."""
     channel, strips = (1, 4 * chunks[0]), (1, rank1_strips(chunks, maxima), 3)
     for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
-        if tuple(weight.shape) != allowed:
+        if weight.shape != allowed:
             raise ValueError(
                 f'with {tuple(chunks)} chunks and {tuple(maxima)} maxima the weights must be '
                 f'{(channel, strips, strips)}, got '
@@ -203,7 +203,7 @@ def rank1_attention(
     maxima = _check_chunks(chunks, maxima)
     channels, hidden = x.shape[1], mlp[0].shape[0]
     allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
-    if tuple(tuple(t.shape) for t in mlp) != allowed:
+    if any(t.shape != shape for t, shape in zip(mlp, allowed, strict=True)):
         raise ValueError(
             f'of {channels} channels the MLP must be {allowed}, got '
             f'{tuple(tuple(t.shape) for t in mlp)}'
@@ -214,7 +214,7 @@ def rank1_attention(
     params = [*mlp]
     for weights, three in modules:
         params += [*weights, *(norm.weight for norm in three), *(norm.bias for norm in three)]
-    running = [t for norm in norms for t in (norm.mean, norm.var)]
+    running = [t for n in norms if n.momentum is None for t in (n.mean, n.var)]
     by_batch = [norm.momentum is not None for norm in norms]
     eps = [norm.eps for norm in norms]
     dtype, a = stats_dtype(x), identity_scale
@@ -251,12 +251,10 @@ def _note(x, params, chunks, a, saved):
 
 def _update(norms, moments):
     """Move the running statistics towards the batch's moments, (norms, 2)."""
-    moving = [
-        (norm, pair) for norm, pair in zip(norms, moments, strict=True) if norm.momentum is not None
-    ]
+    moving = [i for i, norm in enumerate(norms) if norm.momentum is not None]
     if not moving:
         return
-    first, _ = moving[0]
+    first = norms[moving[0]]
     with torch.no_grad():
         if len(moving) == len(norms) and all(
             norm.momentum == first.momentum and norm.mean.dtype is moments.dtype for norm in norms
@@ -264,8 +262,9 @@ def _update(norms, moments):
             running = [t for norm in norms for t in (norm.mean, norm.var)]
             torch._foreach_lerp_(running, moments.view(-1, 1).unbind(), first.momentum)
             return
-        for norm, pair in moving:
-            for running, moment in zip((norm.mean, norm.var), pair.split(1), strict=True):
+        for i in moving:
+            norm, pair = norms[i], moments[i].split(1)
+            for running, moment in zip((norm.mean, norm.var), pair, strict=True):
                 # Not by lerp: it makes a NaN of two infinities, as a variance in 16 bits may be.
                 running.mul_(1 - norm.momentum).add_(moment * norm.momentum)
 
@@ -275,17 +274,29 @@ def _modules(params):
     return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(4, len(params), 9)]
 
 
+def _statistics(running, by_batch, instead=None):
+    """Mean and variance of each norm: of `running`, or the next two of `instead` (None) where it
+    goes by the batch."""
+    running = iter(running)
+    for i, mine in enumerate(by_batch):
+        if not mine:
+            yield next(running), next(running)
+        else:
+            yield (None, None) if instead is None else instead[2 * i : 2 * i + 2]
+
+
 def _composed(
     x, params, running, by_batch, eps, chunks, a=None, maxima=(False, False), impl='reference'
 ):
     """y and the norms' moments, by the pools and the scale around layers of PyTorch."""
     planes = strip_pool(x, channel=True, impl=impl)
     mlp, factors, moments = params[:4], [], []
+    statistics = _statistics(running, by_batch)
     for i, (weights, scales, shifts) in enumerate(_modules(params)):
         taken = factors[0] if factors else None
         descriptors = rank1_pool(planes, weights, chunks, taken, maxima, impl=impl)
         norms = [
-            (scales[k], shifts[k], running[2 * j], running[2 * j + 1], by_batch[j], eps[j])
+            (scales[k], shifts[k], *next(statistics), by_batch[j], eps[j])
             for k, j in enumerate(range(3 * i, 3 * i + 3))
         ]
         out, found = reference.rank1_layers(descriptors, norms, mlp)
@@ -311,8 +322,8 @@ def _kernel(kernels, x, params, running, by_batch, eps, chunks, a):
     moments = acc(x, len(eps), 2).zero_()
     to = moments.view(-1, 1).unbind()
     states = [
-        (*(to if mine else running)[2 * i : 2 * i + 2], 1.0 if mine else None, eps[i])
-        for i, mine in enumerate(by_batch)
+        (*pair, 1.0 if mine else None, e)
+        for pair, mine, e in zip(_statistics(running, by_batch, to), by_batch, eps, strict=True)
     ]
     y, saved = kernels.rank1_attention(dense(x), params, states, tuple(chunks), *_in_part(x, a))
     return y, moments, list(saved)

@@ -106,8 +106,7 @@ def _drtam(m):
     params = m.mlp()
     for _ in range(2):
         params += [*_convs(m), *(m.rand(1) for _ in range(6))]
-    running = [m.constant(1) for _ in range(12)]
-    return m.x(), params, running, [True] * 6, [1e-5] * 6, CHUNKS, None
+    return m.x(), params, [], [True] * 6, [1e-5] * 6, CHUNKS, None
 
 
 def _rank1_pool(m):
@@ -121,7 +120,7 @@ def _spatial_conv(m):
     return m.rand(n, 2, h, w), m.around(1, 2, 7, 7)
 
 
-# What an operator is called with, of a `Maker`; running statistics need no gradient.
+# What an operator is called with, of a `Maker`.
 ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     'se': _se,
     'eca': lambda m: (m.x(), m.around(1, 1, 3), None),
