@@ -117,4 +117,38 @@ def drtam(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
     return layers + mlp(gate.mlp, runs)
 
 
-GATES = {'SE': se, 'ECA': eca, 'CBAM': cbam, 'CoordAttention': coord, 'CAT': cat, 'DRTAM': drtam}
+def simam(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+    """Functions only."""
+    return []
+
+
+def triplet(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+    places = [c * w, h * c, h * w][: 2 if gate.height_width is None else 3]
+    taps = gate.channel_width.conv.kernel_size[0] ** 2
+    return [x for n in places for x in (conv('Conv2d', 2, 1, taps, n), norm(n, 1))]
+
+
+def ema(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+    """No counter knew its group norm."""
+    width = c // gate.groups
+    return [
+        pool(AVG, c * h * w, c * h),
+        pool(AVG, c * h * w, c * w),
+        conv('Conv2d', width, width, 1, h + w, bias=True, runs=gate.groups),
+        Layer('GroupNorm', params=2 * width),
+        conv('Conv2d', width, width, 9, h * w, bias=True, runs=gate.groups),
+        *[pool(AVG, c * h * w, c)] * 2,
+    ]
+
+
+GATES = {
+    'SE': se,
+    'ECA': eca,
+    'CBAM': cbam,
+    'CoordAttention': coord,
+    'CAT': cat,
+    'DRTAM': drtam,
+    'SimAM': simam,
+    'TripletAttention': triplet,
+    'EMA': ema,
+}

@@ -6,6 +6,21 @@ from .cbam import CBAM
 from .coord import CoordAttention
 from .drtam import DRTAM
 from .eca import ECA
+from .ema import EMA
 from .se import SE
+from .simam import SimAM
+from .timm_attention import TimmAttention
+from .triplet import TripletAttention
 
-__all__ = ['CAT', 'CBAM', 'DRTAM', 'ECA', 'SE', 'CoordAttention']
+__all__ = [
+    'CAT',
+    'CBAM',
+    'DRTAM',
+    'ECA',
+    'EMA',
+    'SE',
+    'CoordAttention',
+    'SimAM',
+    'TimmAttention',
+    'TripletAttention',
+]

@@ -12,7 +12,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def check_impl(impl: str, name: str = 'impl') -> str:
 
 
 _default = check_impl(os.environ.get('MMATTN_IMPL') or 'fast', 'environment variable MMATTN_IMPL')
-_borrowed = contextvars.ContextVar('impl', default=None)
+_borrowed: contextvars.ContextVar[str | None] = contextvars.ContextVar('impl', default=None)
 
 
 def get_impl() -> str:
@@ -77,7 +77,7 @@ def stats_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 @functools.cache
-def backend(device_type: str) -> ModuleType | None:
+def backend(device_type: str) -> Any:
     """The kernel backend module of a device type, or None where there is none."""
     name = _BACKENDS.get(device_type)
     if name is None:

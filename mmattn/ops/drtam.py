@@ -214,7 +214,7 @@ def rank1_attention(
     params = [*mlp]
     for weights, three in modules:
         params += [*weights, *(norm.weight for norm in three), *(norm.bias for norm in three)]
-    running = [t for n in norms if n.momentum is None for t in (n.mean, n.var)]
+    running = [t for norm in norms for t in (norm.mean, norm.var)]
     by_batch = [norm.momentum is not None for norm in norms]
     eps = [norm.eps for norm in norms]
     dtype, a = stats_dtype(x), identity_scale
@@ -274,29 +274,17 @@ def _modules(params):
     return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(4, len(params), 9)]
 
 
-def _statistics(running, by_batch, instead=None):
-    """Mean and variance of each norm: of `running`, or the next two of `instead` (None) where it
-    goes by the batch."""
-    running = iter(running)
-    for i, mine in enumerate(by_batch):
-        if not mine:
-            yield next(running), next(running)
-        else:
-            yield (None, None) if instead is None else instead[2 * i : 2 * i + 2]
-
-
 def _composed(
     x, params, running, by_batch, eps, chunks, a=None, maxima=(False, False), impl='reference'
 ):
     """y and the norms' moments, by the pools and the scale around layers of PyTorch."""
     planes = strip_pool(x, channel=True, impl=impl)
     mlp, factors, moments = params[:4], [], []
-    statistics = _statistics(running, by_batch)
     for i, (weights, scales, shifts) in enumerate(_modules(params)):
         taken = factors[0] if factors else None
         descriptors = rank1_pool(planes, weights, chunks, taken, maxima, impl=impl)
         norms = [
-            (scales[k], shifts[k], *next(statistics), by_batch[j], eps[j])
+            (scales[k], shifts[k], running[2 * j], running[2 * j + 1], by_batch[j], eps[j])
             for k, j in enumerate(range(3 * i, 3 * i + 3))
         ]
         out, found = reference.rank1_layers(descriptors, norms, mlp)
@@ -322,8 +310,8 @@ def _kernel(kernels, x, params, running, by_batch, eps, chunks, a):
     moments = acc(x, len(eps), 2).zero_()
     to = moments.view(-1, 1).unbind()
     states = [
-        (*pair, 1.0 if mine else None, e)
-        for pair, mine, e in zip(_statistics(running, by_batch, to), by_batch, eps, strict=True)
+        (*(to if mine else running)[2 * i : 2 * i + 2], 1.0 if mine else None, eps[i])
+        for i, mine in enumerate(by_batch)
     ]
     y, saved = kernels.rank1_attention(dense(x), params, states, tuple(chunks), *_in_part(x, a))
     return y, moments, list(saved)

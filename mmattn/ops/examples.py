@@ -106,7 +106,8 @@ def _drtam(m):
     params = m.mlp()
     for _ in range(2):
         params += [*_convs(m), *(m.rand(1) for _ in range(6))]
-    return m.x(), params, [], [True] * 6, [1e-5] * 6, CHUNKS, None
+    running = [m.constant(1) for _ in range(12)]
+    return m.x(), params, running, [True] * 6, [1e-5] * 6, CHUNKS, None
 
 
 def _rank1_pool(m):

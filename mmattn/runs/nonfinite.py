@@ -18,13 +18,16 @@ from .seeding import seed_iteration
 
 NAMED = 4  # images and parameters in the message; the log has all
 SKIPPED = 'skipped_nonfinite'  # in the message hub, and so in checkpoints
+# A loss is multiplied by a scale so that small gradients are no zeros in half precision, whose
+# smallest number this is: a scaler that comes down to it has met infinities at every scale.
+SMALLEST_SCALE = 2.0**-24
 
 
 class NonFiniteHook(Hook):
     """Refuses a loss and gradients that are not finite.
 
     Gradients that a scaler for mixed precision has scaled are left to it: it skips those steps and
-    lowers its scale.
+    lowers its scale. Once that helps no more (`SMALLEST_SCALE`), the training stops.
 
     Args:
         skip (int): How many batches may be left out for it before the training stops, restarts and
@@ -60,8 +63,10 @@ class NonFiniteHook(Hook):
             finite = _scales(wrapper) or _all_finite(_norms(parameters))
             if not (finite or _every_finite(parameters)):
                 return self._refuse_gradients(runner)
+            step(**options)
+            if _scale(wrapper) <= SMALLEST_SCALE:
+                self._refuse_scale(_scale(wrapper))
             self.files = []
-            return step(**options)
 
         wrapper.update_params, wrapper.step = guarded_update, guarded_step
 
@@ -105,6 +110,13 @@ class NonFiniteHook(Hook):
             files,
         )
 
+    def _refuse_scale(self, scale):
+        raise UserError(
+            f'gradients are not finite however little the loss is scaled ({scale:.3g} by now): '
+            f'each step was skipped; images of the last: {_some(self.files)}',
+            everywhere=True,
+        )
+
     def _refuse(self, runner, message, files):
         message += '; images: '
         runner.logger.error(message + ', '.join(files))
@@ -131,6 +143,12 @@ def _some(names):
 def _scales(wrapper):
     """Whether an optimizer's wrapper scales the loss, and sees to overflows itself."""
     return hasattr(wrapper, 'loss_scaler') or 'Apex' in type(wrapper).__name__
+
+
+def _scale(wrapper):
+    """The factor that an optimizer's wrapper multiplies the loss by; 1 if it has none."""
+    scale = getattr(getattr(wrapper, 'loss_scaler', None), 'get_scale', None)
+    return 1.0 if scale is None else scale()
 
 
 def _gradients(parameters):

@@ -17,7 +17,17 @@ from torch.utils.checkpoint import checkpoint
 import mmattn.attention
 from mmattn import ops
 
-ABBRS = dict(SE='se', ECA='eca', CBAM='cbam', CoordAttention='coord', CAT='cat', DRTAM='drtam')
+ABBRS = dict(
+    SE='se',
+    ECA='eca',
+    CBAM='cbam',
+    CoordAttention='coord',
+    CAT='cat',
+    DRTAM='drtam',
+    SimAM='simam',
+    TripletAttention='triplet',
+    EMA='ema',
+)
 VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='SE', bias=True),
     dict(type='CBAM', bias=False, norm=False),
@@ -31,6 +41,8 @@ VARIANTS = [dict(type=name) for name in ABBRS] + [
     dict(type='CAT', pools=('ent', 'max'), exterior=False),
     dict(type='DRTAM', num_chunks=2, num_channel_chunks=4, dual=False),
     dict(type='DRTAM', num_channel_chunks=2, min_hidden=1, plane_max=True, chunk_max=True),
+    dict(type='TripletAttention', kernel_size=3, spatial=False),
+    dict(type='EMA', factor=2),
 ]
 
 
@@ -58,7 +70,7 @@ def build(cfg, channels, **kwargs):
 
 
 def test_the_gates_are_in_the_root_registry():
-    assert sorted(mmattn.attention.__all__) == sorted(ABBRS)
+    assert sorted(mmattn.attention.__all__) == sorted([*ABBRS, 'TimmAttention'])
     for name in ABBRS:
         assert MODELS.get(name) is getattr(mmattn.attention, name)
 
@@ -197,7 +209,7 @@ def test_copies_pickles_and_state_dicts(cfg, tmp_path):
     y = gate(x)
     torch.save(gate.state_dict(), tmp_path / 'gate.pth')
     fresh = MODELS.build(dict(cfg, in_channels=64)).eval()
-    assert not torch.equal(fresh(x), y)
+    assert not torch.equal(fresh(x), y) or not gate.state_dict()
     fresh.load_state_dict(torch.load(tmp_path / 'gate.pth', weights_only=True))
     for twin in (fresh, copy.deepcopy(gate), pickle.loads(pickle.dumps(gate))):
         assert torch.equal(twin(x), y)
@@ -302,6 +314,8 @@ def test_function_transforms(cfg):
     slope = (gate(x + step * tangent) - gate(x - step * tangent)) / (2 * step)
     assert torch.nn.functional.cosine_similarity(moved.flatten(), slope.flatten(), 0) > 0.99
     params = dict(gate.named_parameters())
+    if not params:
+        return
     grads = torch.func.grad(lambda p: functional_call(gate, p, x).square().sum())(params)
     gate(x).square().sum().backward()
     for name, param in params.items():
@@ -331,8 +345,7 @@ BAD_ARGUMENTS = [
     ],
     *[
         (dict(type=name, in_channels=8, reduction=bad), 'reduction must be an integer >= 1')
-        for name in ABBRS
-        if name != 'ECA'
+        for name in ('SE', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
         for bad in (0, -1, 1.5, '16', None, False)
     ],
     *[
@@ -409,6 +422,19 @@ BAD_ARGUMENTS = [
             'spatial_kernel must be an odd integer',
         )
         for bad in (0, 6, 7.0)
+    ],
+    *[
+        (dict(type='SimAM', in_channels=8, e_lambda=bad), 'e_lambda must be a finite number > 0')
+        for bad in (0, -1, '1', None)
+    ],
+    *[
+        (dict(type='TripletAttention', in_channels=8, kernel_size=bad), 'kernel_size must be an od')
+        for bad in (0, 2, None)
+    ],
+    (dict(type='TripletAttention', in_channels=8, spatial=1), 'spatial must be True or False'),
+    *[
+        (dict(type='EMA', in_channels=8, factor=bad), 'factor must be an integer >= 1')
+        for bad in (0, -1, 2.0, None)
     ],
 ]
 

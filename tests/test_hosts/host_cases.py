@@ -10,7 +10,17 @@ from torch import nn
 import mmattn.hosts  # noqa: F401  (registers the hosts)
 from mmattn.attention.gate import Gate
 
-GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
+GATES = (
+    'SE',
+    'ECA',
+    'CBAM',
+    'CoordAttention',
+    'CAT',
+    'DRTAM',
+    'SimAM',
+    'TripletAttention',
+    'EMA',
+)
 BASIC = ('after_conv1', 'after_conv2')
 BOTTLENECK = (*BASIC, 'after_conv3')
 INVERTED = ('after_expand', 'after_depthwise', 'after_project')

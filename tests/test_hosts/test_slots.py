@@ -21,7 +21,10 @@ def slots(plugins, positions=BOTTLENECK, num_stages=4):
 
 
 ALL = 'allowed: after_conv1, after_conv2, after_conv3, after_stage, after_stem'
-TYPES = 'CAT, CBAM, ContextBlock, CoordAttention, DRTAM, ECA, GeneralizedAttention, NonLocal2d, SE'
+TYPES = (
+    'CAT, CBAM, ContextBlock, CoordAttention, DRTAM, ECA, EMA, GeneralizedAttention, NonLocal2d, '
+    'SE, SimAM, TimmAttention, TripletAttention'
+)
 REFUSED = {
     'no list': (entry('SE', 'after_conv3'), 'plugins must be a list of dicts', 'cfg, position'),
     'no dict': (['SE'], "plugin 'SE': must be a dict", 'allowed: cfg, position, stages'),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from needs import needs_kernels
+from nodes import OURS, nodes
 from torch.utils.checkpoint import checkpoint
 
 import mmattn.attention as attention
@@ -74,21 +75,8 @@ def test_gate_takes_the_fast_path_and_saves_little(name):
     saved = saved_bytes(fast, x) / x_bytes
     assert saved <= (1.2 if name in ('DRTAM', 'CAT') else 1.1)
     assert saved <= saved_bytes(reference, x) / x_bytes
-    assert _nodes(fast(x)) & OURS
-    assert not _nodes(reference(x)) & OURS
-
-
-OURS = {op.name().removeprefix('mmattn::') + 'Backward' for op in ops.decompositions}
-
-
-def _nodes(y):
-    seen, stack = set(), [y.grad_fn]
-    while stack:
-        node = stack.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            stack += [n for n, _ in node.next_functions]
-    return {n.name() for n in seen}
+    assert nodes(fast(x)) & OURS
+    assert not nodes(reference(x)) & OURS
 
 
 @pytest.mark.parametrize('name', GATES)
@@ -231,35 +219,6 @@ def test_no_compiler_means_reference(tmp_path, env, warned):
     assert done.returncode == 0, done.stderr
 
 
-def _train(rank, port, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), OMP_NUM_THREADS='1')
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
-    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
-    ddp = torch.nn.parallel.DistributedDataParallel(model)
-    torch.manual_seed(7)
-    x = torch.randn(4, 16, 9, 8)
-    ddp(x[rank * 2 : rank * 2 + 2]).square().mean().backward()
-    torch.save([p.grad for p in model.parameters()], f'{folder}/{rank}.pt')
-    torch.distributed.destroy_process_group()
-
-
-def test_ddp(tmp_path):
-    """Two processes: the gradients of both halves of a batch, averaged, on both."""
-    import socket
-
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_train, (port, str(tmp_path)), nprocs=2)
-    model = torch.nn.Sequential(*[gate(name, 16) for name in GATES]).eval()
-    torch.manual_seed(7)
-    model(torch.randn(4, 16, 9, 8)).square().mean().backward()
-    for rank in (0, 1):
-        for a, b in zip(torch.load(tmp_path / f'{rank}.pt'), model.parameters(), strict=True):
-            torch.testing.assert_close(a, b.grad, rtol=1e-3, atol=1e-6)
-
-
 _BUILD = """
 import importlib.util, sys, warnings
 warnings.simplefilter('error')
@@ -288,6 +247,6 @@ def test_small_maps_are_left_to_pytorch(name, monkeypatch):
     monkeypatch.setattr(native, 'SMALL', 1000)
     small, large = torch.randn(1, 16, 7, 7), torch.randn(2, 16, 7, 7)
     for x, taken in ((small, False), (large, True), (small.bfloat16(), True)):
-        nodes = _nodes(gate(name, 16)(x.requires_grad_()))
-        assert bool(nodes & OURS) == (taken or name == 'ECA')  # whose convolution is quick
-    assert 'cbamBackward' in _nodes(gate('CBAM', 16)(small))
+        found = nodes(gate(name, 16)(x.requires_grad_()))
+        assert bool(found & OURS) == (taken or name == 'ECA')  # whose convolution is quick
+    assert 'cbamBackward' in nodes(gate('CBAM', 16)(small))

@@ -56,16 +56,16 @@ def cases(dtype, layout, grad):
         'rank1_gate': (x(), rank1()),
         'rank1_gate-dual': (x(), rank1() + rank1()),
         'rank1_gate-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
-        'drtam': (x(), mlp + module, [], [True] * 3, [1e-5] * 3, [3, 1], None),
+        'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-eval': (x(), mlp + module, running[:6], [False] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-dual': (
-            x(), mlp + 2 * module, running[:6], [True, False] * 3, [1e-5] * 6, [3, 1], None,
+            x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1], None,
         ),
         'drtam-identity': (
-            x(), mlp + module, [], [True] * 3, [1e-5] * 3, [3, 1], rand(1),
+            x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], rand(1),
         ),
         'drtam-dual-identity': (
-            x(), mlp + 2 * module, running[:6], [True, False] * 3, [1e-5] * 6, [3, 1], rand(C),
+            x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1], rand(C),
         ),
         'se': (x(), rand(8, C), rand(8), rand(C, 8), rand(C), None),
         'se-identity': (x(), rand(8, C), rand(8), rand(C, 8), rand(C), rand(C)),

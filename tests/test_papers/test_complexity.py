@@ -16,7 +16,18 @@ pytest.importorskip('mmpretrain')
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
-from mmattn import CAT, CBAM, DRTAM, ECA, SE, CoordAttention, papers  # noqa: E402
+from mmattn import (  # noqa: E402
+    CAT,
+    CBAM,
+    DRTAM,
+    ECA,
+    EMA,
+    SE,
+    CoordAttention,
+    SimAM,
+    TripletAttention,
+    papers,
+)
 from mmattn.analysis import complexity, counters  # noqa: E402
 from mmattn.analysis import complexity_report as report  # noqa: E402
 
@@ -261,6 +272,48 @@ class PublicSE(nn.Module):
         return x * self.mlp(self.pool(x).flatten(1)).sigmoid()[:, :, None, None]
 
 
+class PublicTriplet(nn.Module):
+    """As its release: one convolution and norm a branch. (N, C, H, W) -> (N, C, H, W)"""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(2, 1, 7, padding=3, bias=False) for _ in range(3))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(1) for _ in range(3))
+
+    def forward(self, x):
+        total = 0
+        for conv, norm, axes in zip(
+            self.convs, self.norms, ((0, 2, 1, 3), (0, 3, 2, 1), (0, 1, 2, 3)), strict=True
+        ):
+            turned = x.permute(axes)
+            pooled = torch.cat((turned.amax(1, True), turned.mean(1, True)), 1)
+            total = total + (turned * norm(conv(pooled)).sigmoid()).permute(axes)
+        return total / 3
+
+
+class PublicEMA(nn.Module):
+    """As its release. (N, C, H, W) -> (N, C, H, W)"""
+
+    def __init__(self, c, groups):
+        super().__init__()
+        self.groups, width = groups, c // groups
+        self.pools = nn.ModuleList(
+            [nn.AdaptiveAvgPool2d((None, 1)), nn.AdaptiveAvgPool2d((1, None))]
+        )
+        self.pool_1, self.pool_2 = nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(1)
+        self.norm = nn.GroupNorm(width, width)
+        self.conv1, self.conv3 = nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        g = x.reshape(n * self.groups, -1, h, w)
+        y, z = self.conv1(torch.cat((self.pools[0](g), self.pools[1](g).mT), 2)).split((h, w), 2)
+        one, other = self.norm(g * y.sigmoid() * z.mT.sigmoid()), self.conv3(g)
+        total = self.pool_1(one).flatten(1).softmax(1)[:, None] @ other.flatten(2)
+        total = total + self.pool_2(other).flatten(1).softmax(1)[:, None] @ one.flatten(2)
+        return (g * total.view(-1, 1, h, w).sigmoid()).reshape(x.shape)
+
+
 @pytest.mark.parametrize(
     'gate, public, code',
     [
@@ -269,6 +322,9 @@ class PublicSE(nn.Module):
         (CBAM(64, reduction=4), PublicCBAM(64, 16, True, False), {}),
         (CBAM(64, 4, bias=False), PublicCBAM(64, 16, False, True), {'pool_modules': True}),
         (CoordAttention(64, reduction=4), PublicCA(64, 16), {}),
+        (SimAM(64), nn.Sigmoid(), {}),
+        (TripletAttention(64), PublicTriplet(), {}),
+        (EMA(64, factor=8), PublicEMA(64, 8), {}),
     ],
 )
 @pytest.mark.parametrize('counter', counters.COUNTERS, ids=lambda counter: counter.name)
@@ -302,6 +358,10 @@ def _first(call):
         DRTAM(64),
         DRTAM(64, num_chunks=2, num_channel_chunks=4),
         DRTAM(64, dual=False),
+        SimAM(64),
+        TripletAttention(64),
+        TripletAttention(64, kernel_size=3, spatial=False),
+        EMA(64),
     ],
 )
 def test_the_public_code_has_the_parameters_of_the_gate(gate):
@@ -427,6 +487,19 @@ def test_the_command_line_with_a_config(style, capsys):
         assert '3.505 M parameters (M = 10^6, G = 10^9, input 192x160)' in text
 
 
+def test_the_command_line_with_an_alternative(capsys):
+    """Its gates are counted: CAT's convolution of three maps in place of one."""
+    config = str(papers.config_root() / 'cat/retinanet_r50-cat_fpn_4xb2-90k_coco.py')
+    found = {}
+    for name in ('', 'cat-concat'):
+        args = ['--alternative', name] if name else []
+        tool.main([config, *args, '--size', '64', '64', '--format', 'json'])
+        found[name] = json.loads(capsys.readouterr().out)
+    assert found['cat-concat']['params'] - found['']['params'] == 16 * 2 * 7 * 7
+    assert found['cat-concat']['config'].endswith('_coco.py+cat-concat')
+    assert found['cat-concat']['flops'] > found['']['flops']
+
+
 def test_standard_output_is_the_result_alone():
     config = papers.config_root() / 'drtam/mobilenet-v2_4xb64_in1k.py'
     done = subprocess.run(
@@ -447,6 +520,11 @@ def test_standard_output_is_the_result_alone():
         (['--paper', 'senet'], 'invalid choice'),
         (['--paper', 'cat', '--table', '7'], 'cat has the tables 1, 2, 3, 4, 5, 6'),
         (['no_such_config.py'], 'no such file'),
+        (['--alternative', 'c4'], '--alternative is for a single config'),
+        (
+            [f'{papers.config_root()}/drtam/mobilenet-v2_4xb64_in1k.py', '--alternative', 'c4'],
+            'error: the alternative c4 is for',
+        ),
     ],
 )
 def test_a_wrong_command_line_is_refused(args, words, capsys):

@@ -26,7 +26,6 @@ class Training:
         cfg = toy.config(folder / 'work', size=40, **kind)
         cfg['train_dataloader']['dataset']['pause'] = 0.025
         self.config, self.work, self.log = folder / 'run.py', folder / 'work', folder / 'log'
-        self.seconds = None
         folder.mkdir()
         toy.write(self.config, cfg)
 
@@ -39,8 +38,12 @@ class Training:
                 stderr=subprocess.STDOUT,
             )
 
-    def end(self, process):
-        assert process.wait(timeout=400) == 0, self.log.read_text()[-3000:]
+    def end(self, process, timeout=1800):
+        try:
+            assert process.wait(timeout) == 0, self.log.read_text()[-3000:]
+        finally:  # what hangs is not left running; the launcher ends its workers
+            process.terminate()
+            process.wait()
         last = (self.work / 'last_checkpoint').read_text()
         checkpoint = torch.load(last, weights_only=False)
         assert checkpoint['meta']['iter'] == 40

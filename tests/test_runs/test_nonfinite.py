@@ -157,6 +157,33 @@ def test_gradients_of_a_scaled_loss_are_left_to_the_scaler(tmp_path):
     toy.runner(cfg).train()
 
 
+@pytest.mark.parametrize('spared', [False, True])
+def test_a_scaler_that_no_scale_helps(tmp_path, monkeypatch, spared):
+    """PyTorch's own, which would skip each step of the training without a word."""
+
+    class Halving(Scaling):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**-21)
+
+        def scale_loss(self, loss):
+            return self.loss_scaler.scale(super().scale_loss(loss))
+
+        def step(self, **options):
+            self.loss_scaler.step(self.optimizer)
+            self.loss_scaler.update()
+
+    monkeypatch.setitem(OPTIM_WRAPPERS.module_dict, 'ToyScaling', Halving)
+    bad = order()[: 2 if spared else 12]  # one batch is two images
+    cfg = steep(tmp_path, epochs=1, bad=bad)
+    cfg['optim_wrapper']['type'] = 'ToyScaling'
+    if spared:
+        toy.runner(cfg).train()
+        return
+    with pytest.raises(UserError, match='however little the loss is scaled .5.96e-08 by now'):
+        toy.runner(cfg).train()
+
+
 def test_large_gradients_are_no_infinite_ones(tmp_path):
     """Their norm is one in single precision."""
     parameters = [nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(0))]

@@ -8,6 +8,7 @@ import torch
 
 from ..chunks import windows
 from ..dispatch import stats_dtype
+from .build import added as added
 from .build import library
 from .call import DTYPES, run
 

@@ -232,13 +232,10 @@ void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const Sum* fh, const Sum*
 
 }  // namespace
 
-extern const Entry strips_entries[];
-const Entry strips_entries[] = {
+SHOW(
     ENTRY(strips),
     ENTRY(strips_grad),
     ENTRY(coord),
     ENTRY(coord_dx),
     ENTRY(outer),
-    ENTRY(outer_grad),
-    Entry{},
-};
+    ENTRY(outer_grad))
