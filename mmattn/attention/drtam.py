@@ -16,7 +16,7 @@ from .gate import (
     is_plain_norm,
     listened_to,
     mlp,
-    norm_state,
+    norm_states,
     tensor,
 )
 
@@ -175,17 +175,12 @@ class DRTAM(Gate):
         a = tensor(self, 'identity_scale')
         if self._is_plain(modules, norms):
             n, *lengths = x.shape
+            flat = [norm for three in norms for norm in three]
+            found = norm_states(flat, [n * length for length in lengths] * len(norms))
             states = [
-                (
-                    module.weights,
-                    [
-                        norm_state(norm, n * length)
-                        for norm, length in zip(three, lengths, strict=True)
-                    ],
-                )
-                for module, three in zip(modules, norms, strict=True)
+                (module.weights, found[3 * i : 3 * i + 3]) for i, module in enumerate(modules)
             ]
-            first, _, second = self.mlp
+            first, _, second = self.mlp._modules.values()
             layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             chunks, maxima = self.initial.chunks, self.initial.maxima
             return ops.rank1_attention(x, states, layers, chunks, maxima, self.impl, a)

@@ -150,20 +150,32 @@ def tensor(module: nn.Module, key: str) -> Any:
     return module.__dict__.get(key) if found is None else found
 
 
-def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
-    """What a norm of `is_plain_norm` of one channel does to so many values, as an `ops.Norm`.
+def norm_states(norms: Sequence[nn.BatchNorm1d], values: Sequence[int]) -> list[Norm]:
+    """What norms of `is_plain_norm` of one channel do to so many values each, as `ops.Norm`s.
 
-    It is asked once for each batch, which it counts; of a single value as in `batch_norm`.
+    They are asked once for each batch, which they count; of a single value as in `batch_norm`.
     """
-    momentum = None
-    if norm.training and values > 1:
-        count = tensor(norm, 'num_batches_tracked').add_(1)
-        # Without a momentum the running statistics are those of all batches.
-        momentum = 1 / float(count) if norm.momentum is None else norm.momentum
-    weight, bias, mean, var = (
-        tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
-    )
-    return Norm(weight, bias, mean, var, momentum, norm.eps)
+    by_batch = [norm.training and count > 1 for norm, count in zip(norms, values, strict=True)]
+    counts = [
+        tensor(norm, 'num_batches_tracked')
+        for norm, counted in zip(norms, by_batch, strict=True)
+        if counted
+    ]
+    if counts:
+        torch._foreach_add_(counts, 1)
+    states = []
+    for norm, counted in zip(norms, by_batch, strict=True):
+        momentum = None
+        if counted:
+            # Without a momentum the running statistics are those of all batches.
+            momentum = norm.momentum
+            if momentum is None:
+                momentum = 1 / float(tensor(norm, 'num_batches_tracked'))
+        weight, bias, mean, var = (
+            tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        states.append(Norm(weight, bias, mean, var, momentum, norm.eps))
+    return states
 
 
 def as_input_of(layer: nn.Module, v: Tensor) -> Tensor:
@@ -193,6 +205,17 @@ class SpatialConv(nn.Conv2d):
         out = spatial_conv(maps, self.weight, impl=impl).unsqueeze(1)
         # A fused batch norm leaves a bias.
         return out if self.bias is None else out + self.bias.view(1, 1, 1, 1)
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast switched off, where it may be on: to switch it takes longer than to ask. The meta
+    device has none."""
+    may_be_on = torch.compiler.is_compiling() or (
+        device_type != 'meta' and torch.is_autocast_enabled(device_type)
+    )
+    if not may_be_on or device_type == 'meta':
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 class Gate(nn.Module):
@@ -228,12 +251,7 @@ class Gate(nn.Module):
         # While tracing, sizes are tensors: comparing them would only warn.
         if not torch.jit.is_tracing():
             self._check(x)
-        # The meta device has no autocast to switch off.
-        with (
-            contextlib.nullcontext()
-            if x.device.type == 'meta'
-            else torch.autocast(x.device.type, enabled=False)
-        ):
+        with _full_precision(x.device.type):
             if is_on():
                 with running(self):
                     return self.gate(x)

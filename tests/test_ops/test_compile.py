@@ -103,8 +103,11 @@ def test_inductor_in_a_network(name):
         y = model(leaf)
         y.square().sum().backward()
         results.append((y, leaf.grad, *(p.grad for p in model.parameters())))
+    # Some are zero but for rounding, as of a bias before a batch norm: small beside the others.
+    floor = max(float(grad.abs().max()) for grad in results[0][1:])
     for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * float(b.detach().abs().max()))
+        largest = max(float(b.detach().abs().max()), 1e-2 * floor)
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4 * largest)
 
 
 @each_gate
