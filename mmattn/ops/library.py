@@ -121,10 +121,7 @@ def define(
         if 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
             why = why_not(x, args) if gradient is not None else ''
-            if why:
-                found = _instead(name, written, args, why)
-            else:
-                found = call_kernel(backend, name, args)
+            found = _instead(name, written, args, why) if why else call_kernel(backend, name, args)
         elif not x.numel():  # of an empty map, which compiled code may come to
             found = _zeros(fake(*args)) if gradient is None else written(*args)
         else:
