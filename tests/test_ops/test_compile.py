@@ -1,6 +1,7 @@
 """`torch.compile` and `torch.export` of the gates run the kernels, to eager mode's results."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -126,6 +127,27 @@ def targets_of(program):
     """Autocast switched off is a graph of its own within."""
     graphs = [m for m in program.graph_module.modules() if isinstance(m, torch.fx.GraphModule)]
     return {str(node.target) for graph in graphs for node in graph.graph.nodes}
+
+
+@pytest.mark.slow
+@each_gate
+@pytest.mark.parametrize('kind', ('operators', 'equations'))
+def test_packaged_by_aotinductor(name, kind, tmp_path):
+    """A network compiled ahead of time calls the operator, or has the equations compiled in. What
+    it calls must be there when it runs: the process imports mmattn."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), getattr(attention, name)(8), nn.ReLU())
+    x = torch.randn(2, 3, 9, 8)
+    with torch.no_grad():
+        y = net.eval()(x)
+        program = torch.export.export(net, (x,))
+    if kind == 'equations':
+        program = program.run_decompositions(ops.decompositions)
+    package = torch._inductor.aoti_compile_and_package(
+        program, package_path=str(tmp_path / 'net.pt2')
+    )
+    torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x), y)
+    assert (b'mmattn' in Path(package).read_bytes()) or kind == 'equations'
 
 
 @each_gate
