@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-EXAMPLES = re.findall(r'\*\*(mm\w+)\*\*: .*?\n\n<!-- .* -->\n```python\n(.*?)```', README, re.S)
+EXAMPLES = re.findall(r'\*\*(mm\w+)\*\*: .*?\n\n<!-- [^\n]* -->\n```python\n(.*?)```', README, re.S)
 
 
 def test_there_is_an_example_for_each_codebase():

@@ -12,6 +12,7 @@ pytest.importorskip('mmpretrain')
 from doc_pages import ROOT  # noqa: E402
 
 import mmattn  # noqa: E402
+from mmattn.hosts.slots import Plugin  # noqa: E402
 
 DOCS = ROOT / 'docs'
 
@@ -50,7 +51,7 @@ def test_printed_numbers(tables):
             if kind == 'printed':
                 assert body == tables['printed']([gate]), f'python docs/write_tables.py: {page}'
                 found += 1
-    assert found == len(tables['GATES'])
+    assert found == sum(name is not None for name in tables['GATES'].values())
 
 
 @pytest.mark.slow
@@ -80,3 +81,9 @@ def test_every_argument_is_on_its_gates_page(tables):
         parameters = inspect.signature(getattr(mmattn, gate)).parameters
         wanted = {k: p.default for k, p in parameters.items() if k not in ('in_channels', 'impl')}
         assert dict(rows(pages[gate])) == wanted, gate
+
+
+def test_every_key_of_an_entry_is_on_the_page_of_slots():
+    page = (DOCS / 'slots.md').read_text(encoding='utf-8')
+    told = re.findall(r'^\| `(\w+)` \|', page, re.M)
+    assert {*told, 'cfg', 'position'} == {*Plugin.keys}
