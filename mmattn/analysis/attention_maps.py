@@ -1,5 +1,6 @@
 """What a model's gates look at on pictures: from a config, a checkpoint and files to figures."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def draw(
         if parts:
             for number, shot in enumerate(shots):
                 folder = (
-                    out / name if len(shots) == 1 else out / name / f'{number + 1}-{shot.title}'
+                    out / name
+                    if len(shots) == 1
+                    else out / name / f'{number + 1}-{_as_name(shot.title)}'
                 )
                 save_parts(folder, shot)
     return written
@@ -98,3 +101,8 @@ def _check_keys(keys, shots):
     for key in keys:
         if key not in known:
             raise UserError(f'no map is called {key}; there are {", ".join(known)}')
+
+
+def _as_name(title):
+    """A title as a part of a file's name."""
+    return re.sub(r'[^\w.+-]+', '_', title)

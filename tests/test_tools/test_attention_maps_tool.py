@@ -53,9 +53,9 @@ def test_a_classifier_s_pictures(run_tool, saved, tmp_path, capsys):
 
 def test_two_codebases_side_by_side(run_tool, saved, tmp_path):
     wide = (FCN, saved(FCN), 'china', '--compare', DETECTOR, saved(DETECTOR))
-    run_tool(TOOL, *wide, '--stages', 1, 4, '--out', tmp_path)
+    run_tool(TOOL, *wide, '--stages', 1, 4, '--titles', 'FCN', 'RetinaNet', '--out', tmp_path)
     folders = {path.name for path in (tmp_path / 'china').iterdir()}
-    assert folders == {f'1-{FCN.stem}', f'2-{DETECTOR.stem}'}
+    assert folders == {'1-FCN', '2-RetinaNet'}
     run_tool(TOOL, *wide, '--gates', '*4*', '--maps', 'gate', '--no-parts', '--out', tmp_path / 'b')
     assert [path.name for path in (tmp_path / 'b').iterdir()] == ['china.png']
 
@@ -88,6 +88,7 @@ def test_a_picture_is_what_the_file_holds(workspace, tmp_path):
         (['china', '--stages', '9'], 'no gate is in stage 9; gates are in the stages 1, 2, 3, 4'),
         (['china', '--maps', 'heat'], 'no map is called heat'),
         (['china', '--gates', 'neck.*'], 'no gate is called neck.*'),
+        (['china', '--titles', 'a', 'b'], '2 --titles for 1 models'),
         (['china', '--compare', 'nothing.py', 'x.pth'], 'not found'),
     ],
 )

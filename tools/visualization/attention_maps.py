@@ -10,6 +10,7 @@ from pathlib import Path
 from mmattn.analysis.attention_maps import Network, draw
 from mmattn.analysis.config_of import config_at
 from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
+from mmattn.runs.errors import UserError
 
 
 def parse_args():
@@ -38,6 +39,9 @@ def parse_args():
     parser.add_argument(
         '--maps', nargs='+', metavar='MAP', help='columns, by the names of the single files'
     )
+    parser.add_argument(
+        '--titles', nargs='+', help='what to call the models (default: the configs)'
+    )
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='resize files first')
     parser.add_argument('--out', type=Path, default=Path('attention_maps'), help='folder')
     parser.add_argument('--no-parts', action='store_true', help='the figures without single files')
@@ -52,11 +56,15 @@ def main():
     args = parse_args()
     with one_line_errors(args.debug):
         pairs = [(args.config, args.checkpoint)] + ([args.compare] if args.compare else [])
+        titles = args.titles or [None] * len(pairs)
+        if len(titles) != len(pairs):
+            raise UserError(f'{len(titles)} --titles for {len(pairs)} models')
         networks = []
-        for config, checkpoint in pairs:
+        for (config, checkpoint), title in zip(pairs, titles, strict=True):
             check_file(checkpoint, 'checkpoint')
             cfg = config_at(config, args)
             networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
+            networks[-1].title = title or networks[-1].title
         written = draw(networks, args.images, args.out, args.size, args.maps, not args.no_parts)
         for path in written:
             print(path)
