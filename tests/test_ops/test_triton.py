@@ -186,6 +186,12 @@ def test_operator_variants(run, name):
 
 @LAYOUTS
 @pytest.mark.parametrize('op', OPERATORS)
+def test_operator_with_the_identity_in_part(run, op, last):
+    run(cases.compare_in_part, op, not last, (2, 5, 3, 4), last)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('op', OPERATORS)
 def test_operator_in_many_blocks(run, op, last):
     """Loops, partial results of the passes, and middles that take several blocks."""
     args = op, (2, 5, 3, 4), torch.float32, last

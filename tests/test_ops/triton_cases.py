@@ -184,7 +184,7 @@ def _cbam_of(normed):
 
 
 def _coord_by_running_statistics(m):
-    *args, _, eps, a = examples.ARGUMENTS['coord'](m)
+    *args, _, eps, a = examples._coord(m)
     return *args, False, eps, a
 
 
@@ -205,6 +205,23 @@ VARIANTS = {
     'cat, entropy': ('cat', _cat_of((False, False, True))),
     'cat, average': ('cat', _cat_of((True, False, False), False)),
 }
+
+
+PLAIN = dict(examples.ARGUMENTS)
+
+
+def _in_part(op, per_channel):
+    def make(m):
+        return *PLAIN[op](m)[:-1], m.rand(m.shape[1] if per_channel else 1)
+
+    return make
+
+
+def compare_in_part(op, per_channel, shape, last):
+    """With a share of the identity, (C,) or (1,)."""
+    make = _in_part(op, per_channel)
+    with mock.patch.dict(examples.ARGUMENTS, {op: make}):
+        compare_operator(op, shape, torch.float32, last)
 
 
 def compare_variant(name, shape, last):

@@ -33,6 +33,8 @@ _MODULES = {
         'product_gate',
         'product_gate_grad',
         'sum_gate',
+        'affine_gate',
+        'affine_gate_grad',
         'sum_gate_grad',
         'rank1_gate',
         'rank1_gate_grad',
@@ -75,9 +77,10 @@ def __getattr__(name):
     return found
 
 
-# What knows the identity in part (`mmattn.ops.identity`); for others with an `identity_scale` the
-# equations run.
-IDENTITY = frozenset(('se', 'eca', 'cbam', 'cat', 'affine_gate'))
+# What knows the identity in part (`mmattn.ops.identity`).
+IDENTITY = frozenset(
+    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_gate', 'coord_gate', 'rank1_gate')
+)
 # The last pass of a backward scales dy itself.
 CARRIES = False
 
@@ -89,22 +92,6 @@ def operator(name):
         if name in names:
             return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     return None
-
-
-def affine_gate(x, u, v, s):
-    return (x.float() * _affine(u, v, s)).to(x.dtype)
-
-
-def affine_gate_grad(x, u, v, s, *, dy, need_x):
-    # No kernel yet: PyTorch's operators, and float32 copies of the map on their way.
-    p, s_, dx = x.float() * dy.float(), s[:, None], None
-    if need_x:
-        dx = (dy.float() * _affine(u, v, s)).to(x.dtype)
-    return dx, p.sum((2, 3)), (p * s_).sum((2, 3)), (p * v[:, :, None, None]).sum(1)
-
-
-def _affine(u, v, s):
-    return u[:, :, None, None] + v[:, :, None, None] * s[:, None]
 
 
 def declines(op, x, **_):
