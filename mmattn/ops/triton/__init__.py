@@ -6,15 +6,17 @@ With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to be teste
 Passes over memory in units of the input (read + write), vectors and maps left out:
 
     op                       forward  backward
-    channel_pool             1        2 (gx, dx)
-    strip_pool               1        2
-    spatial_pool             1        3 (x, gx, dx)
-    entropy_pool             2        3; 1 in place of 2 with means and entropies, or maxima, alone
+    channel_pool             1        1 (dx)
+    strip_pool               1        1
+    spatial_pool             1        2 (x, dx)
+    entropy_pool             2        2; forward 1 with means and entropies, or maxima, alone
     any gate                 2        3 (x, dy, dx)
-    rank1_attention          3        4 (x, dy; dy, dx)
+    se, eca, coord, drtam    3        4 (x, dy; dy, dx)
+    cbam                     4        5 (x, dy; x; dy, dx)
+    cat                      4        5 (x, dy; x, dy, dx)
 
-So DRTAM moves 7, with both pool and gate SE, ECA and CoordAttention 8, CBAM 14 (two pools), CAT 10
-times the input in a training step's forward and backward, where y = 1.5 x moves 4.
+where y = 1.5 x moves 2 and 2. Each gate is a whole operator here, of few launches (`_OPERATORS`):
+what lies between pool and scale is a program a sample. Sums over the batch end a launch.
 """
 
 import functools
