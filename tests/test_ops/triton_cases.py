@@ -160,6 +160,12 @@ def compare_operator(op, shape, dtype, last):
     assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
 
 
+def check_fake(op, last):
+    """What an operator gives is what it tells tracing of: shapes, types and strides."""
+    args = examples.arguments(op, (2, 5, 3, 4), torch.float32, last)
+    torch.library.opcheck(getattr(torch.ops.mmattn, op), args, test_utils='test_faketensor')
+
+
 def _cat_of(pools, alpha=True, beta=True, outer=True, sides=False, equation=True):
     def make(m):
         w1, _, w2, _ = m.mlp()
