@@ -160,6 +160,12 @@ def compare_operator(op, shape, dtype, last):
     assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
 
 
+def check_fake(op, last):
+    """What an operator gives is what it tells tracing of: shapes, types and strides."""
+    args = examples.arguments(op, (2, 5, 3, 4), torch.float32, last)
+    torch.library.opcheck(getattr(torch.ops.mmattn, op), args, test_utils='test_faketensor')
+
+
 def _cat_of(pools, alpha=True, beta=True, outer=True, sides=False, equation=True):
     def make(m):
         w1, _, w2, _ = m.mlp()
@@ -184,7 +190,7 @@ def _cbam_of(normed):
 
 
 def _coord_by_running_statistics(m):
-    *args, _, eps, a = examples.ARGUMENTS['coord'](m)
+    *args, _, eps, a = examples._coord(m)
     return *args, False, eps, a
 
 
@@ -205,6 +211,23 @@ VARIANTS = {
     'cat, entropy': ('cat', _cat_of((False, False, True))),
     'cat, average': ('cat', _cat_of((True, False, False), False)),
 }
+
+
+PLAIN = dict(examples.ARGUMENTS)
+
+
+def _in_part(op, per_channel):
+    def make(m):
+        return *PLAIN[op](m)[:-1], m.rand(m.shape[1] if per_channel else 1)
+
+    return make
+
+
+def compare_in_part(op, per_channel, shape, last):
+    """With a share of the identity, (C,) or (1,)."""
+    make = _in_part(op, per_channel)
+    with mock.patch.dict(examples.ARGUMENTS, {op: make}):
+        compare_operator(op, shape, torch.float32, last)
 
 
 def compare_variant(name, shape, last):
