@@ -68,7 +68,7 @@ def config(folder, **more):
                 sampler=dict(type='DefaultSampler', shuffle=True),
             ),
             train_cfg=dict(by_epoch=True, max_epochs=2),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0.5)),
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.001, weight_decay=0.5)),
             param_scheduler=dict(type='MultiStepLR', milestones=[1], gamma=0.1),
             default_hooks=dict(checkpoint=dict(type='CheckpointHook', interval=1)),
             randomness=dict(seed=0),
@@ -101,7 +101,7 @@ def test_three_ways(way, tmp_path):
     if way == 'runner':
         runner = Runner.from_cfg(cfg)
     else:
-        del cfg['plug']
+        cfg.pop('plug')
         if way == 'hook':
             cfg.custom_hooks = [*ema, dict(type='PlugHook', plug=PLUG)]
         else:
@@ -130,16 +130,23 @@ def test_three_ways(way, tmp_path):
 
 
 def test_resumes(tmp_path):
-    whole = Runner.from_cfg(config(tmp_path / 'whole', plug=PLUG))
-    whole.train()
-    cfg = config(tmp_path / 'cut', plug=PLUG)
+    cfg = config(tmp_path, plug=PLUG)
     cfg.train_cfg.max_epochs = 1
     Runner.from_cfg(cfg).train()
+    saved = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)
+    runner = Runner.from_cfg(cfg)
+    runner.load_checkpoint(str(tmp_path / 'epoch_1.pth'), strict=True)
+    for key, value in runner.model.state_dict().items():
+        assert torch.equal(saved['state_dict'][key], value), key
     cfg.train_cfg.max_epochs, cfg.resume = 2, True
     resumed = Runner.from_cfg(cfg)
     resumed.train()
-    for key, value in whole.model.state_dict().items():
-        assert torch.equal(resumed.model.state_dict()[key], value), key
+    assert resumed.iter == 4 and decays(resumed) == {0.0}
+    groups = resumed.optim_wrapper.optimizer.state_dict()['param_groups']
+    expected = saved['optimizer']['param_groups']
+    assert [group['params'] for group in groups] == [group['params'] for group in expected]
+    (scale,) = identity_scales(resumed.model).values()
+    assert not torch.equal(scale, saved['state_dict']['body.se.identity_scale'])
 
 
 def test_pretrained_weights(tmp_path):
@@ -205,7 +212,7 @@ def test_a_hook_needs_the_optimisers_config(tmp_path):
 NECKS = {
     'mmdet': dict(type='FPN', in_channels=[4, 8], out_channels=8, num_outs=3),
     'mmseg': dict(type='MultiLevelNeck', in_channels=[4, 8], out_channels=8, scales=[1, 2]),
-    'mmpretrain': dict(type='HRFuseScales', in_channels=[4, 8], out_channels=8),
+    'mmpretrain': dict(type='HRFuseScales', in_channels=[4, 8, 16, 32], out_channels=8),
 }
 
 
@@ -229,10 +236,10 @@ def test_attention_neck(scope, position):
         ).eval()
     missing, unexpected = made.load_state_dict(bare.state_dict(), strict=False)
     assert not unexpected and all('se_' in key for key in missing)
-    x = tuple(torch.randn(2, c, 16 >> i, 24 >> i) for i, c in enumerate((4, 8)))
+    x = tuple(torch.randn(2, c, 16 >> i, 24 >> i) for i, c in enumerate(neck['in_channels']))
     ours, theirs = made(x), bare(x)
     levels = [theirs] if isinstance(theirs, torch.Tensor) else theirs
-    assert len(gates(made)) == (2 if position == 'before' else len(levels))
+    assert len(gates(made)) == len(x if position == 'before' else levels)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.equal(a, b)
     for scale in identity_scales(made).values():
