@@ -18,14 +18,17 @@ from mmattn.papers import config_root, entries, load
 
 FOLDER = Path(__file__).parent / 'gates'
 TABLE = re.compile(r'(<!-- (costs|printed): (.*?) -->\n)(.*?)(<!-- end -->)', re.S)
-# A gate -> how it is called in the papers' tables.
-GATES = {
+# A gate -> how it is called in the papers' tables, if it is.
+GATES: dict[str, str | None] = {
     'SE': '+ SENet',
     'ECA': '+ ECANet',
     'CBAM': '+ CBAM',
     'CoordAttention': '+ CA',
     'CAT': '+ CAT',
     'DRTAM': '+ DRTAM',
+    'SimAM': None,
+    'TripletAttention': None,
+    'EMA': None,
 }
 NETWORKS = {
     'ResNet-50': ('cat/resnet50_8xb32_in1k.py', 'after_conv3'),

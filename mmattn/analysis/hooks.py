@@ -4,6 +4,7 @@
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -14,7 +15,16 @@ from mmattn.attention import CAT
 from mmattn.attention.gate import Gate
 from mmattn.registry import register
 
+from .colla import cats
 from .gates import gates_of
+
+
+def log_gates(cfg: Config, interval: int) -> None:
+    """Add `GateStatsHook` to a config, and `CollaFactorHook` where its model has a CAT."""
+    hooks = [dict(type='GateStatsHook', interval=interval)]
+    if [*cats([cfg.model, cfg.get('plug') or []])]:
+        hooks.append(dict(type='CollaFactorHook', interval=interval))
+    cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
 
 
 def _model(runner: Runner) -> nn.Module:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmattn import ops
+
 # What `start` may be: as the paper has it, an `a` for each channel, one `a` for the gate.
 STARTS = (None, 'identity', 'identity-scalar')
 NAME = 'identity_scale'
@@ -38,6 +40,8 @@ def check_start(start: Any, owner: str) -> None:
 def start_as_identity(gate: nn.Module, channels: int, start: str, owner: str = 'gate') -> None:
     """Give a gate, ours or foreign, its `identity_scale`; its other keys keep their names.
 
+    Our gates take it into their operators, at no pass over the map; others have it in a hook.
+
     Args:
         gate (nn.Module): Maps (N, C, H, W) to the same.
         channels (int): C.
@@ -45,28 +49,25 @@ def start_as_identity(gate: nn.Module, channels: int, start: str, owner: str = '
         owner (str): For messages.
 
     Raises:
-        ValueError: for a gate that changes its input in place, or gives another shape:
-            x + a (y - x) is then no identity.
+        ValueError: for a gate that changes its input in place, gives another shape, or is the
+            identity as it is: x + a (g(x) - x) is then no identity, or stays one for good.
     """
     values = channels if start == 'identity' else 1
     first = next((p for p in gate.parameters() if p.is_floating_point()), None)
     like = {} if first is None else dict(device=first.device, dtype=first.dtype)
-    _check_pure(gate, channels, owner)
+    _check_fit(gate, channels, owner)
     gate.register_parameter(NAME, nn.Parameter(torch.zeros(values, **like)))
-    gate.register_forward_hook(Blend())
+    tried = _tried(gate, channels)
+    if tried is None or not torch.equal(*tried):  # it does not know what the parameter means
+        gate.register_forward_hook(Blend())
 
 
-def _check_pure(gate: nn.Module, channels: int, owner: str) -> None:
-    """Refuse what writes into its input or returns another shape, on the meta device."""
-    try:
-        made = copy.deepcopy(gate).to('meta').eval()
-        x = torch.empty(2, channels, 8, 12, device='meta')
-        version = x._version
-        with torch.no_grad():
-            y = made(x)
-    except Exception:  # what has no meta form is refused when it runs, by its shapes
+def _check_fit(gate: nn.Module, channels: int, owner: str) -> None:
+    tried = _tried(gate, channels)
+    if tried is None:  # what cannot be tried is refused when it runs, by its shapes
         return
-    if x._version != version or y is x:
+    x, y = tried
+    if y is x or not torch.equal(x, _input(channels)):
         raise ValueError(
             f"{owner}: changes its input in place, so that start='identity' would be no identity; "
             'allowed: a gate that leaves its input alone (inplace=False)'
@@ -76,6 +77,43 @@ def _check_pure(gate: nn.Module, channels: int, owner: str) -> None:
         raise ValueError(
             f'{owner}: gives {shape} for {tuple(x.shape)}; allowed: a gate that keeps the shape'
         )
+    if torch.equal(x, y):
+        raise ValueError(
+            f'{owner}: starts as the identity by itself (a factor of its own is 0), and would stay '
+            'it for good beside another factor of 0; allowed: start=None'
+        )
+
+
+def _input(channels: int) -> Tensor:
+    """A map that is random, positive and small: what a gate does to real ones is near that."""
+    generator = torch.Generator(device='cpu').manual_seed(0)
+    return torch.rand(2, channels, 8, 12, generator=generator, device='cpu')
+
+
+def _tried(gate: nn.Module, channels: int) -> tuple[Tensor, Any] | None:
+    """Input and output of a copy of a gate on the CPU, in eval mode; None if it cannot be run.
+
+    A gate without numbers (on the meta device) has some made up.
+    """
+    try:
+        made = copy.deepcopy(gate)
+        if any(t.is_meta for t in (*gate.parameters(), *gate.buffers())):
+            made = made.to_empty(device='cpu')
+            generator = torch.Generator(device='cpu').manual_seed(0)
+            for parameter in made.parameters():
+                parameter.data.normal_(0, 0.5, generator=generator)
+            for buffer in made.buffers():
+                buffer.fill_(1)
+            if getattr(gate, NAME, None) is not None:
+                getattr(made, NAME).data.zero_()
+        made = made.to('cpu', torch.float32).eval()
+        if getattr(made, 'impl', None) is not None:
+            made.impl = 'reference'
+        x = _input(channels)
+        with torch.no_grad(), ops.use_impl('reference'):
+            return x, made(x)
+    except Exception:
+        return None
 
 
 def identity_scales(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -88,27 +126,11 @@ def identity_scales(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def signal(gate: nn.Module, channels: int) -> float:
-    """The mean of a gate's output over that of its input, as it is now; NaN if it cannot be run.
-
-    The input is random, positive and small: what a gate does to real maps is near that.
-    """
-    first = next((p for p in gate.parameters() if p.is_floating_point()), None)
-    device = torch.device('cpu') if first is None else first.device
-    if device.type == 'meta':
+    """The mean of a gate's output over that of its input, as it is now; NaN if it cannot be run."""
+    if any(t.is_meta for t in gate.parameters()):
         return math.nan
-    generator = torch.Generator().manual_seed(0)
-    x = torch.rand(2, channels, 8, 12, generator=generator)
-    x = x.to(device) if first is None else x.to(first)
-    modes = [(module, module.training) for module in gate.modules()]
-    try:
-        gate.eval()
-        with torch.no_grad():
-            return float(gate(x).float().mean() / x.float().mean())
-    except Exception:  # it is only for words
-        return math.nan
-    finally:
-        for module, training in modes:
-            module.training = training
+    tried = _tried(gate, channels)
+    return math.nan if tried is None else float(tried[1].mean() / tried[0].mean())
 
 
 def versions(module: nn.Module) -> list[int]:

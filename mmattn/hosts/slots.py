@@ -191,7 +191,7 @@ class Plugin:
         _check_switches(own, self.name)
         for key, (default, _) in SWITCHES.items():
             setattr(self, key, own.get(key, (defaults or {}).get(key, default)))
-        self.modules, self.channels, self.number = [], [], 0
+        self.modules, self.widths, self.number = [], [], 0
 
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
@@ -299,12 +299,12 @@ class Plugin:
             start_as_identity(layer, in_channels, self.start, self.name)
         module.add_module(name, layer)
         self.modules.append(layer)
-        self.channels.append(in_channels)
+        self.widths.append(in_channels)
         return name
 
     def signal(self) -> float:
         """What the first module's output is of its input, on average; 1 for an identity."""
-        return signal(self.modules[0], self.channels[0])
+        return signal(self.modules[0], self.widths[0])
 
     def init_weights(self) -> None:
         """Draw the modules' layers as the config or the plugin's own class has it, if they do."""

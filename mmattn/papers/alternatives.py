@@ -130,9 +130,13 @@ def fitting(entry: Entry) -> set[str]:
 
 
 def start_from(cfg: Config, checkpoint: str) -> None:
-    """Let a config's model start from a checkpoint, and from nothing else."""
+    """Let a config's model start from a checkpoint, and from nothing else.
+
+    What the config says of the `PretrainedHook` (`fresh_gates`) stays.
+    """
     cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.pretrained = dict(type='PretrainedHook', checkpoint=checkpoint)
+    said = cfg.default_hooks.get('pretrained') or {}
+    cfg.default_hooks.pretrained = dict(said, type='PretrainedHook', checkpoint=checkpoint)
     for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
         if part is not None:
             part.init_cfg = None

@@ -51,7 +51,7 @@ def test_printed_numbers(tables):
             if kind == 'printed':
                 assert body == tables['printed']([gate]), f'python docs/write_tables.py: {page}'
                 found += 1
-    assert found == len(tables['GATES'])
+    assert found == sum(name is not None for name in tables['GATES'].values())
 
 
 @pytest.mark.slow

@@ -14,8 +14,14 @@ from mmattn.hosts.slots import find_type
 
 FOREIGN = (
     dict(type='ContextBlock', ratio=1 / 4, fusion_types=('channel_mul',)),
-    dict(type='GeneralizedAttention', num_heads=2, attention_type='0010', kv_stride=2),
     dict(type='NonLocal2d', reduction=2, zeros_init=False),
+    dict(type='SimAM'),
+)
+# What starts as the identity by itself.
+ZEROS = (
+    dict(type='ContextBlock', ratio=1 / 4),
+    dict(type='GeneralizedAttention', num_heads=2, attention_type='0010', kv_stride=2),
+    dict(type='NonLocal2d', reduction=2),
 )
 
 
@@ -38,33 +44,40 @@ def same_bits(ours, theirs):
         assert torch.equal(a.contiguous().view(torch.int32), b.contiguous().view(torch.int32))
 
 
+def check_begins_as_bare(case, entries):
+    """The model, and its outputs in training, which have the bare model's bits."""
+    model, bare = begun(case, entries)
+    scales = identity_scales(model)
+    assert len(scales) == len(gates(model)) > 0
+    for name, gate in gates(model).items():
+        assert scales[f'{name}.identity_scale'].shape == (gate.in_channels,)
+    x = image(32)
+    with torch.no_grad():
+        same_bits(outputs(model, False, x), outputs(bare, False, x))
+    outs = outputs(model, True, x)
+    with torch.no_grad():
+        same_bits(outs, outputs(bare, True, x))
+    return model, outs
+
+
 @each_host
 @pytest.mark.parametrize('gate', GATES)
 def test_every_host_gate_and_position(case, gate):
-    """Alone in each position, and in all of them together, where gradients are looked at, too."""
-    x = image(32)
-    alone = [[entry(gate, position)] for position in case.positions]
-    for entries in (*alone, sum(alone, [])):
-        model, bare = begun(case, entries)
-        assert gates(model)
-        scales = identity_scales(model)
-        assert len(scales) == len(gates(model))
-        assert all(
-            scale.numel() == gates(model)[n[: -len('.identity_scale')]].in_channels
-            for n, scale in scales.items()
-        )
-        with torch.no_grad():
-            same_bits(outputs(model, False, x), outputs(bare, False, x))
-        ours = outputs(model, True, x)
-        with torch.no_grad():
-            same_bits(ours, outputs(bare, True, x))
-    sum(out.square().mean() for out in ours).backward()
-    ids = {id(scale) for scale in scales.values()}
+    model, outs = check_begins_as_bare(case, [entry(gate, position) for position in case.positions])
+    sum(out.square().mean() for out in outs).backward()
     for name, found in gates(model).items():
         assert found.identity_scale.grad.any(), name
-        for parameter in found.parameters():
-            if id(parameter) not in ids:
-                assert parameter.grad is not None and not parameter.grad.any(), name
+        for key, parameter in found.named_parameters():
+            if key != 'identity_scale':
+                assert parameter.grad is not None and not parameter.grad.any(), (name, key)
+
+
+@pytest.mark.slow
+@each_host
+@pytest.mark.parametrize('gate', GATES)
+def test_alone_in_each_position(case, gate):
+    for position in case.positions:
+        check_begins_as_bare(case, [entry(gate, position)])
 
 
 @pytest.mark.parametrize('gate', GATES)
@@ -76,9 +89,13 @@ def test_the_gate_learns_from_the_second_step(gate):
     for step in range(2):
         optimizer.zero_grad()
         sum(out.square().mean() for out in model(image(32))).backward()
-        for name, found in gates(model).items():
-            others = [p.grad for n, p in found.named_parameters() if n != 'identity_scale']
-            assert any(grad.any() for grad in others) == (step == 1) or not others, name
+        learns = [
+            p.grad.any()
+            for found in gates(model).values()
+            for name, p in found.named_parameters()
+            if name != 'identity_scale'
+        ]
+        assert any(learns) == (step == 1) or not learns
         optimizer.step()
 
 
@@ -98,6 +115,14 @@ def test_foreign_gates(cfg):
     sum(out.square().mean() for out in outputs(model, True, image(32))).backward()
     assert all(m.identity_scale.grad.any() for m in found)
     assert all(p.grad is not None for m in found for p in m.parameters())
+
+
+@pytest.mark.parametrize('cfg', ZEROS, ids=lambda cfg: cfg['type'])
+def test_what_is_the_identity_already(cfg):
+    """Two factors of 0, one behind the other, would have no gradient for good."""
+    plugin = dict(cfg=dict(cfg), position='after_conv2', start='identity')
+    with pytest.raises(ValueError, match='starts as the identity by itself'):
+        CASES['mmdet-resnet18'].build([plugin])
 
 
 @pytest.mark.parametrize('start', ['identity', 'identity-scalar'])
@@ -120,8 +145,9 @@ def test_between_identity_and_gate(start):
     nn.init.constant_(se.identity_scale, 0.25)
     x = torch.randn(2, se.in_channels, 4, 6)
     with torch.no_grad():
-        expected = x + 0.25 * (se.gate(x) - x)
-        torch.testing.assert_close(se(x), expected)
+        plain = copy.deepcopy(se)
+        plain.identity_scale = None
+        torch.testing.assert_close(se(x), x + 0.25 * (plain(x) - x))
 
 
 def test_as_a_default_of_the_host():

@@ -101,7 +101,7 @@ def test_two_drivers_submit_no_run_twice(pretend):
     drivers = [pretend(rows) for _ in range(2)]
     for driver in drivers:  # threads hear no signals
         driver._signals = nullcontext
-    threads = [threading.Thread(target=d.drive, kwargs=dict(pause=0.02)) for d in drivers]
+    threads = [threading.Thread(target=d.drive) for d in drivers]
     for thread in threads:
         thread.start()
     for thread in threads:

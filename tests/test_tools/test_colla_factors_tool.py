@@ -17,7 +17,6 @@ max_epochs = 2
 train_cfg = dict(max_epochs=max_epochs, val_begin=3)
 param_scheduler = dict(total_steps=max_epochs)
 train_dataloader = dict(batch_size=4)
-custom_hooks = [dict(type='CollaFactorHook', interval=2), dict(type='GateStatsHook', interval=3)]
 visualizer = dict(vis_backends=[dict(type='LocalVisBackend'), dict(type='Told')])
 """
 
@@ -45,7 +44,7 @@ def test_a_training_s_factors(run_tool, error_of, told, tmp_path, capsys):
     config = tmp_path / 'cat.py'
     config.write_text(TEXT)
     run = tmp_path / 'run'
-    run_tool('train', config, '--work-dir', run)
+    run_tool('train', config, '--log-gates', 2, '--work-dir', run)
 
     course = colla.from_logs(run)
     assert len(course.gates) == 8
@@ -64,7 +63,7 @@ def test_a_training_s_factors(run_tool, error_of, told, tmp_path, capsys):
     logged = [(line.pop('step'), line) for line in lines if 'colla/' in str(line)]
     assert logged == [(step, values) for step, values in told if 'colla/' in str(values)]
     stats = [(step, values) for step, values in told if 'gates/' in str(values)]
-    assert [step for step, _ in stats] == [3, 6] and len(stats[0][1]) == 24
+    assert [step for step, _ in stats] == [2, 4, 6] and len(stats[0][1]) == 24
 
     capsys.readouterr()
     run_tool(TOOL, run / 'epoch_2.pth', '--out', tmp_path / 'depth.png')

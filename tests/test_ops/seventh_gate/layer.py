@@ -4,12 +4,12 @@ from mmattn import ops
 from mmattn.attention.gate import Gate
 from mmattn.registry import register_gate
 
-from .operator import equations, simam
+from .operator import energy_gate, equations
 
 
 @register_gate
-class SimAM(Gate):
-    """SimAM: A Simple, Parameter-Free Attention Module, https://proceedings.mlr.press/v139/yang21o.html
+class EnergyGate(Gate):
+    """SimAM's equation, https://proceedings.mlr.press/v139/yang21o.html, with a kernel of its own.
 
     Args:
         in_channels (int): C.
@@ -17,7 +17,7 @@ class SimAM(Gate):
         impl (str, optional): 'reference', 'fast', or None for the global default.
     """
 
-    _abbr_ = 'simam'
+    _abbr_ = 'energy'
 
     def __init__(self, in_channels: int, strength: float = 1e-4, impl: str | None = None) -> None:
         super().__init__(in_channels, impl)
@@ -25,4 +25,4 @@ class SimAM(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         fast = ops.runs_kernels(x, self.impl)
-        return (simam if fast else equations)(x, self.strength)
+        return (energy_gate if fast else equations)(x, self.strength)

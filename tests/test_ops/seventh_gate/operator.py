@@ -1,7 +1,7 @@
-"""SimAM's operator: y = x sigmoid(E), E = (x - mean)^2 / (4 (variance + lambda)) + 1/2.
+"""The operator: y = x sigmoid(E), E = (x - mean)^2 / (4 (variance + lambda)) + 1/2 (SimAM).
 
 Mean and variance are a channel's. The equation, its kernel's call, its shapes and its gradient are
-here, the kernel itself is in `simam.cpp`.
+here, the kernel itself is in `energy_gate.cpp`.
 """
 
 from pathlib import Path
@@ -14,9 +14,9 @@ from mmattn.ops.library import Gradient, define
 from mmattn.ops.tensors import dense, is_last, layout
 
 
-def simam(x: Tensor, strength: float) -> Tensor:
+def energy_gate(x: Tensor, strength: float) -> Tensor:
     """y of a map x (N, C, H, W), by kernels; `strength` is lambda."""
-    return torch.ops.mmattn.simam(x, strength)
+    return torch.ops.mmattn.energy_gate(x, strength)
 
 
 def equations(x: Tensor, strength: float) -> Tensor:
@@ -35,7 +35,7 @@ def _kernel(kernels, x, strength):
     n, c, h, w = x.shape
     rows = dense(x, last=False)
     y = torch.empty_like(rows)
-    native.run('simam', rows, rows, y, n * c, h * w, strength)
+    native.run('energy_gate', rows, rows, y, n * c, h * w, strength)
     return _like(y, is_last(x))
 
 
@@ -43,7 +43,7 @@ def _kernel_grad(kernels, dy, x, strength, last):
     n, c, h, w = x.shape
     rows = dense(x, last=False)
     dx = torch.empty_like(rows)
-    native.run('simam_grad', rows, rows, dense(dy, last=False), dx, n * c, h * w, strength)
+    native.run('energy_gate_grad', rows, rows, dense(dy, last=False), dx, n * c, h * w, strength)
     return _like(dx, last)
 
 
@@ -54,16 +54,16 @@ def _keep(ctx, args, outputs):
 
 
 def _grads(ctx, saved, dy):
-    return (torch.ops.mmattn.simam_backward(dy, *saved, ctx.strength, ctx.last),)
+    return (torch.ops.mmattn.energy_gate_backward(dy, *saved, ctx.strength, ctx.last),)
 
 
 def kernels_on(device: torch.device) -> bool:
     """Elsewhere, and without a compiler, the equations run."""
-    return device.type == 'cpu' and native.added(Path(__file__).with_name('simam.cpp'))
+    return device.type == 'cpu' and native.added(Path(__file__).with_name('energy_gate.cpp'))
 
 
 define(
-    'simam(Tensor x, float strength) -> Tensor',
+    'energy_gate(Tensor x, float strength) -> Tensor',
     kernel=_kernel,
     fake=lambda x, strength: torch.empty_like(dense(x)),
     equations=equations,
@@ -71,7 +71,7 @@ define(
     kernels_on=kernels_on,
 )
 define(
-    'simam_backward(Tensor dy, Tensor x, float strength, bool last) -> Tensor',
+    'energy_gate_backward(Tensor dy, Tensor x, float strength, bool last) -> Tensor',
     kernel=_kernel_grad,
     fake=lambda dy, x, strength, last: _like(torch.empty_like(x), last),
 )

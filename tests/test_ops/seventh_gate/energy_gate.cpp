@@ -33,7 +33,7 @@ template <class T> struct Row {
 };
 
 // x, y: rows of size values
-void mmattn_simam(int dtype, const Element* x, Element* y, i64 rows, i64 size, double lambda,
+void mmattn_energy_gate(int dtype, const Element* x, Element* y, i64 rows, i64 size, double lambda,
                   int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -51,7 +51,7 @@ void mmattn_simam(int dtype, const Element* x, Element* y, i64 rows, i64 size, d
 }
 
 // The energy moves with the value, with the mean, and with the scale: dscale = -scale^2 * 4 dvariance.
-void mmattn_simam_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 rows, i64 size,
+void mmattn_energy_gate_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 rows, i64 size,
                        double lambda, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
@@ -84,4 +84,4 @@ void mmattn_simam_grad(int dtype, const Element* x, const Element* dy, Element* 
 
 }  // namespace
 
-SHOW(ENTRY(simam), ENTRY(simam_grad))
+SHOW(ENTRY(energy_gate), ENTRY(energy_gate_grad))
