@@ -27,6 +27,7 @@ support of Functions differs from version to version. Nothing here needs PyTorch
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ BATCHED = (
 
 # Every forward operator with its equations, for `ExportedProgram.run_decompositions`.
 decompositions: dict[Any, Callable] = {}
-# Every operator's kernel by its name, to be called with a backend: for analysis.
+# Every operator's kernel by its name, to be called with a backend.
 kernels: dict[str, Callable] = {}
 
 
@@ -120,7 +121,10 @@ def define(
         if 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
             why = why_not(x, args) if gradient is not None else ''
-            found = _instead(name, written, args, why) if why else kernel(backend, *args)
+            if why:
+                found = _instead(name, written, args, why)
+            else:
+                found = call_kernel(backend, name, args)
         elif not x.numel():  # of an empty map, which compiled code may come to
             found = _zeros(fake(*args)) if gradient is None else written(*args)
         else:
@@ -139,6 +143,14 @@ def define(
         LIBRARY.impl(name, _differentiable(name, op, written, gradient, why_not), 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
+
+
+def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
+    """An operator by a backend: its own whole one, or the kernel that is made of its functions."""
+    whole = getattr(backend, 'operator', None)
+    own = None if whole is None else whole(name)
+    found = NotImplemented if own is None else own(*args)
+    return kernels[name](backend, *args) if found is NotImplemented else found
 
 
 def _knows(name, part, x, args):
