@@ -64,6 +64,8 @@ def bin_folder(tmp_path):
 def checkout(tmp_path):
     checkout = tmp_path / 'check out'  # a space, as in many people's home directories
     shutil.copytree(ROOT / 'requirements', checkout / 'requirements')
+    native = Path('mmattn', 'ops', 'native')
+    shutil.copytree(ROOT / native, checkout / native)
     (checkout / 'tools').mkdir()
     for name in ('tools/env.sh', 'setup.py', 'pyproject.toml'):
         shutil.copy(ROOT / name, checkout / name)
