@@ -1,7 +1,7 @@
 """What the gates share: checked input, full precision, batches of one value."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
+from mmattn.ops.dispatch import stands_for_plain
 from mmattn.ops.record import is_on, running
 
 from .checks import check_int
@@ -109,7 +110,7 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     `listened_to` tells of those who listen to all modules.
     """
     return (
-        type(module) is kind
+        _kind(module) is kind
         and 'forward' not in module.__dict__
         and _FORWARDS.get(kind, kind.forward) is kind.forward
         and not (
@@ -118,8 +119,33 @@ def is_plain(module: nn.Module, kind: type) -> bool:
             or module._backward_hooks
             or module._backward_pre_hooks
         )
-        and _PLAIN_OR_NONE.issuperset(map(type, module._parameters.values()))
+        and _are_ordinary(module._parameters.values())
     )
+
+
+def _kind(module):
+    """A module's class. Non-strict export of PyTorch before 2.7 gives a module one of its own, of a
+    base that it keeps a path in and of the module's class."""
+    kind = type(module)
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        bases = kind.__bases__
+        if len(bases) == 2 and bases[0].__name__ == 'AttrProxy':
+            return bases[1]
+    return kind
+
+
+def _are_ordinary(parameters: Iterable[Tensor | None]) -> bool:
+    """Whether parameters are plain tensors, or stand for such while PyTorch traces (`torch.export`
+    puts its own in their places)."""
+    if not torch.compiler.is_compiling():  # of sets dynamo knows little
+        parameters = list(parameters)
+        if _PLAIN_OR_NONE.issuperset(map(type, parameters)):
+            return True
+    for t in parameters:
+        kind = type(t)
+        if not (t is None or kind is Tensor or kind is nn.Parameter or stands_for_plain(kind)):
+            return False
+    return True
 
 
 def listened_to() -> bool:

@@ -109,7 +109,8 @@ def _works(device):
     """Whether the kernels can run on a device: a CUDA GPU with bfloat16, or the interpreter."""
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     if device.type == 'cuda':
-        if interpreted or torch.version.cuda is None:
+        # A FakeTensor's device need not be there: what is traced without a GPU gets the equations.
+        if interpreted or torch.version.cuda is None or not torch.cuda.is_available():
             return False
         if torch.cuda.get_device_capability(device) < (8, 0):
             return False
