@@ -2,8 +2,8 @@
 
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`, `SimAM`, `TripletAttention`,
 `EMA`) go into mmengine's root registry, the hosts (`PluginResNet`, ...), detectors, data sets and
-metrics into the registries of each installed codebase. Where mmengine is missing, the gates and
-their operators are all there is.
+metrics into the registries of each installed codebase. Where mmengine is missing, the gates, their
+operators and `plug` are all there is.
 """
 
 import importlib.util
@@ -23,6 +23,8 @@ __all__ = [
     'SimAM',
     'TripletAttention',
     '__version__',
+    'plug',
+    'unplug',
 ]
 
 # `python -m mmattn.doctor` comes through here first, and imports the rest itself to say what fails.
@@ -46,3 +48,4 @@ if not _doctor and not os.environ.get('MMATTN_READ_ONLY'):
         SimAM,
         TripletAttention,
     )
+    from .hosts.plug import plug, unplug  # so do these

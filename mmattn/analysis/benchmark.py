@@ -18,7 +18,7 @@ import mmattn.attention as attention
 
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'DRTAM', 'CAT')
 IMPLS = ('reference', 'fast')
-AGAINST = ('plain', 'timm', 'compiled')
+AGAINST = ('plain', 'timm', 'compiled', 'identity')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 # Output of the stages of ResNet-50, where both papers gate it.
@@ -169,6 +169,10 @@ def candidates(gates, channels, against=()):
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+        if 'identity' in against:
+            module = getattr(attention, gate)(channels, impl='fast')
+            module.identity_scale = nn.Parameter(torch.zeros(channels))
+            found[f'{gate} identity'] = module
         if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)
@@ -267,6 +271,7 @@ def bare(config):
                 strip(child)
 
     strip(config.model)
+    config.pop('plug', None)
     return config
 
 
@@ -327,7 +332,9 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
         list[dict]: rows `plugins` and `bare` of each mode, with `images_per_s`, `share` (of the
         bare network's throughput), and on CUDA `peak` (bytes) and `peak_share`.
     """
-    from mmengine.registry import MODELS, init_default_scope
+    from mmengine.registry import init_default_scope
+
+    from mmattn.hosts.building import build_model
 
     device, scope = torch.device(device), config.get('default_scope')
     init_default_scope(scope)
@@ -335,13 +342,14 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
     images = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
     samples = _samples(scope, batch, size, 2, device)
     models = {}
-    for name, cfg in (('bare', bare(config)), ('plugins', config)):
-        cfg = copy.deepcopy(cfg.model)
+    for name, whole in (('bare', bare(config)), ('plugins', config)):
+        cfg = copy.deepcopy(whole.model)
         cfg.pop('data_preprocessor', None)
         for part in (cfg, cfg.get('backbone', {})):
             part.pop('init_cfg', None)  # weights do not change the time
         torch.manual_seed(0)
-        models[name] = MODELS.build(cfg).to(device).to(memory_format=layout)
+        model = build_model(dict(model=cfg, plug=whole.get('plug')))
+        models[name] = model.to(device).to(memory_format=layout)
 
     def autocast():
         return torch.autocast(device.type, DTYPES[amp or 'bf16'], enabled=amp is not None)

@@ -1,7 +1,8 @@
 """What every host does with its plugins: starts them, freezes them, trains their norms."""
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,7 +10,15 @@ from mmengine.model import PretrainedInit, initialize
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .identity import NAME, versions
 from .slots import Plugin, find_type
+
+
+def _described(plugins: Iterable[Plugin]) -> str:
+    """Plugins with what they do to the signal as they are, for warnings."""
+    return '; '.join(
+        sorted(f'{plugin.name} (output over input {plugin.signal():.2f})' for plugin in plugins)
+    )
 
 
 def _as_in_host(norm: _BatchNorm, cfg: dict[str, Any], owner: str) -> nn.Module:
@@ -22,7 +31,7 @@ def _as_in_host(norm: _BatchNorm, cfg: dict[str, Any], owner: str) -> nn.Module:
         ValueError: for another type of norm than `BN`, `SyncBN` and `GN`.
     """
     kind = find_type(cfg['type']) or object
-    channels, made = norm.num_features, norm
+    channels, made = norm.num_features, norm  # type: int, nn.Module
     if issubclass(kind, nn.SyncBatchNorm):
         made = nn.SyncBatchNorm(
             channels, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
@@ -52,7 +61,8 @@ class PluginHost:
     """
 
     def _finish_plugins(self) -> None:
-        """When all is built: no plugin is without a place, norms that follow the host's do."""
+        """When all is built: no plugin is without a place, norms that follow the host's do, none
+        that starts as the identity is frozen."""
         self._slots.check_placed()
         for plugin, module in self._plugin_modules():
             if plugin.norm_cfg != 'host':
@@ -61,6 +71,53 @@ class PluginHost:
                 for name, norm in [*parent.named_children()]:
                     if isinstance(norm, _BatchNorm):
                         parent.add_module(name, _as_in_host(norm, self.norm_cfg, plugin.name))
+
+        self._check_frozen()
+
+    def _check_frozen(self) -> None:
+        """Raise ValueError for an identity that would never be left, warn of a gate that stays as
+        it was drawn."""
+        learns = [(p, p.requires_grad) for p in self.parameters()]
+        trains = [(m, m.training) for m in self.modules()]
+        self._freeze_stages()  # some hosts do so only when they are set to train
+        frozen = {
+            plugin
+            for plugin, module in self._plugin_modules()
+            if (flags := [p.requires_grad for p in module.parameters()]) and not any(flags)
+        }
+        for parameter, flag in learns:
+            parameter.requires_grad_(flag)
+        for module, flag in trains:
+            module.training = flag
+        for plugin in frozen:
+            if plugin.start is not None:
+                raise ValueError(
+                    f'{plugin.name}: start={plugin.start!r} in a frozen stage, where its {NAME} '
+                    'would stay 0 for good; allowed: stages that learn, freeze=False, or '
+                    f'frozen_stages below {self.frozen_stages}'
+                )
+        if frozen:
+            warnings.warn(
+                f'{_described(frozen)}: in a frozen stage, where they stay as they were drawn '
+                'unless a checkpoint has them; stages, freeze=False or frozen_stages change that',
+                stacklevel=4,
+            )
+
+    def _warn_of_fresh(self, before: dict[nn.Module, list[int]]) -> None:
+        """Warn of plugins that a checkpoint, which has just been loaded, has not changed."""
+        fresh = {
+            plugin
+            for plugin, module in self._plugin_modules()
+            if plugin.start is None and before[module] and before[module] == versions(module)
+        }
+        changing = {plugin for plugin in fresh if not abs(plugin.signal() - 1) < 0.02}
+        if changing:
+            warnings.warn(
+                f'{_described(changing)}: fresh on pretrained weights, as the checkpoint has no '
+                "such plugin; start='identity' in the entry or in plugin_defaults begins with what "
+                'the pretrained layers know',
+                stacklevel=4,
+            )
 
     def _plugin_modules(self) -> Iterator[tuple[Plugin, nn.Module]]:
         return ((p, module) for p in self._slots.plugins for module in p.modules)
@@ -76,8 +133,12 @@ class PluginHost:
                 plugin.init_weights()
         cfgs = self.init_cfg if isinstance(self.init_cfg, (list, tuple)) else [self.init_cfg]
         pretrained = [c for c in cfgs if c and c['type'] in ('Pretrained', PretrainedInit)]
+        before = {module: versions(module) for _, module in self._plugin_modules()}
         if not self._slots.plugins or (pretrained and len(pretrained) == len(cfgs)):
+            loads = pretrained and not self.is_init
             super().init_weights()  # draws nothing in plugins
+            if loads:
+                self._warn_of_fresh(before)
             return
         given = self.init_cfg
         if pretrained:
@@ -93,6 +154,7 @@ class PluginHost:
                     info[parameter]['init_info'] = f'As {plugin.name} starts by itself'
         if pretrained:
             initialize(self, pretrained)
+            self._warn_of_fresh(before)
 
     @contextmanager
     def _without_plugins(self) -> Iterator[None]:

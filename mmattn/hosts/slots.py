@@ -16,8 +16,11 @@ A host takes `plugins`, a list of dicts with these keys:
 - `norm_cfg` (optional): `'host'` makes the plugin's batch norms what the host's `norm_cfg` says:
   BN, SyncBN or GN, learnt or not. None, the default, leaves them as the plugin made them.
 - `freeze` (optional): whether the plugin is frozen where its stage is; True is the default.
+- `start` (optional): `'identity'` lets the host compute at first what it would without the plugin
+  (`identity`), by a learnt factor for each channel, `'identity-scalar'` by one. None, the default,
+  starts as the plugin's paper does.
 
-A host's `plugin_defaults` holds values of the last three for the entries that give none. Plugins of
+A host's `plugin_defaults` holds values of the last four for the entries that give none. Plugins of
 one position run in the order of the list.
 """
 
@@ -36,6 +39,8 @@ from mmengine.registry import MODELS, WEIGHT_INITIALIZERS
 from torch import Tensor, nn
 
 from mmattn.registry import described
+
+from .identity import STARTS, signal, start_as_identity
 
 # What layers call their channels; the first that a layer has counts. Ours, mmcv's and mmdet's
 # plugins have `in_channels`, SELayer of mmdet and mmpretrain and most of timm's `channels`.
@@ -60,6 +65,7 @@ SWITCHES = {
     'norm_eval': ('host', ('host', True, False)),
     'norm_cfg': (None, ('host', None)),
     'freeze': (True, (True, False)),
+    'start': (None, STARTS),
 }
 
 
@@ -100,8 +106,9 @@ def _check_switches(values: dict[str, Any], owner: str) -> None:
     """Raise ValueError for a value of `SWITCHES` that is not allowed."""
     for key, value in values.items():
         allowed = SWITCHES[key][1]
-        # By identity: 1 is no True.
-        if not any(value is choice or (choice == 'host' == value) for choice in allowed):
+        # By identity, but for strings: 1 is no True.
+        named = isinstance(value, str) and value in allowed
+        if not named and not any(value is choice for choice in allowed):
             raise ValueError(
                 f'{owner}: {key} {value!r}; {_listed(repr(choice) for choice in allowed)}'
             )
@@ -166,7 +173,7 @@ class Plugin:
     ) -> None:
         if not isinstance(entry, dict):
             raise ValueError(f'plugin {entry!r}: must be a dict with keys; {_listed(self.keys)}')
-        cfg = entry.get('cfg')
+        cfg: Any = entry.get('cfg')
         typed = isinstance(cfg, dict) and 'type' in cfg
         type_ = cfg['type'] if typed else None
         self.name = f'plugin {getattr(type_, "__name__", type_)!r}' if typed else 'plugin'
@@ -184,12 +191,12 @@ class Plugin:
         _check_switches(own, self.name)
         for key, (default, _) in SWITCHES.items():
             setattr(self, key, own.get(key, (defaults or {}).get(key, default)))
-        self.modules, self.number = [], 0
+        self.modules, self.widths, self.number = [], [], 0
 
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
         type_ = self.args.pop('type')
-        self.cls = find_type(type_)
+        self.cls: Any = find_type(type_)
         if self.cls is None:
             raise ValueError(
                 f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'
@@ -203,7 +210,7 @@ class Plugin:
                 f'{self.name}: no plugin, as it takes no in_channels, nor {", ".join(CHANNELS[1:])}'
                 f'; {_listed(_known_types())}'
             )
-        self.channels = found[0] if found else CHANNELS[0]
+        self.channels_name = found[0] if found else CHANNELS[0]
         self.init_cfg = None
         # One that takes anything passes it on to its base class, if that has a use for it.
         takes = 'init_cfg' in parameters or (open_ended and issubclass(self.cls, BaseModule))
@@ -216,10 +223,10 @@ class Plugin:
         allowed = [
             name
             for name, p in parameters.items()
-            if name != self.channels and p.kind is not p.VAR_KEYWORD
+            if name != self.channels_name and p.kind is not p.VAR_KEYWORD
         ]
         for key in self.args:
-            if key == self.channels:
+            if key == self.channels_name:
                 raise ValueError(f'{self.name}: {key} is filled in by the host; {_listed(allowed)}')
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
@@ -284,13 +291,20 @@ class Plugin:
             name, number = f'{abbr}{number}', number + 1
         try:
             with _own_random_numbers(self.number, len(self.modules)):
-                layer = self.cls(**{self.channels: in_channels}, **self.args)
+                layer = self.cls(**{self.channels_name: in_channels}, **self.args)
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error
+        if self.start is not None:
+            start_as_identity(layer, in_channels, self.start, self.name)
         module.add_module(name, layer)
         self.modules.append(layer)
+        self.widths.append(in_channels)
         return name
+
+    def signal(self) -> float:
+        """What the first module's output is of its input, on average; 1 for an identity."""
+        return signal(self.modules[0], self.widths[0])
 
     def init_weights(self) -> None:
         """Draw the modules' layers as the config or the plugin's own class has it, if they do."""
@@ -340,6 +354,7 @@ class Slots:
             if key not in SWITCHES:
                 raise ValueError(f'plugin_defaults: no key {key!r}; {_choices(key, [*SWITCHES])}')
         _check_switches(defaults, 'plugin_defaults')
+        self.positions, self.num_stages = tuple(positions), num_stages
         self.plugins = [Plugin(entry, host, positions, num_stages, defaults) for entry in plugins]
         for number, plugin in enumerate(self.plugins):
             plugin.number = number

@@ -59,6 +59,7 @@ w: (N, W). `at`: int32, where a maximum is.
     rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM, if `operator`
                                                                     # does not give the whole
     rank1_attention_grad(x, params, rules, chunks, saved | a, dy, need_x) -> dx, dparams | da
+    rank1_attention_parts(x, params, chunks, saved) -> planes, [(descriptors, factors), ...]
 
 How a gate's backward ends
 --------------------------

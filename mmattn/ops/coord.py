@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, reference
+from . import dispatch, identity, layers, record, reference
+from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import planes_of
 from .tensors import acc, dense, is_last, some
@@ -39,9 +40,20 @@ def coord(
     y = x + a (x h w - x); ValueError of another shape.
     """
     identity.check_identity_scale(identity_scale, x.shape[1])
-    y, h, w, moments, _ = torch.ops.mmattn.coord(
+    y, h, w, moments, saved = torch.ops.mmattn.coord(
         x, *first, *norm, *second, by_batch, eps, identity_scale
     )
+    if record.is_on():
+        pools = None
+        if by_kernels('coord', x, identity_scale):
+            # A backend's own whole operator may keep them side by side.
+            own = getattr(dispatch.backend(x.device.type), 'coord_strips', None)
+            pools = None if own is None else own(x, first[0], saved[0])
+            if pools is None:
+                strips = _samples(saved[0], x.shape[0])
+                pools = strips.split((h.shape[2], w.shape[2]), 2)
+            pools = dict(zip(('ch', 'cw'), pools, strict=True))
+        record.note(pools, dict(h=h, w=w), 'coord', identity_scale)
     return y, h, w, moments
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
 from mmattn.datasets import digits
+from mmattn.hosts.building import build_model
 from mmattn.runs import Runner
 
 from . import alternatives
@@ -226,12 +227,12 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
 def _untrained(path: str, folder: str | Path, names: Sequence[str]) -> str:
     """A checkpoint, untrained, of the ImageNet network that a row can start from, with those of the
     row's alternatives that are its own, too."""
-    start = next(entry.pretrained for entry in entries() if entry.config == path)
+    start = str(next(entry.pretrained for entry in entries() if entry.config == path))
     own = [name for name in names if name in alternatives.of_row(start)]
     cfg = alternatives.combine(config_root() / start, own)
     import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
+        model = build_model(cfg)
     file = Path(folder) / 'pretrained.pth'
     torch.save(dict(state_dict=model.state_dict()), file)
     return str(file)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 
+from mmattn.hosts.building import build_model
 from mmattn.papers.alternatives import PRETRAINED, combined_name, of_row
 from mmattn.papers.plan import Run, expected
 
@@ -150,8 +151,8 @@ def checkpoint_bytes(cfg: Config) -> int:
     scope = cfg.get('default_scope') or 'mmengine'
     import_module(f'{scope}.registry').MODELS.import_from_location()
     with DefaultScope.overwrite_default_scope(scope):
-        model = MODELS.build(cfg.model)
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+        model = build_model(cfg)
+    optimizer: Any = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     kept = KEPT.get(optimizer.get('type'), 2)
     if optimizer.get('type') == 'SGD' and not optimizer.get('momentum'):
         kept = 0

@@ -3,11 +3,14 @@ from pathlib import Path
 
 import torch
 from mmengine.dist import all_gather_object, is_distributed, is_main_process
-from mmengine.model import is_model_wrapper, revert_sync_batchnorm
+from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner as MMEngineRunner
 
 from mmattn import mmcv_ops
+from mmattn.hosts.building import plugged_versions, warn_of_fresh
+from mmattn.hosts.decay import spare_identity_scales
+from mmattn.hosts.plug import plug_entries
 from mmattn.registry import register
 
 from . import atomic, checkpoint, measure, processes, recording, saving, unreadable
@@ -34,6 +37,8 @@ class Runner(MMEngineRunner):
       (:mod:`mmattn.runs.signals`, :mod:`mmattn.runs.nonfinite`, :mod:`mmattn.runs.unreadable`).
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
+    - With ``plug`` in the config it puts gates behind modules of the model
+      (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay.
     - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
       ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
@@ -131,6 +136,24 @@ class Runner(MMEngineRunner):
             dist_cfg = processes.join(self.launcher, env_cfg.get('dist_cfg', {}))
             env_cfg = {**env_cfg, 'dist_cfg': dist_cfg}
         super().setup_env(env_cfg)
+
+    def build_model(self, model):
+        model = super().build_model(model)
+        inner = model.module if isinstance(model, BaseTTAModel) else model
+        for place in plug_entries(inner, self.cfg.get('plug') or ()):
+            self.logger.info(f'plugged: {place}')
+        return model
+
+    def build_optim_wrapper(self, optim_wrapper):
+        built = super().build_optim_wrapper(optim_wrapper)
+        spare_identity_scales(self.model, built)
+        return built
+
+    def load_checkpoint(self, filename, *args, **kwargs):
+        before = plugged_versions(self.model)
+        checkpoint = super().load_checkpoint(filename, *args, **kwargs)
+        warn_of_fresh(before)
+        return checkpoint
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):

@@ -49,6 +49,7 @@ _MODULES = {
         'channel_dx',
         'cbam_dx',
     ),
+    'coord': ('coord_strips',),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
     'planes': ('rank1_pool',),
     'planes_grad': ('rank1_pool_grad',),
@@ -65,7 +66,7 @@ _OPERATORS = {
     'coord': ('coord', 'coord_backward'),
     'drtam': ('drtam', 'drtam_backward'),
 }
-MODULES = (*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)
+MODULES = tuple(dict.fromkeys((*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)))
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ['MODULES', 'SAVED', 'declines', 'operator', 'passes', 'takes', 'works', *_HOME]
@@ -94,6 +95,10 @@ def operator(name):
         if name in names:
             return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     return None
+
+
+def rank1_attention_parts(x, params, chunks, saved):
+    return saved[:3], [(saved[i : i + 3], saved[i + 7 : i + 10]) for i in range(3, len(saved), 13)]
 
 
 def declines(op, x, **_):
