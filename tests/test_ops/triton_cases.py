@@ -160,6 +160,26 @@ def compare_operator(op, shape, dtype, last):
     assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
 
 
+def compare_record(name, last):
+    """What a gate tells of its pass, by kernels and by the equations."""
+    from mmattn import attention, ops
+
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, 5, 3, 4).contiguous(memory_format=layout)
+    gate, told = getattr(attention, name)(5), []
+    for impl in ('fast', 'reference'):
+        gate.impl = impl
+        with ops.record() as records:
+            gate(x)
+        told.append({**records[0].pools, **records[0].factors})
+    # CAT's layers tell entropies in nats, and the average as it is, not as it is convolved.
+    keys = told[0].keys() & told[1].keys() - {'c_ent', 's_ent'}
+    assert keys == told[1].keys() - {'c_ent', 's_ent', 's_avg' if name == 'CAT' else ''}
+    for key in keys:
+        close(told[0][key], told[1][key].double(), 1e-4, key)
+
+
 def check_fake(op, last):
     """What an operator gives is what it tells tracing of: shapes, types and strides."""
     args = examples.arguments(op, (2, 5, 3, 4), torch.float32, last)

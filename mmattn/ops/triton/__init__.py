@@ -49,6 +49,7 @@ _MODULES = {
         'channel_dx',
         'cbam_dx',
     ),
+    'coord': ('coord_strips',),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
     'planes': ('rank1_pool',),
     'planes_grad': ('rank1_pool_grad',),
@@ -65,7 +66,7 @@ _OPERATORS = {
     'coord': ('coord', 'coord_backward'),
     'drtam': ('drtam', 'drtam_backward'),
 }
-MODULES = (*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)
+MODULES = tuple(dict.fromkeys((*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)))
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ['MODULES', 'SAVED', 'declines', 'operator', 'passes', 'takes', 'works', *_HOME]

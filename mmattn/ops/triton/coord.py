@@ -584,6 +584,15 @@ def _weights(g, u, gv, strips, sizes):
     return [d.view(shape) for d, shape in zip(found, shapes, strict=True)]
 
 
+def coord_strips(x, w1, strips):
+    """ch and cw of what `coord` kept; None where it kept nothing, as another ran in its place."""
+    if not mlp.fits(w1):
+        return None
+    n, c, *lengths = x.shape
+    sides = strips.flatten().split([n * c * length for length in lengths])
+    return [side.view(n, c, length) for side, length in zip(sides, lengths, strict=True)]
+
+
 def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x):
     if not mlp.fits(w1):
         return NotImplemented
