@@ -2,8 +2,8 @@
 
 The gates (`SE`, `ECA`, `CBAM`, `CoordAttention`, `CAT`, `DRTAM`, `SimAM`, `TripletAttention`,
 `EMA`) go into mmengine's root registry, the hosts (`PluginResNet`, ...), detectors, data sets and
-metrics into the registries of each installed codebase. Where mmengine is missing, the gates,
-their operators and `plug` are all there is.
+metrics into the registries of each installed codebase. Where mmengine is missing, the gates, their
+operators and `plug` are all there is.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""The README's examples run as printed, and its links lead somewhere."""
+"""The README's examples run as printed, and have the gates that it says."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text()
-EXAMPLES = re.findall(r'\*\*(mm\w+)\*\*: .*?\n\n```python\n(.*?)```', README, re.S)
+EXAMPLES = re.findall(r'\*\*(mm\w+)\*\*: .*?\n\n<!-- [^\n]* -->\n```python\n(.*?)```', README, re.S)
 
 
 def test_there_is_an_example_for_each_codebase():
@@ -27,18 +27,3 @@ def test_example_runs_and_has_its_gates(code, monkeypatch):
     gates = sum(isinstance(module, gate_type) for module in scope['model'].modules())
     # DRTAM: 17 inverted residuals; CAT: 6 + 3 bottlenecks; CBAM: 4 stages
     assert gates == {'DRTAM': 17, 'CAT': 9, 'CBAM': 4}[gate_type.__name__]
-
-
-@pytest.mark.parametrize(
-    'page',
-    sorted(
-        str(path.relative_to(ROOT))
-        for pattern in ('*.md', 'docs/**/*.md', 'configs/**/*.md')
-        for path in ROOT.glob(pattern)
-    ),
-)
-def test_links_to_files_lead_somewhere(page):
-    path = ROOT / page
-    for target in re.findall(r'\]\(([^)#\s]+)', path.read_text()):
-        if '://' not in target:
-            assert (path.parent / target).exists(), f'{page} links to {target}'

@@ -235,7 +235,8 @@ mmattn_fill_venv() {
     [ "$1" != classification ] || return 0
     mmattn_stage openmmlab requirements/openmmlab.txt mmattn_install -r requirements/openmmlab.txt
     [ "$1" != all ] || return 0
-    mmattn_stage tests requirements/tests.txt mmattn_install -r requirements/tests.txt
+    mmattn_stage tests 'requirements/tests.txt requirements/docs.txt' \
+        mmattn_install -r requirements/tests.txt -r requirements/docs.txt
 }
 
 # Looks whether an environment somebody else made has what is needed.

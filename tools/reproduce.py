@@ -263,7 +263,7 @@ def drive(runs, args):
     progress = Progress(runs, args.work_dir, where=driver.where)
     confirm(runs, args, driver)
     with progress:
-        done = driver.drive(progress, driver.pause)
+        done = driver.drive(progress)
     if not progress.console.is_terminal:
         watch.show(runs, args.work_dir, progress.console)
     for failure in driver.failures():

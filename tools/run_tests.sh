@@ -16,6 +16,7 @@ for option in "${REST[@]}"; do
 done
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
+"$PYTHON" -m mypy
 # One thread a test process: they share the cores, and so do the processes that some tests start. Three
 # keep two cores busy, as a sixth of the time is waiting for such processes.
 export OMP_NUM_THREADS=1

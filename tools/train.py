@@ -6,6 +6,7 @@ from contextlib import ExitStack, suppress
 
 from mmengine.device import get_device
 
+from mmattn.analysis.hooks import log_gates
 from mmattn.papers import config_name, entries
 from mmattn.papers.alternatives import row_of, start_from
 from mmattn.runs import Runner, locks, measure, processes, recording, saving
@@ -75,6 +76,14 @@ def parse_args():
         'was trained, how it went, what came out (needs --seed)',
     )
     parser.add_argument(
+        '--log-gates',
+        type=count,
+        default=0,
+        metavar='N',
+        help="log every N iterations what the gates do, and CAT's colla-factors, to the "
+        "config's visualizer (default: never)",
+    )
+    parser.add_argument(
         '--measure',
         metavar='FILE',
         help='only time a few dozen iterations; FILE (JSON) says what follows for the whole',
@@ -113,6 +122,8 @@ def merge_args(cfg, args):
         config, root = config_name(args.config), args.data_root or os.environ.get('MMATTN_DATA')
         names = {*args.alternative, *(['pretrained'] if args.pretrained else [])}
         recording.ask(cfg, config, sorted(names), args.seed, root, args.pretrained)
+    if args.log_gates:
+        log_gates(cfg, args.log_gates)
     if args.measure is not None:
         if args.record or args.resume:
             raise UserError('--measure is no training: it goes without --record and --resume')

@@ -18,7 +18,7 @@ import mmattn.attention as attention
 
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'DRTAM', 'CAT')
 IMPLS = ('reference', 'fast')
-AGAINST = ('plain', 'timm', 'compiled')
+AGAINST = ('plain', 'timm', 'compiled', 'identity')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
 # Output of the stages of ResNet-50, where both papers gate it.
@@ -169,6 +169,10 @@ def candidates(gates, channels, against=()):
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+        if 'identity' in against:
+            module = getattr(attention, gate)(channels, impl='fast')
+            module.identity_scale = nn.Parameter(torch.zeros(channels))
+            found[f'{gate} identity'] = module
         if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)

@@ -93,7 +93,7 @@ def _choices(path, meta, raw):
             tuple(pool for pool in POOLS if pool in entry.get('pools', POOLS)),
             bool(entry.get('interior_softmax', False)),
         )
-        for entry in _cats(config_inside(path).to_dict().get('model', {}))
+        for entry in cats(config_inside(path).to_dict().get('model', {}))
     }
     if len(said) > 1:
         raise UserError(f'{path}: its CATs differ in pools or interior_softmax: not drawn as one')
@@ -103,7 +103,7 @@ def _choices(path, meta, raw):
     return pools, softmax
 
 
-def _cats(value: Any) -> Iterator[dict[str, Any]]:
+def cats(value: Any) -> Iterator[dict[str, Any]]:
     """The entries of type CAT anywhere in a config."""
     if isinstance(value, dict):
         if str(value.get('type')).rpartition('.')[2] == 'CAT':
@@ -111,7 +111,7 @@ def _cats(value: Any) -> Iterator[dict[str, Any]]:
         value = list(value.values())
     if isinstance(value, (list, tuple)):
         for item in value:
-            yield from _cats(item)
+            yield from cats(item)
 
 
 def from_logs(path: str | Path) -> Course:

@@ -65,8 +65,16 @@ def against_depth(models: Sequence[Factors]) -> Figure:
             axis.set_xticks(range(len(gates)), _short(list(model.gates)), rotation=90, fontsize=6)
             _tidy(axis)
             if number == 0:
-                axis.set_title(title, fontsize=8)
-                axis.legend(fontsize=6.5, frameon=False)
+                axis.legend(  # above the axes, where no line is
+                    title=title,
+                    title_fontsize=8,
+                    fontsize=6.5,
+                    frameon=False,
+                    ncols=3,
+                    columnspacing=1,
+                    loc='lower center',
+                    bbox_to_anchor=(0.5, 1),
+                )
         row[0].set_ylabel(_wrapped(model.label), fontsize=7)
     return figure
 

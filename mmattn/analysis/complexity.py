@@ -27,6 +27,7 @@ from mmattn.attention.gate import Gate
 from mmattn.hosts.building import build_model
 from mmattn.ops import use_impl
 from mmattn.papers import config_root, entries, load
+from mmattn.papers.alternatives import combine
 
 from .counters import CONVENTIONS, DEFAULTS, ROWS, Convention, Layer, is_seen, layer_of
 from .public_gates import GATES
@@ -260,17 +261,22 @@ def _parts(model):
 
 
 @cache
-def measure(config: str, convention: Convention | None = None):
+def measure(config: str, convention: Convention | None = None, alternatives: tuple[str, ...] = ()):
     """`count` of a config file; by the authors' count, of the model with the convention's changes.
 
     Args:
         config (str): The file.
         convention (Convention, optional): By default that of its codebase, without a counter.
+        alternatives (tuple[str, ...]): Of the row that the file is.
 
     Returns:
         tuple[Complexity, Convention]
+
+    Raises:
+        AlternativeError: for alternatives that the config does not have.
     """
-    name, config = config, Config.fromfile(config)
+    name = config
+    config = combine(name, alternatives) if alternatives else Config.fromfile(name)
     convention = convention or DEFAULTS.get(config.get('default_scope'), Convention())
     gates = next((gates for row, gates in ROWS.items() if name.endswith(row)), None)
     counted = count(build(config), convention, gates)

@@ -19,7 +19,7 @@ def _check(style):
         raise ValueError(f'style must be one of {STYLES}, got {style!r}')
 
 
-def _markdown(header: list[str], rows: list[list[str]], left: int) -> str:
+def markdown(header: list[str], rows: list[list[str]], left: int) -> str:
     """A table whose first `left` columns are words, the others numbers; no word is markup."""
     rule = ['---'] * left + ['---:'] * (len(header) - left)
     rows = [[' '.join(cell.split()).replace('|', r'\|') for cell in cells] for cells in rows]
@@ -51,7 +51,7 @@ def render(rows: list[Row], style: str = 'markdown') -> str:
             ]
             for row in rows
         ]
-        return _markdown(header, cells, left=2)
+        return markdown(header, cells, left=2)
     agree = [dict(params_agree=row.params_agree, flops_agree=row.flops_agree) for row in rows]
     records = [asdict(row) | more for row, more in zip(rows, agree, strict=True)]
     if style == 'json':
@@ -115,7 +115,7 @@ def render_config(
         )
     cells = [[part, f'{n / 1e9:.3f}'] for part, n in flops.items()]
     text = f'{config}: {counted.params / 1e6:.3f} M parameters ({convention})\n\n'
-    return text + _markdown(['Part', 'FLOPs (G)'], cells, left=1)
+    return text + markdown(['Part', 'FLOPs (G)'], cells, left=1)
 
 
 def contradictions() -> str:
@@ -132,7 +132,7 @@ def contradictions() -> str:
                 place = f'{paper.upper()} {table}', f'{row.group} {row.method}', COLUMNS[metric]
                 cells.append([*place, _two(printed), _two(counted), reason])
     header = ['Table', 'Row', 'Column', 'paper', 'as counted', 'What was found']
-    table = _markdown(header, cells, left=3)
+    table = markdown(header, cells, left=3)
     return table.replace('---: | ---: | ---: |', '---: | ---: | --- |')
 
 
@@ -146,7 +146,7 @@ def conventions() -> str:
         place = f'{paper.upper()} {table}', describe(paper, table), convention.evidence
         cells.append([*place, *_of(numbers)])
     cells.append(['all', '', '', *_of(total)])
-    return _markdown(['Table', 'Counted', 'By', 'Params', 'FLOPs'], cells, left=3)
+    return markdown(['Table', 'Counted', 'By', 'Params', 'FLOPs'], cells, left=3)
 
 
 def _of(numbers):
@@ -165,7 +165,7 @@ def costs() -> str:
         )
         rows.setdefault(charged, []).append(f'`{kind}`')
     cells = [[', '.join(names), *charged] for charged, names in rows.items()]
-    return _markdown(['Module', *(c.name for c in COUNTERS)], cells, left=1 + len(COUNTERS))
+    return markdown(['Module', *(c.name for c in COUNTERS)], cells, left=1 + len(COUNTERS))
 
 
 def _terms(terms):

@@ -5,9 +5,10 @@ import tempfile
 from pathlib import Path
 
 from mmengine.config import Config
+from mmengine.utils import import_modules_from_strings
 
 from mmattn.runs import checkpoint, plain_config
-from mmattn.runs.cli import load_config
+from mmattn.runs.cli import load_config, move_data
 from mmattn.runs.errors import UserError
 
 
@@ -39,3 +40,27 @@ def config_inside(path: str | Path) -> Config:
             reason = str(error).replace(str(file), 'its config')
             raise UserError(f'{path}: {reason}; give the config as a file') from None
     return Config(cfg._cfg_dict.to_dict())
+
+
+def config_for(
+    path: str | Path | None, checkpoint_path: str | Path, args: argparse.Namespace
+) -> Config:
+    """The config in a file, or without one that which the checkpoint carries.
+
+    The latter can name only what is registered from here on, for the life of the process.
+
+    Raises:
+        UserError: as `config_at` and `config_inside`.
+    """
+    if path is not None:
+        return config_at(path, args)
+    if args.alternative:
+        raise UserError('--alternative is for configs in files')
+    checkpoint.install(args.trust_checkpoint)
+    cfg = config_inside(checkpoint_path)
+    plain_config.restrict()
+    import_modules_from_strings(imports=['mmattn'])
+    move_data(cfg, args.data_root)
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    return cfg

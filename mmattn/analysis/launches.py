@@ -120,14 +120,14 @@ class _Operators(TorchDispatchMode):
         if space != 'mmattn':
             return function(*args, **(kwargs or {}))
         with _Aten(self.found):
-            results = library.kernels[name](backend, *args)
+            results = library.call_kernel(backend, name, args)
         return tuple(results) if len(function._schema.returns) > 1 else results
 
 
 @contextlib.contextmanager
 def replaced_launch(launch: Any) -> Iterator[None]:
     """`launch(kernel, programs, *args, **constants)` in place of every kernel's, on any device."""
-    modules = [importlib.import_module(f'{backend.__name__}.{name}') for name in backend._MODULES]
+    modules = [importlib.import_module(f'{backend.__name__}.{name}') for name in backend.MODULES]
     whole = [(module, module.launch) for module in modules if hasattr(module, 'launch')]
     of_device = dispatch.backend
     try:

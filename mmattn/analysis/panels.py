@@ -1,4 +1,7 @@
-"""What is drawn of a gate: what `mmattn.analysis.gates` recorded, under the papers' names."""
+"""What is drawn of a gate: what `mmattn.analysis.gates` recorded, under the papers' names.
+
+Entropies are drawn as the gate takes them, normalised (CAT, eq. 4) where the operator tells so.
+"""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -26,10 +29,12 @@ MAPS = dict(
     s_neg=r'$-S_{Avg}$',
     s_max=r'$S_{Max}$',
     s_ent=r'$S_{Ent}$',
-    sum=r'$\sum S_p$, weighed',
+    S_A=r"$S'_A$",
     s=r'spatial factor',
 )
-BARS = dict(c_avg=r'$C_{Avg}$', c_max=r'$C_{Max}$', c_ent=r'$C_{Ent}$', c='channel factor')
+BARS = dict(
+    c_avg=r'$C_{Avg}$', c_max=r'$C_{Max}$', c_ent=r'$C_{Ent}$', C_A=r"$C'_A$", c='channel factor'
+)
 SHOWN = {
     'CAT': ('s_avg', 's_neg', 's_max', 's_ent', 's', 'c', 'gate'),
     'CBAM': ('c', 's_avg', 's_max', 's', 'gate'),
@@ -52,20 +57,19 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     def add(key, title, kind, values):
         found.append(Panel(key, title, kind, np.asarray(values, dtype=np.float32)))
 
-    stats = {name: t[sample] for name, t in seen.stats.items()}
+    pools = {name: t[sample] for name, t in seen.pools.items()}
     factors = {name: t[sample] for name, t in seen.factors.items()}
-    known = {**stats, **factors}
+    known = {**pools, **factors}
+    if seen.kind == 'CAT':  # which subtracts the average (eq. 7)
+        if 's_avg' in known:
+            known['s_neg'] = -known['s_avg']
+        elif 's_neg' in known:
+            known['s_avg'] = -known['s_neg']
     for key, title in MAPS.items():
-        if key == 's_neg' and seen.kind == 'CAT' and 's_avg' in stats:
-            add(key, title, 'map', -stats['s_avg'])
-        elif key == 'sum' and seen.kind == 'CAT' and 'fused' in stats:
-            many = len(stats['fused']) > 1
-            for i, fused in enumerate(stats['fused']):
-                add(f'sum{i + 1}' if many else key, 'weighed map' if many else title, 'map', fused)
-        elif key in known:
+        if key in known:
             add(key, title, 'map', known[key])
     if seen.kind == 'DRTAM':
-        _drtam(stats, factors, add)
+        _drtam(pools, factors, add)
     else:
         for key, title in BARS.items():
             if key in known:
@@ -81,13 +85,13 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     return {panel.key: panel for panel in found}
 
 
-def _drtam(stats, factors, add):
+def _drtam(pools, factors, add):
     """The first module's descriptors, before their norms, and the maps (1): A_I, A_C."""
     for axis in 'chw':
-        if f'{axis}1' in stats:
-            add(f'd_{axis}', f'descriptor ${axis}$', 'bars', stats[f'{axis}1'])
-        if f'{axis}2' in stats:
-            add(f'd_{axis}2', f'descriptor ${axis}$ of $A_C$', 'bars', stats[f'{axis}2'])
+        if f'{axis}1' in pools:
+            add(f'd_{axis}', f'descriptor ${axis}$', 'bars', pools[f'{axis}1'])
+        if f'{axis}2' in pools:
+            add(f'd_{axis}2', f'descriptor ${axis}$ of $A_C$', 'bars', pools[f'{axis}2'])
     for key, title, behind in (('a_i', '$A_I$', ''), ('a_c', '$A_C$', '2')):
         if 'c' + behind in factors:
             c, h, w = (factors[axis + behind] for axis in 'chw')

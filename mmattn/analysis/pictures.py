@@ -15,6 +15,7 @@ from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from torch import Tensor, nn
 
+from mmattn.hosts.plug import plug_entries
 from mmattn.runs import checkpoint
 from mmattn.runs.errors import UserError
 
@@ -61,6 +62,7 @@ def load_model(cfg: Config, path: str | Path, device: str = 'cpu') -> nn.Module:
         described.setdefault('data_preprocessor', cfg.data_preprocessor)
     _no_pretraining(described)
     model = MODELS.build(described)
+    plug_entries(model, _plugs(cfg))
     found = checkpoint.load(path)
     weights = found.get('state_dict', found)
     weights = {str(name).removeprefix('module.'): t for name, t in weights.items()}
@@ -74,6 +76,12 @@ def load_model(cfg: Config, path: str | Path, device: str = 'cpu') -> nn.Module:
         )
     model.load_state_dict(weights, strict=False)
     return model.to(device).eval()
+
+
+def _plugs(cfg: Config) -> list[dict[str, Any]]:
+    """What the config plugs: by the key that our runner reads, or by a hook of another's."""
+    hooks = [hook for hook in cfg.get('custom_hooks') or () if hook.get('type') == 'PlugHook']
+    return [*(cfg.get('plug') or ()), *(entry for hook in hooks for entry in hook['plug'])]
 
 
 def _no_pretraining(described: Any) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +172,7 @@ class CAT(Gate):
                 channel, spatial = channel.sigmoid() * c_w, spatial * s_w
             return ops.sum_gate(x, channel, spatial, impl=self.impl, identity_scale=a)
         steps, y, factors = self.arrangement.split('-'), x, {}
+        scale: Any
         for step in steps:
             if step == 'channel':
                 channel, _ = self._pool(y, spatial=False)
@@ -220,18 +222,18 @@ class CAT(Gate):
 
     def channel_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 2 and 5: the average, maximum, entropy (N, C) of each channel -> C'_A (N, C)."""
-        stats = as_input_of(self.mlp[0], self._stack(*stats))
-        return self._weigh(self.mlp(stats), self.channel_factors)
+        vectors = as_input_of(self.mlp[0], self._stack(*stats))
+        return self._weigh(self.mlp(vectors), self.channel_factors)
 
     def spatial_attention(self, stats: Sequence[Tensor | None]) -> Tensor:
         """Eq. 7: the average, maximum, entropy (N, H, W) of each position -> S'_A (N, H, W)."""
         avg, peak, ent = stats
-        stats = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
+        maps = as_input_of(self.conv, self._stack(None if avg is None else -avg, peak, ent))
         if self.spatial_fusion == 'sum':
-            maps = self._weigh(stats, self.spatial_factors).unsqueeze(1)
+            maps = self._weigh(maps, self.spatial_factors).unsqueeze(1)
         else:
             factors = self._interior(self.spatial_factors)
-            maps = stats if factors is None else stats * factors[:, None, None]
+            maps = maps if factors is None else maps * factors[:, None, None]
         return self.conv(maps, impl=self.impl).squeeze(1).sigmoid()
 
     def colla_factors(self) -> dict[str, float]:

@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,7 @@ class CBAM(Gate):
     """
 
     _abbr_ = 'cbam'
+    norm: Any  # a batch norm, or an identity
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class CBAM(Gate):
         self.conv = SpatialConv(2, kernel_size)
         self.norm = nn.BatchNorm2d(1, momentum=0.01) if norm else nn.Identity()
         if norm:
-            nn.init.constant_(self.norm.weight, norm_weight)
+            nn.init.constant_(tensor(self.norm, 'weight'), norm_weight)
 
     def gate(self, x: Tensor) -> Tensor:
         layers, norm, a = mlp_weights(self.mlp), self._norm(), tensor(self, 'identity_scale')

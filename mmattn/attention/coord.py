@@ -28,7 +28,8 @@ class PointConv(nn.Conv1d):
         if self.weight.numel() > 2**14:
             return super().forward(x)
         weight = self.weight.squeeze(2).expand(x.shape[0], -1, -1)
-        return torch.bmm(weight, x) + self.bias[:, None]
+        out = torch.bmm(weight, x)
+        return out if self.bias is None else out + self.bias[:, None]
 
 
 @register_gate

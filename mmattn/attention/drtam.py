@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,6 +33,8 @@ class _Kernel:
     norm) makes this one, too. Being of a class of its own, it is not taken for a layer of PyTorch
     that another, of quantised weights, could replace.
     """
+
+    weight: Tensor
 
     def forward(self) -> Tensor:
         return self.weight
@@ -168,7 +171,7 @@ class DRTAM(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
-        norms = [module.norms for module in modules]
+        norms: list[Any] = [module.norms for module in modules]
         a = tensor(self, 'identity_scale')
         if self._is_plain(modules, norms):
             n, *lengths = x.shape

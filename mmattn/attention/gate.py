@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
+from mmattn.ops.record import is_on, running
 
 from .checks import check_int
 
 # Of the layers that are stood in for: someone may replace it in the class itself.
-_FORWARDS = {
+_FORWARDS: dict[type, Any] = {
     kind: kind.forward
     for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.Sequential)
 }
@@ -29,13 +31,13 @@ def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
     )
 
 
-def mlp_weights(layers: nn.Module) -> list[Tensor | None] | None:
+def mlp_weights(layers: nn.Module) -> list[Any] | None:
     """Weight, bias, weight, bias of an `mlp` that an operator may stand in for, or None: it is
     changed, or somebody listens."""
     if not is_plain(layers, nn.Sequential):
         return None
     kinds = nn.Linear, nn.ReLU, nn.Linear
-    inner = list(layers._modules.values())
+    inner: list[Any] = list(layers._modules.values())
     if len(inner) != 3 or not all(map(is_plain, inner, kinds)):
         return None
     return [tensor(layer, key) for layer in inner[::2] for key in ('weight', 'bias')]
@@ -61,7 +63,7 @@ def runs_kernels(
     )
 
 
-def move(norm: nn.Module, moments: Tensor) -> None:
+def move(norm: Any, moments: Tensor) -> None:
     """Move a norm's running statistics towards a batch's, the mean and the variance of `moments`.
 
     As PyTorch does: by the momentum, or all batches weigh the same.
@@ -130,7 +132,7 @@ def listened_to() -> bool:
     )
 
 
-def is_plain_norm(norm: nn.Module, kind: type = nn.BatchNorm1d) -> bool:
+def is_plain_norm(norm: Any, kind: type = nn.BatchNorm1d) -> bool:
     """Whether a norm is a plain BatchNorm that learns and keeps running statistics."""
     return (
         is_plain(norm, kind)
@@ -140,9 +142,9 @@ def is_plain_norm(norm: nn.Module, kind: type = nn.BatchNorm1d) -> bool:
     )
 
 
-def tensor(module: nn.Module, key: str) -> Tensor | None:
+def tensor(module: nn.Module, key: str) -> Any:
     """A parameter or buffer of a module, in a tenth of the time that `module.key` takes."""
-    found = module._parameters.get(key)
+    found: Tensor | None = module._parameters.get(key)
     found = module._buffers.get(key) if found is None else found
     # The parameters of nn.DataParallel's replicas are mere attributes.
     return module.__dict__.get(key) if found is None else found
@@ -158,8 +160,10 @@ def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
         count = tensor(norm, 'num_batches_tracked').add_(1)
         # Without a momentum the running statistics are those of all batches.
         momentum = 1 / float(count) if norm.momentum is None else norm.momentum
-    tensors = [tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')]
-    return Norm(*tensors, momentum, norm.eps)
+    weight, bias, mean, var = (
+        tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
+    )
+    return Norm(weight, bias, mean, var, momentum, norm.eps)
 
 
 def as_input_of(layer: nn.Module, v: Tensor) -> Tensor:
@@ -230,6 +234,9 @@ class Gate(nn.Module):
             if x.device.type == 'meta'
             else torch.autocast(x.device.type, enabled=False)
         ):
+            if is_on():
+                with running(self):
+                    return self.gate(x)
             return self.gate(x)
 
     def gate(self, x: Tensor) -> Tensor:

@@ -35,9 +35,13 @@ class SE(Gate):
 
     def gate(self, x: Tensor) -> Tensor:
         layers = mlp_weights(self.mlp)
-        plain = layers and not listened_to()
         a = tensor(self, 'identity_scale')
-        if plain and runs_kernels('se', x, self.impl, layers, a) and not ops.declines('se', x):
+        if (
+            layers
+            and not listened_to()
+            and runs_kernels('se', x, self.impl, layers, a)
+            and not ops.declines('se', x)
+        ):
             return ops.se(x, *layers, a)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()

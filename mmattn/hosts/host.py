@@ -31,7 +31,7 @@ def _as_in_host(norm: _BatchNorm, cfg: dict[str, Any], owner: str) -> nn.Module:
         ValueError: for another type of norm than `BN`, `SyncBN` and `GN`.
     """
     kind = find_type(cfg['type']) or object
-    channels, made = norm.num_features, norm
+    channels, made = norm.num_features, norm  # type: int, nn.Module
     if issubclass(kind, nn.SyncBatchNorm):
         made = nn.SyncBatchNorm(
             channels, norm.eps, norm.momentum, norm.affine, norm.track_running_stats

@@ -66,7 +66,7 @@ class SequentialSlots(PluginHost):
         ValueError: see `mmattn.hosts.slots.Slots`.
     """
 
-    positions = ()
+    positions: tuple[str, ...] = ()
     num_stages = 0
 
     def __init__(

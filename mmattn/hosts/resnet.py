@@ -25,16 +25,17 @@ class PluginBlock:
         args, kwargs: As the upstream block's.
     """
 
-    positions = ()
+    positions: tuple[str, ...] = ()
 
     def __init__(self, *args: Any, plugins: Sequence[Plugin] = (), **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Stochastic depth, where the codebase has it.
         if not hasattr(self, 'drop_path'):
             self.drop_path = nn.Identity()
-        self.plugin_names = {position: [] for position in self.positions}
+        self.plugin_names: dict[str, list[str]] = {position: [] for position in self.positions}
         for plugin in plugins:
-            name = plugin.add_to(self, _channels(self, plugin.position))
+            block: Any = self  # a module, by the class that it is mixed into
+            name = plugin.add_to(block, _channels(block, plugin.position))
             self.plugin_names[plugin.position].append(name)
 
     def _plug(self, position: str, x: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ class Plugin:
     ) -> None:
         if not isinstance(entry, dict):
             raise ValueError(f'plugin {entry!r}: must be a dict with keys; {_listed(self.keys)}')
-        cfg = entry.get('cfg')
+        cfg: Any = entry.get('cfg')
         typed = isinstance(cfg, dict) and 'type' in cfg
         type_ = cfg['type'] if typed else None
         self.name = f'plugin {getattr(type_, "__name__", type_)!r}' if typed else 'plugin'
@@ -196,7 +196,7 @@ class Plugin:
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}
         type_ = self.args.pop('type')
-        self.cls = find_type(type_)
+        self.cls: Any = find_type(type_)
         if self.cls is None:
             raise ValueError(
                 f'{self.name}: no such type is registered; {_choices(type_, _known_types())}'
@@ -210,7 +210,7 @@ class Plugin:
                 f'{self.name}: no plugin, as it takes no in_channels, nor {", ".join(CHANNELS[1:])}'
                 f'; {_listed(_known_types())}'
             )
-        self.channels = found[0] if found else CHANNELS[0]
+        self.channels_name = found[0] if found else CHANNELS[0]
         self.init_cfg = None
         # One that takes anything passes it on to its base class, if that has a use for it.
         takes = 'init_cfg' in parameters or (open_ended and issubclass(self.cls, BaseModule))
@@ -223,10 +223,10 @@ class Plugin:
         allowed = [
             name
             for name, p in parameters.items()
-            if name != self.channels and p.kind is not p.VAR_KEYWORD
+            if name != self.channels_name and p.kind is not p.VAR_KEYWORD
         ]
         for key in self.args:
-            if key == self.channels:
+            if key == self.channels_name:
                 raise ValueError(f'{self.name}: {key} is filled in by the host; {_listed(allowed)}')
             if key not in allowed and not open_ended:
                 raise ValueError(f'{self.name}: unknown argument {key!r}; {_choices(key, allowed)}')
@@ -291,7 +291,7 @@ class Plugin:
             name, number = f'{abbr}{number}', number + 1
         try:
             with _own_random_numbers(self.number, len(self.modules)):
-                layer = self.cls(**{self.channels: in_channels}, **self.args)
+                layer = self.cls(**{self.channels_name: in_channels}, **self.args)
         except (TypeError, ValueError, KeyError, AssertionError) as error:
             reason = str(error) or f'refused by a bare {type(error).__name__}'
             raise ValueError(f'{self.name}, {in_channels} channels: {reason}') from error
@@ -354,6 +354,7 @@ class Slots:
             if key not in SWITCHES:
                 raise ValueError(f'plugin_defaults: no key {key!r}; {_choices(key, [*SWITCHES])}')
         _check_switches(defaults, 'plugin_defaults')
+        self.positions, self.num_stages = tuple(positions), num_stages
         self.plugins = [Plugin(entry, host, positions, num_stages, defaults) for entry in plugins]
         for number, plugin in enumerate(self.plugins):
             plugin.number = number

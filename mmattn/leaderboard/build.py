@@ -63,8 +63,8 @@ def build(
     for run in runs:
         by_config.setdefault(run.config, {}).setdefault(run.alternatives, []).append(run)
     configs = {entry.config for entry, _ in listed}
-    expected = range(seeds) if seeds else {run.seed for run in runs if run.config in configs}
-    expected = sorted(expected)
+    ours = {run.seed for run in runs if run.config in configs}
+    expected = list(range(seeds)) if seeds else sorted(ours)
     counted = _complexities(table) if complexity else {}
     rows = []
     started = any(PRETRAINED in run.alternatives for run in runs if run.config in configs)

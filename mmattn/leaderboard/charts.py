@@ -40,7 +40,9 @@ def values_chart(board: Board, column: str) -> str:
             continue
         v = cell.verdict
         width = v.half_width
-        low, high = (None, None) if width is None else (v.mean - width, v.mean + width)
+        low = high = None
+        if width is not None and v.mean is not None:
+            low, high = v.mean - width, v.mean + width
         title = f'{name_of(row)}: '
         title += f'paper {number(cell.paper) or "none"}, ours ' if board.has_paper else ''
         title += ', '.join(map(number, cell.ours.values())) or 'not run'

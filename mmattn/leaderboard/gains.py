@@ -45,8 +45,8 @@ def with_gains(rows: Sequence[Row], metrics: dict[str, Metric], known: Known) ->
             + [1.0] * more
         )
         for (at, name, found), p, equal in zip(run, ps, equals, strict=False):
-            known = found.p_equivalent is not None
-            gains[at, name] = replace(found, p=p, p_equivalent=equal if known else None)
+            told = found.p_equivalent is not None
+            gains[at, name] = replace(found, p=p, p_equivalent=equal if told else None)
     return [
         replace(
             row,

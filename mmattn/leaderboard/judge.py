@@ -12,6 +12,7 @@ says for each metric how wide it may be.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import special  # scipy.stats takes a second to import
@@ -140,7 +141,8 @@ class Gain:
     def reproduced(self) -> bool:
         """Whether ours is seen, of the paper's sign and equivalent to it. A gain that is smaller
         than the margin is equivalent to none, too: that alone reproduces nothing."""
-        return self.equivalent and self.seen and self.mean * self.paper > 0
+        same_sign = self.paper is not None and self.mean * self.paper > 0
+        return self.equivalent and self.seen and same_sign
 
 
 def gain(
@@ -192,8 +194,8 @@ def gain(
             sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1)) if error else 1
         )
     if error == 0:
-        known = (None, None) if paper is None else (float(mean != paper), 1.0)
-        return Gain(mean, mean, mean, float(mean == 0), *known, paired, paper)
+        known: Any = (None, None) if paper is None else (float(mean != paper), 1.0)
+        return Gain(mean, mean, mean, float(mean == 0), known[0], known[1], paired, paper)
     reach = _quantile(freedom) * error
     equivalent = power = None
     if paper is not None:

@@ -44,7 +44,15 @@ SIGNS = {
     BASELINE: '·',
     ALONE: '·',
 }
-ORDER = (judge.AGREES, REPRODUCED, judge.HIGHER, GAIN, judge.LOWER, LOSS, EQUIVALENT)
+ORDER: tuple[str, ...] = (
+    judge.AGREES,
+    REPRODUCED,
+    judge.HIGHER,
+    GAIN,
+    judge.LOWER,
+    LOSS,
+    EQUIVALENT,
+)
 ORDER += (judge.UNDECIDED, ONE_SEED, judge.NOT_RUN, NO_PAPER, BASELINE, ALONE)
 
 

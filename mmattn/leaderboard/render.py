@@ -30,7 +30,16 @@ COLOURS = {
     LOSS: 'magenta',
 }
 RIGHT = ('Paper', 'Ours', 'n', 'Difference', 'Gain, paper', 'Gain, ours')
-HEADER = ('Network', 'Method', 'Metric', 'Paper', 'Ours', 'n', 'Difference', 'Verdict')
+HEADER: tuple[str, ...] = (
+    'Network',
+    'Method',
+    'Metric',
+    'Paper',
+    'Ours',
+    'n',
+    'Difference',
+    'Verdict',
+)
 HEADER += ('Gain, paper', 'Gain, ours', 'Verdict of the gain', 'State')
 OF_PAPERS = ('Paper', 'Difference', 'Verdict', 'Gain, paper')
 # What the others are called where no paper prints anything.
@@ -65,8 +74,7 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
         table = Table(title=Text(title), box=box.SIMPLE_HEAD, pad_edge=False)
         names = header(board)[1:]
         for name in names:
-            side = 'right' if name in RIGHT else 'left'
-            table.add_column(label(board, name), justify=side)
+            table.add_column(label(board, name), justify='right' if name in RIGHT else 'left')
         group = None
         for row in board.rows:
             if row.group != group:
@@ -75,9 +83,12 @@ def show(boards: Sequence[Board], console: Console | None = None) -> None:
                 group = row.group
             for at, cell in enumerate(row.cells.values()):
                 words = _words(row, cell, first=at == 0)
-                styles = {'Verdict': cell.verdict.word, 'Verdict of the gain': cell.gain_word}
+                styles: dict[str, Any] = {
+                    'Verdict': cell.verdict.word,
+                    'Verdict of the gain': cell.gain_word,
+                }
                 table.add_row(
-                    *(Text(plain(words[n]), COLOURS.get(styles.get(n), '')) for n in names)
+                    *(Text(plain(words[n]), COLOURS.get(styles.get(n) or '', '')) for n in names)
                 )
         console.print(table)
         for line in remarks(board):
@@ -230,7 +241,15 @@ def as_data(board: Board) -> dict[str, Any]:
 def run_data(run: Run) -> dict[str, Any]:
     """What a run was, without its config and evaluations."""
     record = run.record
-    keys = ('commit', 'diff_sha256', 'data_sha256', 'gpus', 'processes', 'batch', 'lr')
+    keys: tuple[str, ...] = (
+        'commit',
+        'diff_sha256',
+        'data_sha256',
+        'gpus',
+        'processes',
+        'batch',
+        'lr',
+    )
     keys += ('machines', 'versions', 'pretrained', 'checkpoint', 'best_checkpoint')
     keys += ('config_sha256',)
     return {

@@ -34,11 +34,13 @@ from .drtam import Norm, rank1_attention, rank1_pool, rank1_strips
 from .library import decompositions
 from .normalise import min_max
 from .pool import channel_pool, entropy_pool, spatial_pool, strip_pool
+from .record import Record, record
 from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_gate, sum_gate
 
 __all__ = [
     'PLAIN',
     'Norm',
+    'Record',
     'backend_of',
     'cat',
     'cbam',
@@ -59,6 +61,7 @@ __all__ = [
     'rank1_gate',
     'rank1_pool',
     'rank1_strips',
+    'record',
     'runs_kernels',
     'se',
     'set_impl',

@@ -28,6 +28,8 @@ w: (N, W). `at`: int32, where a maximum is.
     IDENTITY: the operators whose kernels know the identity in part (`mmattn.ops.identity`): of
         cbam, coord, cat the functions below take what stands after `|`, None by default
     passes(op, x) -> bool               # may be left out: whether an operator passed its self-check
+    operator(name) -> function | None   # may be left out: an operator of the library as a whole,
+                                        # called with its arguments; NotImplemented: not for these
     declines(op, x, **options) -> bool  # whether PyTorch's own calls are quicker for this op and x
     SAVED: of an operator, a function of x and its options: [(shape, whether of integers), ...]
 
@@ -56,6 +58,7 @@ w: (N, W). `at`: int32, where a maximum is.
 
     rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM
     rank1_attention_grad(x, params, rules, chunks, saved | a, dy, need_x) -> dx, dparams | da
+    rank1_attention_parts(x, params, chunks, saved) -> planes, [(descriptors, factors), ...]
 
 How a gate's backward ends
 --------------------------

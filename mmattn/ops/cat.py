@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, reference
+from . import identity, layers, record, reference
+from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import check_taps, saved_like
 from .tensors import acc, dense, flat, is_last, some, unless_empty
@@ -48,10 +49,22 @@ def cat(
     taps, constant = check_taps(x, taps)
     assert constant
     low, high = map(float, entropy_range)
-    y, c, s, *_ = torch.ops.mmattn.cat(
+    y, c, s, saved = torch.ops.mmattn.cat(
         x, taps, *mlp, kernel, *interior, exterior, list(pools), low, high, equation,
         identity_scale,
     )  # fmt: skip
+    if record.is_on():
+        found = None
+        if by_kernels('cat', x, identity_scale):
+            inner, z, channel, spatial, *_ = saved
+            found = dict(C_A=inner, S_A=z)
+            for names, stack in (
+                (('c_avg', 'c_max', 'c_ent'), channel),
+                (('s_neg', 's_max', 's_ent'), spatial),
+            ):
+                wanted = [name for name, want in zip(names, pools, strict=True) if want]
+                found.update(zip(wanted, stack.unbind(1), strict=True))
+        record.note(found, dict(c=c, s=s), 'sum', identity_scale)
     return y, c, s
 
 

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, reference
+from . import identity, layers, record, reference
+from .dispatch import by_kernels
 from .library import Gradient, define
 from .tensors import acc, dense, flat, ints, is_last, some
 
@@ -37,9 +38,16 @@ def cbam(
     y = x + a (x c s - x); ValueError of another shape.
     """
     identity.check_identity_scale(identity_scale, x.shape[1])
-    y, c, s, moments, *_ = torch.ops.mmattn.cbam(
+    y, c, s, moments, saved = torch.ops.mmattn.cbam(
         x, *mlp, kernel, list(norm), by_batch, eps, identity_scale
     )
+    if record.is_on():
+        pools = None
+        if by_kernels('cbam', x, identity_scale):
+            pooled, _, _, maps, *_ = saved
+            avg, peak = pooled.unbind(1)
+            pools = dict(c_avg=avg, c_max=peak, s_max=maps[:, 0], s_avg=maps[:, 1])
+        record.note(pools, dict(c=c, s=s), 'product', identity_scale)
     return y, c, s, moments
 
 

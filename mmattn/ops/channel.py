@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, reference
+from . import identity, layers, record, reference
+from .dispatch import by_kernels
 from .library import Gradient, define
 from .tensors import acc, dense, flat, is_last, some
 
@@ -31,13 +32,23 @@ def se(
     With an `identity_scale` a, (1,) or (C,), y = x + a (x c - x); ValueError of another shape.
     """
     identity.check_identity_scale(identity_scale, x.shape[1])
-    return torch.ops.mmattn.se(x, w1, b1, w2, b2, identity_scale)[:2]
+    y, c, avg, _ = torch.ops.mmattn.se(x, w1, b1, w2, b2, identity_scale)
+    _note('se', x, c, avg, identity_scale)
+    return y, c
 
 
 def eca(x: Tensor, kernel: Tensor, identity_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """y and its factors c (N, C), by kernels; kernel (1, 1, k); `identity_scale` as of `se`."""
     identity.check_identity_scale(identity_scale, x.shape[1])
-    return torch.ops.mmattn.eca(x, kernel, identity_scale)[:2]
+    y, c, avg = torch.ops.mmattn.eca(x, kernel, identity_scale)
+    _note('eca', x, c, avg, identity_scale)
+    return y, c
+
+
+def _note(op, x, c, avg, identity_scale):
+    if record.is_on():
+        pools = dict(c_avg=avg) if by_kernels(op, x, identity_scale) else None
+        record.note(pools, dict(c=c), 'channel', identity_scale)
 
 
 def _se(kernels, x, w1, b1, w2, b2, a):

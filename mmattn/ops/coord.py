@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, reference
+from . import identity, layers, record, reference
+from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import planes_of
 from .tensors import acc, dense, is_last, some
@@ -39,9 +40,16 @@ def coord(
     y = x + a (x h w - x); ValueError of another shape.
     """
     identity.check_identity_scale(identity_scale, x.shape[1])
-    y, h, w, moments, _ = torch.ops.mmattn.coord(
+    y, h, w, moments, saved = torch.ops.mmattn.coord(
         x, *first, *norm, *second, by_batch, eps, identity_scale
     )
+    if record.is_on():
+        pools = None
+        if by_kernels('coord', x, identity_scale):
+            strips = _samples(saved[0], x.shape[0])
+            ch, cw = strips.split((h.shape[2], w.shape[2]), 2)
+            pools = dict(ch=ch, cw=cw)
+        record.note(pools, dict(h=h, w=w), 'coord', identity_scale)
     return y, h, w, moments
 
 

@@ -12,7 +12,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Iterable, Iterator
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ def check_impl(impl: str, name: str = 'impl') -> str:
 
 
 _default = check_impl(os.environ.get('MMATTN_IMPL') or 'fast', 'environment variable MMATTN_IMPL')
-_borrowed = contextvars.ContextVar('impl', default=None)
+_borrowed: contextvars.ContextVar[str | None] = contextvars.ContextVar('impl', default=None)
 
 
 def get_impl() -> str:
@@ -77,7 +77,7 @@ def stats_dtype(x: torch.Tensor) -> torch.dtype:
 
 
 @functools.cache
-def backend(device_type: str) -> ModuleType | None:
+def backend(device_type: str) -> Any:
     """The kernel backend module of a device type, or None where there is none."""
     name = _BACKENDS.get(device_type)
     if name is None:
@@ -183,6 +183,13 @@ def knows_identity(op: str, x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return _constant_knowledge(op, x.device.type)
     return op in backend(x.device.type).IDENTITY
+
+
+def by_kernels(op: str, x: Tensor, identity_scale: Tensor | None) -> bool:
+    """Whether an operator that was called on x ran its kernels, and not the equations: then there
+    are values in what it keeps for its backward."""
+    known = identity_scale is None or knows_identity(op, x)
+    return known and x.numel() > 0 and passes(op, x)
 
 
 @functools.cache

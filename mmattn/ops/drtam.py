@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import identity, reference
+from . import dispatch, identity, record, reference
 from .check import check_map, check_shapes
-from .dispatch import knows_identity, runs_kernels, stats_dtype
+from .dispatch import by_kernels, knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .pool import saved_like, strip_pool
 from .scale import rank1_gate
@@ -104,8 +104,15 @@ def rank1_pool(
         [t.to(dtype) for t in group] for group in (planes, weights, taken or ())
     )
     if any(maxima) or not runs_kernels(planes[0], impl, planes, weights, taken):
-        return reference.rank1_pool(planes, weights, chunks, taken or None, maxima)
-    return torch.ops.mmattn.rank1_pool(planes, weights, taken, list(chunks))[:3]
+        return _noted(reference.rank1_pool(planes, weights, chunks, taken or None, maxima), taken)
+    return _noted(torch.ops.mmattn.rank1_pool(planes, weights, taken, list(chunks))[:3], taken)
+
+
+def _noted(descriptors, taken):
+    if record.is_on():
+        number = '2' if taken else '1'
+        record.note({axis + number: v for axis, v in zip('chw', descriptors, strict=True)})
+    return descriptors
 
 
 def _sizes(planes):
@@ -220,9 +227,26 @@ def rank1_attention(
     ):
         y, moments = _composed(x, params, running, by_batch, eps, chunks, a, maxima, impl)
     else:
-        y, moments, *_ = torch.ops.mmattn.drtam(x, params, running, by_batch, eps, list(chunks), a)
+        y, moments, saved = torch.ops.mmattn.drtam(
+            x, params, running, by_batch, eps, list(chunks), a
+        )
+        if record.is_on():
+            _note(x, params, tuple(chunks), a, saved)
     _update(norms, moments)
     return y
+
+
+def _note(x, params, chunks, a, saved):
+    if not by_kernels('drtam', x, a):
+        return
+    parts = dispatch.backend(x.device.type).rank1_attention_parts
+    planes, stages = parts(x, params, chunks, saved)
+    pools, factors = dict(zip(('ch', 'cw', 'hw'), planes, strict=True)), {}
+    for number, (descriptors, out) in enumerate(stages, 1):
+        behind = '' if number == 1 else '2'
+        for axis, v, factor in zip('chw', descriptors, out, strict=True):
+            pools[f'{axis}{number}'], factors[axis + behind] = v, factor
+    record.note(pools, factors, 'rank1', a)
 
 
 def _update(norms, moments):

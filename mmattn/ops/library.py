@@ -27,6 +27,7 @@ support of Functions differs from version to version. Nothing here needs PyTorch
 """
 
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ BATCHED = (
 
 # Every forward operator with its equations, for `ExportedProgram.run_decompositions`.
 decompositions: dict[Any, Callable] = {}
-# Every operator's kernel by its name, to be called with a backend: for analysis.
+# Every operator's kernel by its name, to be called with a backend.
 kernels: dict[str, Callable] = {}
 
 
@@ -82,6 +83,7 @@ def define(
     equations: Callable | None = None,
     gradient: Gradient | None = None,
     part: Callable[..., bool] | None = None,
+    kernels_on: Callable[[torch.device], bool] | None = None,
 ) -> None:
     """Make `torch.ops.mmattn.<name>`.
 
@@ -95,6 +97,8 @@ def define(
         part: called with the arguments, whether they ask for the identity in part
             (`mmattn.ops.identity`), of which a backend need not know. None of an operator that
             has no such argument.
+        kernels_on: whether there is a kernel on a device, of an operator that not every backend
+            has; elsewhere its equations run. None: on every device that has a backend.
     """
     name = schema.partition('(')[0]
     LIBRARY.define(schema, tags=_TAGS)
@@ -102,19 +106,25 @@ def define(
 
     kernels[name] = kernel
     several = len(op._schema.returns) > 1
-    written = None if gradient is None else _padded(op, equations, fake)
+    written: Any = None if gradient is None else _padded(op, equations, fake)
 
-    def kernels_may(x, args):
-        return _knows(name, part, x, args) and dispatch.passes(name, x)
+    def why_not(x, args):
+        """Why kernels do not run, or nothing."""
+        if kernels_on is not None and not kernels_on(x.device):
+            return f'has no kernel on {x.device}'
+        if not _knows(name, part, x, args):
+            return 'has no kernel with identity_scale'
+        return '' if dispatch.passes(name, x) else 'failed its self-check on this GPU'
 
     def run(*args):
         x = next(_tensors(args))
         if 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
-            if gradient is not None and not kernels_may(x, args):
-                found = _instead(name, written, args, _knows(name, part, x, args))
+            why = why_not(x, args) if gradient is not None else ''
+            if why:
+                found = _instead(name, written, args, why)
             else:
-                found = kernel(backend, *args)
+                found = call_kernel(backend, name, args)
         elif not x.numel():  # of an empty map, which compiled code may come to
             found = _zeros(fake(*args)) if gradient is None else written(*args)
         else:
@@ -130,9 +140,17 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        LIBRARY.impl(name, _differentiable(name, op, written, gradient, kernels_may), 'Autograd')
+        LIBRARY.impl(name, _differentiable(name, op, written, gradient, why_not), 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
+
+
+def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
+    """An operator by a backend: its own whole one, or the kernel that is made of its functions."""
+    whole = getattr(backend, 'operator', None)
+    own = None if whole is None else whole(name)
+    found = NotImplemented if own is None else own(*args)
+    return kernels[name](backend, *args) if found is NotImplemented else found
 
 
 def _knows(name, part, x, args):
@@ -144,12 +162,10 @@ def _knows(name, part, x, args):
     return kernels is None or name in kernels.IDENTITY
 
 
-def _instead(name, written, args, known):
-    """The equations' results of an operator whose kernels failed their check, or do not know the
-    identity in part. What is kept for backward is not among them: autograd differentiates the
-    equations, in place of the operator."""
+def _instead(name, written, args, why):
+    """The equations' results of an operator whose kernels do not run. What is kept for backward is
+    not among them: autograd differentiates the equations, in place of the operator."""
     if not torch.is_inference_mode_enabled():
-        why = 'failed its self-check on this GPU' if known else 'has no kernel with identity_scale'
         raise RuntimeError(
             f'mmattn::{name} {why}, and this program was compiled or exported with it: compile it '
             'anew, or decompose it (mmattn.ops.decompositions)'
@@ -212,7 +228,7 @@ def _below(op, args):
         return op(*args)
 
 
-def _differentiable(name, op, equations, gradient, kernels_may):
+def _differentiable(name, op, equations, gradient, why_not):
     kinds = [str(argument.type) for argument in op._schema.arguments]
     # None: no tensor; else whether it is a list of tensors.
     lists = [('List' in kind) if 'Tensor' in kind else None for kind in kinds]
@@ -231,7 +247,7 @@ def _differentiable(name, op, equations, gradient, kernels_may):
         for t in flat:
             if t is not None and t.device != device:
                 raise dispatch.two_devices(device, t.device)
-        if _has_tangent(args) or not kernels_may(next(_tensors(args)), args):
+        if _has_tangent(args) or why_not(next(_tensors(args)), args):
             return equations(*args)
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
             lengths = []
@@ -264,7 +280,8 @@ class _Function(torch.autograd.Function):
         lengths: list[int],
         *flat: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        flat_, full = iter(flat), []
+        flat_: Any = iter(flat)
+        full: list[Any] = []
         for arg, is_list in zip(args, lists, strict=True):
             if is_list:
                 full.append([next(flat_) for _ in arg])
@@ -284,9 +301,9 @@ class _Function(torch.autograd.Function):
         return tuple(every)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         # Of a result that was left out, a tensor (0,), there is no gradient.
-        grads = [None if g is None or g.shape == (0,) else g for g in grads[: ctx.gradient.outputs]]
+        grads = [None if g is None or g.shape == (0,) else g for g in given[: ctx.gradient.outputs]]
         if all(g is None for g in grads):
             return (None,) * (5 + len(ctx.needs))
         # Unpacked once: checkpointing unpacks nothing twice.

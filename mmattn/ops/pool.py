@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dispatch, reference
+from . import dispatch, record, reference
 from .check import check_map, factors_of
 from .dispatch import runs_kernels, stats_dtype, two_devices
 from .library import Gradient, define
@@ -24,8 +24,15 @@ def channel_pool(x: Tensor, maximum: bool = False, impl: str | None = None) -> t
     """Average, and maximum if asked, of each channel: `(avg (N, C)[, max (N, C)])`."""
     check_map(x)
     if not runs_kernels(x, impl) or dispatch.declines('channel_pool', x, maximum=maximum):
-        return reference.channel_pool(x, maximum)
-    return torch.ops.mmattn.channel_pool(x, maximum)[: 2 if maximum else 1]
+        return _noted(('c_avg', 'c_max'), reference.channel_pool(x, maximum))
+    found = torch.ops.mmattn.channel_pool(x, maximum)[: 2 if maximum else 1]
+    return _noted(('c_avg', 'c_max'), found)
+
+
+def _noted(names, found):
+    if record.is_on():
+        record.note(dict(zip(names, found, strict=False)))
+    return found
 
 
 def _like(x):
@@ -80,8 +87,8 @@ def spatial_pool(x: Tensor, c: Tensor, impl: str | None = None) -> tuple[Tensor,
     """Average and maximum over the channels of `x * c`: `(avg (N, H, W), max (N, H, W))`."""
     (c,) = factors_of(x, 'nc', c)
     if not runs_kernels(x, impl, c):
-        return reference.spatial_pool(x, c)
-    return torch.ops.mmattn.spatial_pool(x, c)[:2]
+        return _noted(('s_avg', 's_max'), reference.spatial_pool(x, c))
+    return _noted(('s_avg', 's_max'), torch.ops.mmattn.spatial_pool(x, c)[:2])
 
 
 def _map_of(x):
@@ -132,8 +139,10 @@ def strip_pool(x: Tensor, channel: bool = False, impl: str | None = None) -> tup
     """Averages along one axis: `(ch (N, C, H), cw (N, C, W)[, hw (N, H, W)])` over W, H and C."""
     check_map(x)
     if not runs_kernels(x, impl):
-        return reference.strip_pool(x, channel)
-    return torch.ops.mmattn.strip_pool(x, channel)[: 3 if channel else 2]
+        return _noted(('ch', 'cw', 'hw'), reference.strip_pool(x, channel))
+    return _noted(
+        ('ch', 'cw', 'hw'), torch.ops.mmattn.strip_pool(x, channel)[: 3 if channel else 2]
+    )
 
 
 def planes_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,11 +210,17 @@ def entropy_pool(
     """
     taps, constant = check_taps(x, taps)
     if not constant or not runs_kernels(x, impl, taps):
-        return reference.entropy_pool(x, taps, channel, spatial, avg, max, ent)
+        found = reference.entropy_pool(x, taps, channel, spatial, avg, max, ent)
+        _noted(_ENTROPY_POOLS, [*found[0], *found[1]])
+        return found
     stats = torch.ops.mmattn.entropy_pool(x, taps, channel, spatial, avg, max, ent)[:6]
     wanted = [side and pool for side in (channel, spatial) for pool in (avg, max, ent)]
     stats = [t if want else None for t, want in zip(stats, wanted, strict=True)]
+    _noted(_ENTROPY_POOLS, stats)
     return tuple(stats[:3]), tuple(stats[3:])
+
+
+_ENTROPY_POOLS = 'c_avg', 'c_max', 'c_ent', 's_avg', 's_max', 's_ent'
 
 
 def check_taps(x: Tensor, taps: Tensor) -> tuple[Tensor, bool]:

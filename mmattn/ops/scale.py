@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import dispatch, identity, reference
+from . import dispatch, identity, record, reference
 from .check import factors_of
 from .dispatch import knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
@@ -28,7 +28,10 @@ def channel_gate(
 ) -> Tensor:
     """`x * c`, one factor a channel."""
     (c,) = factors_of(x, 'nc', c)
-    return _scale('channel_gate', x, impl, [identity.part(c, _share(x, identity_scale))])
+    a = _share(x, identity_scale)
+    if record.is_on():
+        _note('channel_gate', [c], a)
+    return _scaled('channel_gate', x, impl, [identity.part(c, a)])
 
 
 def spatial_gate(
@@ -149,8 +152,26 @@ def _share(x, a):
     return a if a is None else a.to(stats_dtype(x))
 
 
+def _note(name, factors, a=None):
+    names = _NAMES[name]
+    named = dict(zip(names, factors, strict=False))  # of DRTAM's, the second three may be missing
+    record.note(None, named, name.partition('_')[0], a)
+
+
+_NAMES = dict(
+    channel_gate='c',
+    spatial_gate='s',
+    product_gate='cs',
+    sum_gate='cs',
+    coord_gate='hw',
+    rank1_gate=('c', 'h', 'w', 'c2', 'h2', 'w2'),
+)
+
+
 def _in_part(name, x, impl, a, *factors):
     a, (op, made_of) = _share(x, a), _PARTS[name]
+    if record.is_on():
+        _note(name, factors, a)
     if not runs_kernels(x, impl, factors, a) or not knows_identity(op, x):
         written = getattr(reference, name)
         if name == 'rank1_gate':
@@ -160,6 +181,12 @@ def _in_part(name, x, impl, a, *factors):
 
 
 def _scale(name, x, impl, factors):
+    if record.is_on():
+        _note(name, factors)
+    return _scaled(name, x, impl, factors)
+
+
+def _scaled(name, x, impl, factors):
     if not runs_kernels(x, impl, factors) or dispatch.declines(name, x):
         return _equations(name)(x, factors)
     return getattr(torch.ops.mmattn, name)(x, factors)

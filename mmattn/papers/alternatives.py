@@ -130,9 +130,13 @@ def fitting(entry: Entry) -> set[str]:
 
 
 def start_from(cfg: Config, checkpoint: str) -> None:
-    """Let a config's model start from a checkpoint, and from nothing else."""
+    """Let a config's model start from a checkpoint, and from nothing else.
+
+    What the config says of the `PretrainedHook` (`fresh_gates`) stays.
+    """
     cfg.setdefault('default_hooks', {})
-    cfg.default_hooks.pretrained = dict(type='PretrainedHook', checkpoint=checkpoint)
+    said = cfg.default_hooks.get('pretrained') or {}
+    cfg.default_hooks.pretrained = dict(said, type='PretrainedHook', checkpoint=checkpoint)
     for part in (cfg.model.backbone, cfg.model.get('roi_head', {}).get('shared_head')):
         if part is not None:
             part.init_cfg = None
@@ -276,20 +280,20 @@ def _check_pair(path: str | Path, first: str, second: str) -> None:
     """Two alternatives that go together give the same, whichever is merged first."""
     fault = f'the alternatives {first} and {second} do not go together'
     try:
-        orders = [effective(_read(path, pair)) for pair in ((second, first), (first, second))]
+        one, other = (effective(_read(path, p)) for p in ((second, first), (first, second)))
     except Exception as error:
         row = effective(_read(path, []))
-        one, other = (
+        sets, other_sets = (
             [found.key for found in differences(row, effective(_read(path, [name])))]
             for name in (first, second)
         )
         # a key, or one that the other has something of
-        both = {a for a in one for b in other if f'{b}.'.startswith(f'{a}.')}
-        both |= {b for a in one for b in other if f'{a}.'.startswith(f'{b}.')}
-        both = ', '.join(sorted(both))
-        reason = f'both set {both}' if both else f'{type(error).__name__}: {error}'
+        both = {a for a in sets for b in other_sets if f'{b}.'.startswith(f'{a}.')}
+        both |= {b for a in sets for b in other_sets if f'{a}.'.startswith(f'{b}.')}
+        keys = ', '.join(sorted(both))
+        reason = f'both set {keys}' if keys else f'{type(error).__name__}: {error}'
         raise AlternativeError(f'{fault}: {reason}') from error
-    for found in differences(*orders):
+    for found in differences(one, other):
         raise AlternativeError(
             f'{fault}: they set {found.key} to {_short(found.before)} and to {_short(found.after)}'
         )

@@ -35,7 +35,7 @@ class Metric:
     def read(self, metrics: Mapping[str, Any]) -> float | None:
         """The column's value of an evaluation, in percent; None if it has none (COCO's -1, which
         says that there are no such objects, is none)."""
-        value = metrics.get(self.key)
+        value: Any = metrics.get(self.key)
         if not is_number(value) or value < 0:
             return None
         value *= self.scale

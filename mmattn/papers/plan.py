@@ -111,8 +111,8 @@ def make(
     chosen = [entry for entry in found if not rows or any(_fits(entry, glob) for glob in rows)]
     for glob in rows:
         if not any(_fits(entry, glob) for entry in found):
-            names = ', '.join(dict.fromkeys(entry.name for entry in found))
-            raise PlanError(f'no row fits {glob!r}; the rows are {names}')
+            known = ', '.join(dict.fromkeys(entry.name for entry in found))
+            raise PlanError(f'no row fits {glob!r}; the rows are {known}')
     _check_alternatives(chosen, alternatives)
     runs = {}
     for seed in range(seeds):

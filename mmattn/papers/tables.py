@@ -40,7 +40,7 @@ EVIDENCE_KEYS = {
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
 OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
-OPTIONAL_ROW_KEYS = {
+OPTIONAL_ROW_KEYS: dict[str, Any] = {
     'settings': dict,
     'contradicts': dict,
     'misprints': dict,

@@ -227,7 +227,7 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
 def _untrained(path: str, folder: str | Path, names: Sequence[str]) -> str:
     """A checkpoint, untrained, of the ImageNet network that a row can start from, with those of the
     row's alternatives that are its own, too."""
-    start = next(entry.pretrained for entry in entries() if entry.config == path)
+    start = str(next(entry.pretrained for entry in entries() if entry.config == path))
     own = [name for name in names if name in alternatives.of_row(start)]
     cfg = alternatives.combine(config_root() / start, own)
     import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()

@@ -10,7 +10,7 @@ import yaml
 from .errors import UserError
 
 NUMBER = (int, float)
-KINDS = {
+KINDS: dict[str, Any] = {
     'partition': str,
     'account': str,
     'qos': str,
@@ -27,7 +27,12 @@ KINDS = {
     'signal_seconds': int,
     'sbatch': dict,
 }
-LEAST = {'hours': 1 / 60, 'gpus_per_node': 0, 'memory_gb': 0.1, 'signal_seconds': 5}  # else 1
+LEAST: dict[str, float] = {
+    'hours': 1 / 60,
+    'gpus_per_node': 0,
+    'memory_gb': 0.1,
+    'signal_seconds': 5,
+}  # else 1
 MOST = {'hours': 8760, 'signal_seconds': 3600}  # YAML reads 12:00:00 as 43200
 
 
@@ -83,7 +88,7 @@ def read(path: str | Path | None, partition: str | None = None) -> Cluster:
     Raises:
         UserError: in one line, if the file cannot be read or has another form.
     """
-    found = {}
+    found: Any = {}
     if path is not None:
         try:
             found = yaml.safe_load(Path(path).read_text(encoding='utf-8')) or {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from mmattn.papers import config_root
 from mmattn.papers.plan import Run, title
@@ -48,7 +48,10 @@ class Job:
     starts: int = 0  # that the record had before this try
 
 
-class Driver:
+J = TypeVar('J', bound=Job)
+
+
+class Driver(Generic[J]):
     """What placements have in common; they say how a run is started, asked and stopped.
 
     Args:
@@ -59,7 +62,8 @@ class Driver:
         options (Sequence[str]): Further ones of `tools/train.py`.
     """
 
-    job_class, pause = Job, 1.0  # seconds between two rounds
+    job_class: type[J]
+    pause = 1.0  # seconds between two rounds
 
     def __init__(
         self,
@@ -81,11 +85,11 @@ class Driver:
         """Whether it makes sense to try to start one more."""
         return True
 
-    def adopt(self, job: Job) -> bool:
+    def adopt(self, job: J) -> bool:
         """Whether a job that this driver has not started is in its hands all the same."""
         return False
 
-    def start(self, job: Job, checkpoint: str | None) -> bool:
+    def start(self, job: J, checkpoint: str | None) -> bool:
         """Start a job whose lease is held.
 
         Args:
@@ -99,15 +103,15 @@ class Driver:
         """
         raise NotImplementedError
 
-    def poll(self, job: Job) -> tuple[bool, int | None]:
+    def poll(self, job: J) -> tuple[bool, int | None]:
         """Whether a running job has ended, and its exit code if it is known. If it has ended, its
         lease is held, or its state is no longer 'running'."""
         raise NotImplementedError
 
-    def stop(self, job: Job, now: bool) -> None:
+    def stop(self, job: J, now: bool) -> None:
         """Ask a running job to save a checkpoint and end; with `now` kill it."""
 
-    def waits_on_stop(self, job: Job) -> bool:
+    def waits_on_stop(self, job: J) -> bool:
         """Whether a driver that was asked to stop waits for a job's end."""
         return False
 
@@ -136,18 +140,17 @@ class Driver:
         job = self.jobs[run.name]
         return 'running' if job.state in ('running', 'elsewhere') else 'idle'
 
-    def release(self, job: Job) -> None:
+    def release(self, job: J) -> None:
         """Give back what a job holds."""
         if job.lease is not None:
             job.lease.release()
             job.lease = None
 
-    def drive(self, look: Callable[[], Any] = lambda: None, pause: float = 1) -> bool:
+    def drive(self, look: Callable[[], Any] = lambda: None) -> bool:
         """Carry the plan through.
 
         Args:
-            look (Callable): Called between two rounds.
-            pause (float): Seconds between them.
+            look (Callable): Called between two rounds, which are `pause` seconds apart.
 
         Returns:
             bool: whether all runs are done.
@@ -162,7 +165,7 @@ class Driver:
                     break
                 if self.asked_to_stop and not any(map(self.waits_on_stop, self.jobs.values())):
                     break
-                time.sleep(pause)
+                time.sleep(self.pause)
         return all(job.state == 'done' for job in self.jobs.values())
 
     def failures(self) -> list[str]:
@@ -192,7 +195,7 @@ class Driver:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _update(self, job: Job) -> None:
+    def _update(self, job: J) -> None:
         if job.state in ENDED:
             return
         if job.state == 'running':
@@ -208,7 +211,8 @@ class Driver:
         if known is not None and known['state'] == 'done':
             self._end(job, 'done')
             return
-        before = job.run.waits_for and self.jobs[job.run.waits_for.name]
+        first = job.run.waits_for
+        before = None if first is None else self.jobs[first.name]
         if before is not None and before.state in ('failed', 'blocked'):
             self._end(job, 'blocked', f'waits for {before.run.name}, which has no result')
         elif self.adopt(job):
@@ -216,14 +220,14 @@ class Driver:
         elif self.has_room() and (before is None or before.state == 'done'):
             self._try_to_start(job, before)
 
-    def _read(self, job: Job) -> dict[str, Any] | None:
+    def _read(self, job: J) -> dict[str, Any] | None:
         try:
             return record.find(job.folder)
         except record.RecordError as error:
             self._end(job, 'failed', f'{error}; without that folder it trains again')
             return None
 
-    def _try_to_start(self, job: Job, before: Job | None) -> None:
+    def _try_to_start(self, job: J, before: J | None) -> None:
         path = job.folder / leases.NAME
         try:
             job.lease = leases.take(path, 'a driver')
@@ -254,7 +258,7 @@ class Driver:
             self.release(job)
             self._end(job, 'failed', ' '.join(str(error).split()))
 
-    def _ended(self, job: Job, code: int | None) -> None:
+    def _ended(self, job: J, code: int | None) -> None:
         """A run is over, and its lease is ours: what does its record say?"""
         known = self._read(job)
         if job.state in ENDED:
@@ -279,7 +283,7 @@ class Driver:
         else:
             self._end(job, 'failed', reason)
 
-    def _note(self, job: Job, known: dict[str, Any], reason: str, failed: bool) -> None:
+    def _note(self, job: J, known: dict[str, Any], reason: str, failed: bool) -> None:
         """Completes the record of a training that could not: the lease is ours, nobody writes."""
         if len(known['starts']) == job.starts:
             known['starts'].append(
@@ -302,7 +306,7 @@ class Driver:
         except OSError as error:
             self.say(f'{job.folder / record.NAME} was not written: {error.strerror}')
 
-    def _end(self, job: Job, state: str, message: str = '') -> None:
+    def _end(self, job: J, state: str, message: str = '') -> None:
         job.state, job.message = state, message
         self.say(f'{title(job.run)}: {state}{f", {message}" if message else ""}')
 

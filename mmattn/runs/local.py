@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ class Job(driver.Job):
     slots: dict[str, leases.Lease] = field(default_factory=dict)
 
 
-class Driver(driver.Driver):
+class Driver(driver.Driver[Job]):
     """Runs a plan on this machine.
 
     Args:
-        runs, work_dir, tries, say, options: See `driver.Driver`.
+        runs, work_dir, common: See `driver.Driver`.
         slots (Slots): What the runs share.
         per_run (int): Slots, and processes, of a run.
         environment (dict): Further variables of the trainings.
@@ -47,12 +47,10 @@ class Driver(driver.Driver):
         work_dir: str | Path,
         slots: leases.Slots,
         per_run: int = 1,
-        tries: int = 3,
-        say: Callable[[str], Any] = print,
-        options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(runs, work_dir, tries, say, options)
+        super().__init__(runs, work_dir, **common)
         self.slots, self.per_run = slots, per_run
         self.environment = {**os.environ, **(environment or {})}
         self._full = False  # no slots are left in this round
@@ -134,6 +132,7 @@ class Driver(driver.Driver):
             )
 
     def poll(self, job: Job) -> tuple[bool, int | None]:
+        assert job.lease is not None and job.process is not None  # of a running job
         for lease in (job.lease, *job.slots.values()):
             lease.beat()
         code = job.process.poll()

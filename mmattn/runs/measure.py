@@ -44,7 +44,7 @@ class MeasureHook(Hook):
 
     def __init__(self, path: str, evaluations: int, seconds: float = SECONDS) -> None:
         self.path, self.evaluations, self.seconds = path, evaluations, seconds
-        self.count, self.begun = 0, None
+        self.count, self.begun = 0, 0.0
 
     def before_train(self, runner: Runner) -> None:
         self.begun = _now()

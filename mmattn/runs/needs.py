@@ -152,7 +152,7 @@ def checkpoint_bytes(cfg: Config) -> int:
     import_module(f'{scope}.registry').MODELS.import_from_location()
     with DefaultScope.overwrite_default_scope(scope):
         model = build_model(cfg)
-    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
+    optimizer: Any = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     kept = KEPT.get(optimizer.get('type'), 2)
     if optimizer.get('type') == 'SGD' and not optimizer.get('momentum'):
         kept = 0

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -11,6 +12,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
+from mmattn.hosts.host import PluginHost
+from mmattn.hosts.plug.modules import placed
 from mmattn.registry import register
 
 from . import checkpoint
@@ -69,7 +72,18 @@ def backbone_of(weights: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     return inside, [name for name in rest if not name.startswith('backbone.')]
 
 
-def load_backbone(model: nn.Module, path: str | Path) -> None:
+def gate_names(part: nn.Module) -> set[str]:
+    """The names in a part's state dict that are of gates, in slots or by `plug`."""
+    gates = [getattr(owner, spot.name) for _, owner, place in placed(part) for spot in place.spots]
+    for module in part.modules():
+        if isinstance(module, PluginHost):
+            gates += [gate for _, gate in module._plugin_modules()]
+    own = {id(t) for gate in gates for t in (*gate.parameters(), *gate.buffers())}
+    # By the tensors: a module's name is not always what its tensors are called in a state dict.
+    return {name for name, value in part.state_dict(keep_vars=True).items() if id(value) in own}
+
+
+def load_backbone(model: nn.Module, path: str | Path, fresh_gates: bool = False) -> None:
     """Load a checkpoint's backbone into a model's.
 
     A detector without FPN has the last stage in its RoI head (`roi_head.shared_head`): it is filled
@@ -78,18 +92,23 @@ def load_backbone(model: nn.Module, path: str | Path) -> None:
     Args:
         model (nn.Module): With a `backbone`.
         path (str or Path): Of the checkpoint, see `read_state_dict`.
+        fresh_gates (bool): Whether the checkpoint is of the network without its gates, which stay
+            as they were built.
 
     Raises:
         ValueError: in one line, if a weight of the backbone or of a gate is not in the checkpoint,
             is there in another shape, or if the checkpoint has one that the model has not.
     """
-    head = getattr(model, 'roi_head', None)
-    parts = [model.backbone]
+    head: Any = getattr(model, 'roi_head', None)
+    parts: list[Any] = [model.backbone]
     # MMDetection's C4 has the last stage in its RoI head, C4FasterRCNN in the backbone, too.
     if getattr(head, 'with_shared_head', False):
-        inside = any(module is head.shared_head for module in model.backbone.modules())
+        inside = any(module is head.shared_head for module in parts[0].modules())
         parts += [] if inside else [head.shared_head]
     wanted = {name: value for part in parts for name, value in part.state_dict().items()}
+    if fresh_gates:
+        fresh = {name for part in parts for name in gate_names(part)}
+        wanted = {name: value for name, value in wanted.items() if name not in fresh}
     found, strange = backbone_of(read_state_dict(path))
     # Old checkpoints have no counts of batches, which matter to norms without a momentum only.
     counts = {name for name in {**wanted, **found} if name.endswith('num_batches_tracked')}
@@ -119,6 +138,7 @@ class PretrainedHook(Hook):
 
     Args:
         checkpoint (str): As `tools/train.py --pretrained CHECKPOINT` gives it.
+        fresh_gates (bool): Whether it is of the network without gates; see `load_backbone`.
 
     Raises:
         ValueError: before training, if there is no checkpoint, or it does not fit.
@@ -126,8 +146,8 @@ class PretrainedHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def __init__(self, checkpoint: str | None = None) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: str | None = None, fresh_gates: bool = False) -> None:
+        self.checkpoint, self.fresh_gates = checkpoint, fresh_gates
 
     def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
@@ -135,8 +155,9 @@ class PretrainedHook(Hook):
         if self.checkpoint is None:
             raise ValueError('the checkpoint that the backbone starts from is not named')
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        load_backbone(model, self.checkpoint)
-        runner.logger.info(f'The backbone starts from {self.checkpoint}')
+        load_backbone(model, self.checkpoint, self.fresh_gates)
+        gates = ', its gates as they were built' if self.fresh_gates else ''
+        runner.logger.info(f'The backbone starts from {self.checkpoint}{gates}')
 
 
 def _some(names: Iterable[str]) -> str:

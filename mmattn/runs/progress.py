@@ -40,7 +40,8 @@ class Progress:
         self._live = None
         if self.console.is_terminal:
             self._live = Live(console=self.console, auto_refresh=False)
-        self._shown, self._told, self._begun = float('-inf'), '', None
+        self._shown, self._told = float('-inf'), ''
+        self._begun: tuple[float, float] | None = None
 
     def __enter__(self) -> 'Progress':
         if self._live:

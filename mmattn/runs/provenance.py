@@ -107,7 +107,7 @@ def _parts(dataset: Any) -> Iterator[Any]:
 
 def _sample(info: dict[str, Any], root: str) -> bytes:
     """What identifies a sample. Masks, which are long, are left to their boxes."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for key in ('img_path', 'seg_map_path'):
         if key in info:
             kept[key] = str(info[key]).removeprefix(root)

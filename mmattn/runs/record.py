@@ -70,7 +70,7 @@ CHECKPOINT = {'name': str, 'sha256': str, 'weights_sha256': str}
 FINAL = {'last': dict, 'best': dict, 'best_epoch': (int, NONE)}
 
 # What of a config says where a run is, whether it goes on and how it is told about.
-PLACE = ('work_dir', 'launcher', 'resume', 'load_from', 'experiment_name', 'cfg')
+PLACE: tuple[str, ...] = ('work_dir', 'launcher', 'resume', 'load_from', 'experiment_name', 'cfg')
 PLACE += ('log_level', 'log_processor', 'visualizer')
 TOLD = ('logger', 'timer', 'visualization')  # of the default hooks
 # What of a data loader changes its speed alone: samples are seeded by their number (seeding.py).

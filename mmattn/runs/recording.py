@@ -64,7 +64,8 @@ class RecordHook(Hook):
     priority = 'LOWEST'
 
     def __init__(self, asked: dict[str, Any]) -> None:
-        self.asked, self.record, self.noted = asked, None, time.monotonic()
+        self.asked, self.noted = asked, time.monotonic()
+        self.record: Any = None  # before the training begins, and in processes but the first
 
     def before_train(self, runner: Runner) -> None:
         hosts = all_gather_object(socket.gethostname())

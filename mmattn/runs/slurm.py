@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ class Job(driver.Job):
         return f'{self.run.name.replace("/", "-")}-{digest}'
 
 
-class Driver(driver.Driver):
+class Driver(driver.Driver[Job]):
     """Runs a plan on a cluster.
 
     Args:
-        runs, work_dir, tries, say, options: See `driver.Driver`.
+        runs, work_dir, common: See `driver.Driver`.
         cluster (Cluster): Where, and with what.
         per_run (int): Processes of a run.
         environment (dict): Further variables of the trainings.
@@ -67,7 +67,8 @@ class Driver(driver.Driver):
         UserError: if there is no Slurm here, or a run does not fit the cluster's nodes.
     """
 
-    job_class, pause = Job, PAUSE
+    job_class = Job
+    pause = PAUSE
 
     def __init__(
         self,
@@ -75,12 +76,10 @@ class Driver(driver.Driver):
         work_dir: str | Path,
         cluster: Cluster,
         per_run: int = 1,
-        tries: int = 3,
-        say: Callable[[str], Any] = print,
-        options: Sequence[str] = (),
         environment: dict[str, str] | None = None,
+        **common: Any,
     ) -> None:
-        super().__init__(runs, work_dir, tries, say, options)
+        super().__init__(runs, work_dir, **common)
         absent = [name for name in ('sbatch', 'squeue', 'srun') if shutil.which(name) is None]
         if absent:
             raise UserError(f'--slurm needs the commands of Slurm; not found: {", ".join(absent)}')
@@ -124,7 +123,8 @@ class Driver(driver.Driver):
         if self.queue is None:
             return False, None
         if job.name in self.queue:
-            self._tell_if_held(job)
+            number, _, reason = self.queue[job.name]
+            self._tell_if_held(job, number, reason)
             return False, None
         job.lease = leases.take(job.folder / leases.NAME, 'a driver')
         if job.lease is None:
@@ -134,11 +134,14 @@ class Driver(driver.Driver):
         if self.queue is None or job.name in self.queue:
             self.release(job)  # another driver has submitted it again since the round began
             return False, None
-        return True, self._exit_code(job.folder, job.number)
+        return True, None if job.number is None else self._exit_code(job.folder, job.number)
 
     def where(self, run: Run) -> str:
         job = self.jobs[run.name]
-        if job.state == 'running' and (self.queue or {}).get(job.name, ('', ''))[1] == 'PENDING':
+        if (
+            job.state == 'running'
+            and (self.queue or {}).get(job.name, ('', '', ''))[1] == 'PENDING'
+        ):
             return f'queued as job {job.number}'
         return super().where(run)
 
@@ -163,8 +166,7 @@ class Driver(driver.Driver):
             found[name] = number, state, reason
         return found
 
-    def _tell_if_held(self, job: Job) -> None:
-        number, _, reason = self.queue[job.name]
+    def _tell_if_held(self, job: Job, number: str, reason: str) -> None:
         held = 'held' in reason.lower() or reason == 'JobHoldMaxRequeue'
         if held and not job.held:
             self.say(f'{title(job.run)}: Slurm holds job {number} ({reason}); scontrol release')

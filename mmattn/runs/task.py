@@ -47,11 +47,10 @@ class Task:
     ) -> None:
         self.folder, self.code, self.command = folder, code, command
         self.processes, self.grace, self.environment = processes, grace, environment
-        self.saved, self.idle = (
-            None,
-            0,
-        )  # the last checkpoint when requeued, how often it was the same
-        self.pid = None  # of the launcher, while it runs
+        # The last checkpoint when requeued, how often it was the same.
+        self.saved: tuple[str, int] | None = None
+        self.idle = 0
+        self.pid: int | None = None  # of the launcher, while it runs
 
     def __call__(self) -> int:
         """Train; returns the exit code."""
@@ -104,7 +103,7 @@ class Task:
 
     def _take_lease(self, number: str) -> Any:
         path = Path(self.code) / 'leases.py'
-        spec = importlib.util.spec_from_file_location('leases', path)
+        spec: Any = importlib.util.spec_from_file_location('leases', path)
         leases = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(leases)
         deadline = time.monotonic() + LEASE_WAIT

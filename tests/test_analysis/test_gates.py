@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+import mmattn
 from mmattn import ops
 from mmattn.analysis.gates import gates_of, recording, select, stage_of
 from mmattn.analysis.panels import panels, shown
 from mmattn.attention import CAT, CBAM, DRTAM, ECA, SE, CoordAttention
 from mmattn.ops import reference
+from mmattn.ops.record import is_on as record_is_on
 
 C = 16
 GATES = [
@@ -63,6 +65,11 @@ def test_the_recorded_factors_give_what_the_kernels_give(cls, kwargs, x):
     torch.testing.assert_close(seen.ratio, ratio, rtol=1e-4, atol=1e-5)
 
 
+def unit(entropies):
+    """Eq. 4 of a batch; once more, it changes nothing."""
+    return reference.min_max(entropies, 0, 1)
+
+
 def test_cat_s_recorded_factors_are_those_of_its_operator(x):
     gate = learnt(CAT, reduction=4)
     layers = gate.mlp[0].weight, gate.mlp[2].weight
@@ -77,7 +84,13 @@ def test_cat_s_recorded_factors_are_those_of_its_operator(x):
     torch.testing.assert_close(seen.factors, dict(c=c, s=s), rtol=1e-5, atol=1e-6)
     for axis, three in zip('cs', pools, strict=True):
         for name, pooled in zip(('avg', 'max', 'ent'), three, strict=True):
-            torch.testing.assert_close(seen.stats[f'{axis}_{name}'], pooled, rtol=1e-5, atol=1e-5)
+            key, sign = f'{axis}_{name}', 1
+            if key == 's_avg' and 's_neg' in seen.pools:  # the operator takes it negated
+                key, sign = 's_neg', -1
+            told = sign * seen.pools[key]
+            if name == 'ent':
+                told, pooled = unit(told), unit(pooled)
+            torch.testing.assert_close(told, pooled, rtol=1e-4, atol=1e-5)
 
 
 def test_the_maps_are_those_of_the_equations(x):
@@ -85,16 +98,19 @@ def test_the_maps_are_those_of_the_equations(x):
     seen = record(learnt(CAT, reduction=4, gaussian_size=0), x)
     found = panels(seen, 1)
     p = x[1].softmax(0)
+    found['s_ent'] = found['s_ent']._replace(
+        values=unit(torch.tensor(found['s_ent'].values)[None])[0]
+    )
     expected = dict(
         s_avg=x[1].mean(0),
         s_neg=-x[1].mean(0),
         s_max=x[1].amax(0),
-        s_ent=-(p * p.log()).sum(0),
+        s_ent=unit(-(p * p.log()).sum(0)[None])[0],
         c_avg=x[1].mean((1, 2)),
         c_max=x[1].amax((1, 2)),
     )
     for key, values in expected.items():
-        torch.testing.assert_close(torch.tensor(found[key].values), values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.as_tensor(found[key].values), values, rtol=1e-4, atol=1e-5)
     whole = seen.factors['c'][1][:, None, None] + seen.factors['s'][1]
     torch.testing.assert_close(torch.tensor(found['gate'].values), whole.mean(0))
 
@@ -131,11 +147,9 @@ def test_each_gate_has_its_own_panels(cls, kwargs, keys, x):
 
 def test_recording_leaves_everything_as_it_was(x):
     gate = learnt(CAT, reduction=4, impl='fast')
-    before = {name: getattr(reference, name) for name in reference.__all__}
     with pytest.raises(RuntimeError, match='in between'), recording(gates_of(nn.Sequential(gate))):
         raise RuntimeError('in between')
-    assert {name: getattr(reference, name) for name in reference.__all__} == before
-    assert gate.impl == 'fast' and ops.get_impl() == 'fast'
+    assert gate.impl == 'fast' and not record_is_on()
     assert not gate._forward_hooks and not gate._forward_pre_hooks
 
 
@@ -182,3 +196,27 @@ def test_a_foreign_gate_shows_what_it_let_through(network):
     assert found.kind == 'ContextBlock' and found.attention() is None
     assert [panel.key for panel in shown(panels(found), found)] == ['ratio']
     assert found.ratio.shape == (1, 6, 6)
+
+
+@pytest.mark.parametrize('cls', [SE, CAT, DRTAM])
+def test_an_identity_scale_is_part_of_the_gate(cls, x):
+    gate = learnt(cls)
+    gate.identity_scale = nn.Parameter(torch.rand(C))
+    with torch.no_grad():
+        y = gate(x)
+    seen = record(gate, x)
+    torch.testing.assert_close(seen.identity, gate.identity_scale.detach())
+    torch.testing.assert_close(x[0] * seen.attention(), y[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_plugged_gate_is_found_wherever_it_stands(x):
+    model = nn.Sequential(nn.Conv2d(C, C, 3), nn.ReLU()).eval()
+    mmattn.plug(model, nn.Hardswish(), at='0', channels=C)
+    mmattn.plug(model, SE(C, 4), at='1', channels=C)
+    kinds = [type(place.module).__name__ for place in gates_of(model)]
+    assert kinds == ['Hardswish', 'SE']
+    with torch.no_grad(), recording(gates_of(model)) as seen:
+        model(x)
+    assert [panel.key for one in seen.values() for panel in shown(panels(one), one)] == [
+        'ratio', 'c_avg', 'c', 'ratio',
+    ]  # fmt: skip

@@ -24,7 +24,7 @@ def pins(path):
             yield found[1].lower().replace('_', '-'), found[2]
 
 
-@pytest.mark.parametrize('name', ['build', 'torch', 'openmmlab', 'runtime', 'tests'])
+@pytest.mark.parametrize('name', ['build', 'torch', 'openmmlab', 'runtime', 'tests', 'docs'])
 def test_what_is_pinned_is_locked(name):
     wanted = set(pins(REQUIREMENTS / f'{name}.txt'))
     assert wanted

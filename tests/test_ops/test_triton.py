@@ -169,6 +169,29 @@ def test_filter_sizes(run, taps, last):
     run(cases.compare, 'entropy_pool_max', SMALL, torch.float32, last, taps=taps)
 
 
+OPERATORS = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
+
+
+@LAYOUTS
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize('op', OPERATORS)
+def test_operator(run, op, dtype, last):
+    run(cases.compare_operator, op, SHAPE, dtype, last)
+
+
+@pytest.mark.parametrize('name', cases.VARIANTS)
+def test_operator_variants(run, name):
+    run(cases.compare_variant, name, (2, 5, 3, 4), len(name) % 2 == 0)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('op', OPERATORS)
+def test_operator_in_many_blocks(run, op, last):
+    """Loops, partial results of the passes, and middles that take several blocks."""
+    args = op, (2, 5, 3, 4), torch.float32, last
+    run(cases.compare_in_small_blocks, *args, compare=cases.compare_operator)
+
+
 @LAYOUTS
 @pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
 def test_gate(run, name, last):

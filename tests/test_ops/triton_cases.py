@@ -5,6 +5,7 @@ Shared by the tests in the interpreter (tiny tensors on the CPU) and those on a 
 
 import copy
 import importlib
+from unittest import mock
 
 import attention_cases
 import conv_cases
@@ -13,11 +14,11 @@ import on_kernels
 import rank1_cases
 import torch
 
-from mmattn.ops import dispatch, reference
+from mmattn.ops import dispatch, examples, reference
 from mmattn.ops import triton as kernels
+from mmattn.ops.triton import selfcheck
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-MODULES = ('gate', 'pool', 'strip', 'planes', 'attention', 'conv', 'norm', 'entropy')
 # Axes of the factors of each gate.
 GATES = {
     'channel_gate': ('nc',),
@@ -154,6 +155,64 @@ def compare_gate(name, shape, last, device='cpu', identity=False):
         close(a, b, 2e-4, f'{name}, tensor {i}')
 
 
+def compare_operator(op, shape, dtype, last):
+    """A whole operator against its equations, as the self-check compares them."""
+    assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
+
+
+def _cat_of(pools, alpha=True, beta=True, outer=True, sides=False, equation=True):
+    def make(m):
+        w1, _, w2, _ = m.mlp()
+        count = sum(pools)
+        vectors = [
+            m.rand(length) if given else None
+            for given, length in ((alpha, count), (beta, count), (outer, 2))
+        ]
+        kernel = m.around(1, count if sides else 1, 3, 3)
+        return m.x(), m.taps(), w1, w2, kernel, *vectors, list(pools), 0.2, 0.9, equation, None
+
+    return make
+
+
+def _cbam_of(normed):
+    def make(m):
+        w1, b1, w2, _ = m.mlp()
+        norm = [m.rand(1), m.rand(1), m.constant(1), m.constant(1)] if normed else []
+        return m.x(), w1, b1, w2, None, m.around(1, 2, 3, 3), norm, False, 1e-5, None
+
+    return make
+
+
+def _coord_by_running_statistics(m):
+    *args, _, eps, a = examples.ARGUMENTS['coord'](m)
+    return *args, False, eps, a
+
+
+# Whole operators with what `examples` does not ask of them.
+VARIANTS = {
+    'se, biases': ('se', lambda m: (m.x(), *m.mlp(), None)),
+    'se, more hidden values': ('se', lambda m: (m.x(), *m.mlp(33), None)),
+    'eca, five taps': ('eca', lambda m: (m.x(), m.around(1, 1, 5), None)),
+    'cbam, no norm': ('cbam', _cbam_of(False)),
+    'cbam, running statistics': ('cbam', _cbam_of(True)),
+    'coord, running statistics': ('coord', _coord_by_running_statistics),
+    'cat, plain': ('cat', _cat_of((True, True, True), False, False, False)),
+    'cat, side by side': ('cat', _cat_of((True, True, True), sides=True)),
+    'cat, side by side, plain': ('cat', _cat_of((True, False, True), False, False, sides=True)),
+    'cat, algorithm': ('cat', _cat_of((True, True, True), equation=False)),
+    'cat, algorithm, plain': ('cat', _cat_of((True, True, True), outer=False, equation=False)),
+    'cat, maximum': ('cat', _cat_of((False, True, False))),
+    'cat, entropy': ('cat', _cat_of((False, False, True))),
+    'cat, average': ('cat', _cat_of((True, False, False), False)),
+}
+
+
+def compare_variant(name, shape, last):
+    op, make = VARIANTS[name]
+    with mock.patch.dict(examples.ARGUMENTS, {op: make}):
+        compare_operator(op, shape, torch.float32, last)
+
+
 def compare_attention(*args, **kwargs):
     attention_cases.compare(kernels, *args, **kwargs)
 
@@ -202,7 +261,7 @@ def on_cpu():
 def compare_in_small_blocks(*args, compare=compare):
     """`compare` with blocks of at most 4, so that small tensors take many of them."""
     common = importlib.import_module('mmattn.ops.triton.common')
-    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in MODULES]
+    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in kernels.MODULES]
     try:
         for module in modules:
             module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))

@@ -487,6 +487,19 @@ def test_the_command_line_with_a_config(style, capsys):
         assert '3.505 M parameters (M = 10^6, G = 10^9, input 192x160)' in text
 
 
+def test_the_command_line_with_an_alternative(capsys):
+    """Its gates are counted: CAT's convolution of three maps in place of one."""
+    config = str(papers.config_root() / 'cat/retinanet_r50-cat_fpn_4xb2-90k_coco.py')
+    found = {}
+    for name in ('', 'cat-concat'):
+        args = ['--alternative', name] if name else []
+        tool.main([config, *args, '--size', '64', '64', '--format', 'json'])
+        found[name] = json.loads(capsys.readouterr().out)
+    assert found['cat-concat']['params'] - found['']['params'] == 16 * 2 * 7 * 7
+    assert found['cat-concat']['config'].endswith('_coco.py+cat-concat')
+    assert found['cat-concat']['flops'] > found['']['flops']
+
+
 def test_standard_output_is_the_result_alone():
     config = papers.config_root() / 'drtam/mobilenet-v2_4xb64_in1k.py'
     done = subprocess.run(
@@ -507,6 +520,11 @@ def test_standard_output_is_the_result_alone():
         (['--paper', 'senet'], 'invalid choice'),
         (['--paper', 'cat', '--table', '7'], 'cat has the tables 1, 2, 3, 4, 5, 6'),
         (['no_such_config.py'], 'no such file'),
+        (['--alternative', 'c4'], '--alternative is for a single config'),
+        (
+            [f'{papers.config_root()}/drtam/mobilenet-v2_4xb64_in1k.py', '--alternative', 'c4'],
+            'error: the alternative c4 is for',
+        ),
     ],
 )
 def test_a_wrong_command_line_is_refused(args, words, capsys):

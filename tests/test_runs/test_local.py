@@ -93,7 +93,7 @@ def pretend(tmp_path, monkeypatch):
         driver = local.Driver(
             runs, tmp_path / 'work', leases.Slots('cpu', slots), say=said.append, **options
         )
-        driver.said = said
+        driver.said, driver.pause = said, 0.05
         return driver
 
     return make
@@ -112,20 +112,20 @@ def starts(driver, name):
 def test_what_is_done_is_not_done_again(pretend):
     rows = {'good_base': None, 'good_one': 'good_base', 'good_two': 'good_base'}
     driver = pretend(rows)
-    assert driver.drive(pause=0.05)
+    assert driver.drive()
     folder = next(job.folder for job in driver.jobs.values() if 'base' in job.run.config)
     for name in ('good_one', 'good_two'):
         (args,) = starts(driver, name)
         assert args[args.index('--pretrained') + 1] == str(folder / 'epoch_1.pth')
     again = pretend(rows)
-    assert again.drive(pause=0.05)
+    assert again.drive()
     assert all(len(starts(again, name)) == 1 for name in rows)
 
 
 def test_a_plan_goes_on_past_runs_that_fail(pretend):
     rows = {'bad': None, 'good_after': 'bad', 'flaky': None, 'wrong': None, 'good': None}
     driver = pretend(rows)
-    assert not driver.drive(pause=0.05)
+    assert not driver.drive()
     assert states(driver) == dict(
         bad='failed', good_after='blocked', flaky='done', wrong='failed', good='done'
     )
@@ -139,7 +139,7 @@ def test_a_plan_goes_on_past_runs_that_fail(pretend):
     assert found['starts'][-1]['message'] == 'ended with exit code 1: boom'
     # A new command tries again.
     again = pretend(rows)
-    again.drive(pause=0.05)
+    again.drive()
     assert len(starts(again, 'bad')) == 6
 
 
@@ -148,7 +148,7 @@ def test_a_record_that_is_damaged_starts_nothing(pretend):
     folder = driver.work_dir / 'mine' / 'good' / 'seed0'
     folder.mkdir(parents=True)
     (folder / record.NAME).write_text('{"version": 1, "conf')
-    assert not driver.drive(pause=0.05)
+    assert not driver.drive()
     assert states(driver) == dict(good='failed', good_other='done')
     assert starts(driver, 'good') == []
     assert 'is no record' in driver.failures()[0]
@@ -158,13 +158,13 @@ def test_a_record_that_is_damaged_starts_nothing(pretend):
 def test_a_checkpoint_that_is_not_the_records_is_not_started_from(pretend, how):
     rows = {'good_base': None, 'good_one': 'good_base'}
     driver = pretend(rows)
-    assert driver.drive(pause=0.05)
+    assert driver.drive()
     one, base = (driver.work_dir / 'mine' / name for name in ('good_one+pretrained', 'good_base'))
     (one / 'seed0' / record.NAME).unlink()
     path = base / 'seed0' / 'epoch_1.pth'
     path.unlink() if how == 'gone' else path.write_bytes(b'others')
     again = pretend(rows)
-    assert not again.drive(pause=0.05)
+    assert not again.drive()
     assert states(again) == dict(good_base='done', good_one='failed')
     assert 'epoch_1.pth' in again.failures()[0]
     assert len(starts(again, 'good_one')) == 1
@@ -180,7 +180,7 @@ def test_a_disk_that_is_full_fails_the_run_and_leaves_the_driver(pretend, monkey
         return take(path, what)
 
     monkeypatch.setattr(leases, 'take', full)
-    assert not driver.drive(pause=0.05)
+    assert not driver.drive()
     assert states(driver) == dict(good='failed', good_other='done')
     assert 'No space left on device' in driver.failures()[0]
 
@@ -190,7 +190,7 @@ def test_two_drivers_start_no_run_twice(pretend):
     drivers = [pretend(rows, slots='0123') for _ in range(2)]
     for driver in drivers:  # threads hear no signals
         driver._signals = nullcontext
-    threads = [threading.Thread(target=d.drive, kwargs=dict(pause=0.02)) for d in drivers]
+    threads = [threading.Thread(target=d.drive) for d in drivers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -212,7 +212,7 @@ def test_what_a_killed_driver_leaves_running_is_left_alone(pretend):
 
     driver = pretend({'slow': None})
     with pytest.raises(Killed):
-        driver.drive(look, pause=0.05)
+        driver.drive(look)
     (job,) = driver.jobs.values()
     for lease in (job.lease, *job.slots.values()):
         lease._file.close()  # as the kernel does
@@ -227,7 +227,7 @@ def test_what_a_killed_driver_leaves_running_is_left_alone(pretend):
             elif len(starts(again, 'slow')) == 2:  # and then it is ours
                 signal.raise_signal(signal.SIGTERM)
 
-    again.drive(look_again, pause=0.05)
+    again.drive(look_again)
     assert len(starts(again, 'slow')) == 2
     assert again.said[0].startswith('slow, seed 0: in the hands of a driver')
 
@@ -242,7 +242,7 @@ def test_a_signal_stops_the_trainings_and_the_driver(pretend):
             signal.raise_signal(signal.SIGINT)
 
     begun = time.monotonic()
-    assert not driver.drive(look, pause=0.05)
+    assert not driver.drive(look)
     assert time.monotonic() - begun < 30 and driver.asked_to_stop == 1
     assert set(states(driver).values()) == {'idle'} and driver.failures() == []
     assert starts(driver, 'slow_three') == []
@@ -260,7 +260,7 @@ def test_status_of_what_is_there(pretend):
     runs = [job.run for job in driver.jobs.values()]
     assert {watch.status(run, driver.work_dir).state for run in runs} == {'missing'}
     assert needs.estimate(runs, driver.work_dir) == (0, runs)
-    driver.drive(pause=0.05)
+    driver.drive()
     found = {run.config: watch.status(run, driver.work_dir) for run in runs}
     assert {config: item.state for config, item in found.items()} == {
         'mine/good.py': 'done',
@@ -459,7 +459,7 @@ def test_random_kills_leave_the_same_table(tmp_path):
     times, dice, done, tables = int(os.environ.get('MMATTN_KILLS', 10)), random.Random(0), 0, 0
     while done < times:
         tables += 1
-        table = Table(tmp_path / f'table_{tables}', rows, pause=0.05)
+        table = Table(tmp_path / f'table_{tables}', rows)
         done += kill_at_random(table, min(10, times - done), seconds, dice)
         assert table.result() == expected and table.leaderboard() == board
 

@@ -96,7 +96,7 @@ def test_the_plans_time_by_trials(pretend):  # noqa: F811
 def test_what_is_done_takes_nothing(pretend):  # noqa: F811
     driver = pretend({'good': None})
     (run,) = [job.run for job in driver.jobs.values()]
-    driver.drive(pause=0.05)
+    driver.drive()
     assert needs.estimate([run], driver.work_dir) == (0, [])
     assert needs.disk([run], driver.work_dir)[0] == 0
 
@@ -104,7 +104,7 @@ def test_what_is_done_takes_nothing(pretend):  # noqa: F811
 def test_a_run_takes_what_another_seed_took(pretend):  # noqa: F811
     driver = pretend({'good': None})
     (run,) = [job.run for job in driver.jobs.values()]
-    driver.drive(pause=0.05)
+    driver.drive()
     found = record.read(run.folder(driver.work_dir))
     start = dict(host='a', pid=1, resumed_from=None, outcome='done', message=None)
     found['starts'] = [dict(start, at=0, ended=100), dict(start, at=200, ended=250)]

@@ -38,7 +38,7 @@ def pretend(tmp_path, monkeypatch):
         runs = plan.make('mine', [], files=[path], alternatives=['pretrained'] * any(rows.values()))
         said = []
         driver = slurm.Driver(runs, tmp_path / 'work', where, say=said.append, **options)
-        driver.said = said
+        driver.said, driver.pause = said, 0.05
         return driver
 
     make.slurm = fake
@@ -49,20 +49,20 @@ def pretend(tmp_path, monkeypatch):
 def test_a_run_waits_by_the_record_for_what_it_starts_from(pretend):
     rows = {'good_base': None, 'good_one': 'good_base'}
     driver, seen = pretend(rows), []
-    assert driver.drive(lambda: seen.append(states(driver)), pause=0.05)
+    assert driver.drive(lambda: seen.append(states(driver)))
     assert all(s['good_one'] == 'idle' for s in seen if s['good_base'] != 'done')
     (args,) = starts(driver, 'good_one')
     assert args[args.index('--pretrained') + 1].endswith('mine/good_base/seed0/epoch_1.pth')
     assert args[0] == '1' and args[2].endswith('mine/good_one.py')
     assert pretend.slurm.submitted == 2
     # What is done is not submitted again.
-    assert pretend(rows).drive(pause=0.05) and pretend.slurm.submitted == 2
+    assert pretend(rows).drive() and pretend.slurm.submitted == 2
 
 
 def test_a_plan_goes_on_past_runs_that_fail(pretend):
     rows = {'bad': None, 'good_after': 'bad', 'wrong': None}
     driver = pretend(rows, tries=2)
-    assert not driver.drive(pause=0.05)
+    assert not driver.drive()
     assert states(driver) == dict(bad='failed', good_after='blocked', wrong='failed')
     assert len(starts(driver, 'bad')) == 2 and len(starts(driver, 'wrong')) == 1
     told = '\n'.join(driver.failures())
@@ -81,7 +81,7 @@ def test_a_driver_that_starts_again_adopts_what_is_in_the_queue(pretend):
 
     pretend.slurm.set('pending')
     with pytest.raises(Killed):
-        pretend({'good': None}).drive(look, pause=0.05)
+        pretend({'good': None}).drive(look)
     again = pretend({'good': None})
     deadline = time.monotonic() + 1
 
@@ -92,7 +92,7 @@ def test_a_driver_that_starts_again_adopts_what_is_in_the_queue(pretend):
             assert again.where(job.run) == 'queued as job 1'
             pretend.slurm.set('pending', False)
 
-    assert again.drive(look_again, pause=0.05)
+    assert again.drive(look_again)
     assert again.said[0].endswith('is job 1 already') and pretend.slurm.submitted == 1
 
 
@@ -101,7 +101,7 @@ def test_two_drivers_submit_no_run_twice(pretend):
     drivers = [pretend(rows) for _ in range(2)]
     for driver in drivers:  # threads hear no signals
         driver._signals = nullcontext
-    threads = [threading.Thread(target=d.drive, kwargs=dict(pause=0.02)) for d in drivers]
+    threads = [threading.Thread(target=d.drive) for d in drivers]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -123,7 +123,7 @@ def test_a_job_that_is_asked_to_make_room_is_requeued(pretend):
             pretend.slurm.signal(1, signal.SIGUSR2)
             asked.append(True)
 
-    assert driver.drive(look, pause=0.05)
+    assert driver.drive(look)
     assert asked and len(starts(driver, 'cut')) == 2 and pretend.slurm.submitted == 1
 
 
@@ -139,7 +139,7 @@ def test_a_job_that_gets_nowhere_is_not_requeued_for_ever(pretend, monkeypatch):
             begun.append(True)
             pretend.slurm.signal(1, signal.SIGUSR2)
 
-    assert not driver.drive(look, pause=0.05)
+    assert not driver.drive(look)
     assert len(begun) == slurm.task.IDLE + 1 and pretend.slurm.submitted == 1
     assert 'got nowhere' in pretend.slurm.output(driver, 'stuck')
 
@@ -159,7 +159,7 @@ def test_what_a_job_said_before_it_was_requeued_is_no_result(pretend):
     driver._update(next(iter(driver.jobs.values())))
     (folder / 'slurm' / '1_0_result.pkl').write_bytes(b'of the first life')
     pretend.slurm.set('pending', False)
-    driver.drive(look, pause=0.05)
+    driver.drive(look)
     assert asked and 'ended without an exit code' in driver.failures()[0]
 
 
@@ -172,7 +172,7 @@ def test_a_killed_job_is_tried_again_and_leaves_no_training(pretend):
             pretend.slurm.signal(1, signal.SIGKILL)
             asked.append(True)
 
-    assert driver.drive(look, pause=0.05)
+    assert driver.drive(look)
     assert len(starts(driver, 'cut')) == 2 and pretend.slurm.submitted == 2
     assert any('ended without an exit code' in line for line in driver.said)
 
@@ -219,14 +219,14 @@ def test_a_slurm_that_does_not_answer_is_waited_for(pretend):
         if len(rounds) == 5:
             pretend.slurm.set('down', False)
 
-    assert driver.drive(look, pause=0.05)
+    assert driver.drive(look)
     assert rounds[:5] == [0] * 5 and pretend.slurm.submitted == 1
 
 
 def test_a_submission_that_is_refused(pretend):
     driver = pretend({'good': None})
     pretend.slurm.set('refuse')
-    assert not driver.drive(pause=0.05)
+    assert not driver.drive()
     assert 'sbatch: ' in driver.failures()[0] and 'invalid partition' in driver.failures()[0]
     assert not leases.is_held(driver.work_dir / 'mine' / 'good' / 'seed0' / leases.NAME)
 
@@ -239,7 +239,7 @@ def test_ctrl_c_leaves_the_jobs(pretend):
         if pretend.slurm.submitted:
             signal.raise_signal(signal.SIGINT)
 
-    assert not driver.drive(look, pause=0.05)
+    assert not driver.drive(look)
     assert not pretend.slurm.is_over(1) and driver.asked_to_stop == 1
 
 
@@ -258,7 +258,7 @@ def test_what_the_yaml_says_is_asked_for(pretend, tmp_path):
         if pretend.slurm.submitted:
             signal.raise_signal(signal.SIGINT)
 
-    driver.drive(look, pause=0.05)
+    driver.drive(look)
     lines = pretend.slurm.script(1).splitlines()
     wanted = ('partition=gpu', 'account=me', 'constraint=a100', 'time=720', 'nodes=2')
     wanted += ('gpus-per-node=4', 'ntasks-per-node=1', 'cpus-per-task=12', 'mem=65536MB')

@@ -7,10 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from torch import nn
 
-from mmattn import CBAM, ECA
+from mmattn import CBAM, ECA, plug
+from mmattn.papers.alternatives import start_from
 from mmattn.runs import checkpoint, pretrained
 
 
@@ -159,6 +161,57 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
         path.write_bytes(content)
         with pytest.raises(checkpoint.Damaged, match='x.pth is no whole checkpoint'):
             pretrained.read_state_dict(path)
+
+
+def test_fresh_gates_on_the_weights_of_the_network_without_them(tmp_path):
+    """Gates in slots and of `plug` stay as they were; the rest is every weight or none, as ever."""
+    registry = pytest.importorskip('mmdet.registry').MODELS
+    host = dict(type='mmdet.PluginResNet', depth=18, base_channels=8, stem_channels=8)
+    bare = nn.Module()
+    bare.backbone = registry.build(host)
+    path = tmp_path / 'bare.pth'
+    torch.save(bare.state_dict(), path)
+
+    def gated():
+        model = nn.Module()
+        plugins = [dict(cfg=dict(type='SE'), position='after_conv2', start='identity')]
+        model.backbone = registry.build(dict(host, plugins=plugins))
+        plug(model, CBAM, at='backbone.layer2', channels=16)
+        return model
+
+    model = gated()
+    gates = pretrained.gate_names(model.backbone)
+    before = {name: model.backbone.state_dict()[name].clone() for name in gates}
+    assert len([name for name in gates if name.endswith('.identity_scale')]) == 8
+    assert gates | bare.backbone.state_dict().keys() == model.backbone.state_dict().keys()
+    with pytest.raises(ValueError, match='does not fit the backbone; missing: '):
+        pretrained.load_backbone(model, path)
+    pretrained.load_backbone(model, path, fresh_gates=True)
+    for name, value in model.backbone.state_dict().items():
+        wanted = before[name] if name in gates else bare.backbone.state_dict()[name]
+        assert torch.equal(value, wanted), name
+    # A checkpoint with gates is no such network, and one without a layer is none at all.
+    torch.save(model.state_dict(), path)
+    with pytest.raises(ValueError, match='unexpected: '):
+        pretrained.load_backbone(gated(), path, fresh_gates=True)
+    weights = bare.state_dict()
+    del weights['backbone.layer3.0.conv1.weight']
+    torch.save(weights, path)
+    with pytest.raises(ValueError, match='missing: layer3.0.conv1.weight'):
+        pretrained.load_backbone(gated(), path, fresh_gates=True)
+    hook = pretrained.PretrainedHook(str(path), fresh_gates=True)
+    with pytest.raises(ValueError, match='missing: layer3.0.conv1.weight'):
+        hook.before_train(SimpleNamespace(iter=0, model=gated()))
+
+
+def test_a_config_says_that_gates_are_fresh():
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=dict(type='Pretrained')))))
+    start_from(cfg, 'x.pth')
+    assert cfg.default_hooks.pretrained == dict(type='PretrainedHook', checkpoint='x.pth')
+    cfg.default_hooks.pretrained = dict(type='PretrainedHook', fresh_gates=True)
+    start_from(cfg, 'y.pth')
+    assert cfg.default_hooks.pretrained.fresh_gates
+    assert cfg.default_hooks.pretrained.checkpoint == 'y.pth'
 
 
 def test_a_resumed_run_is_left_alone(tmp_path):

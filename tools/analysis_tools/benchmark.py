@@ -74,7 +74,7 @@ def parse_args(argv):
         default=[],
         help='code to time as well: plain, the equations of CAT at their plainest; timm, public'
         ' eager code (pip install timm); compiled, what torch.compile makes of the kernels and of'
-        ' the equations',
+        ' the equations; identity, ours with a learned share of the identity a channel',
     )
     modules.add_argument(
         '--inference', action='store_true', help='forward alone, without gradients'

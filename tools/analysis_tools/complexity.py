@@ -5,6 +5,7 @@ as printed; where the last two differ stands a ≠.
 
 python tools/analysis_tools/complexity.py --paper drtam --table 4
 python tools/analysis_tools/complexity.py configs/cat/resnet50-cat-r16_8xb32_in1k.py
+python tools/analysis_tools/complexity.py CONFIG --alternative NAME
 """
 
 import argparse
@@ -18,7 +19,9 @@ with redirect_stdout(sys.stderr):
     from mmattn.analysis.complexity import measure, table_rows
     from mmattn.analysis.complexity_report import STYLES, render, render_config, render_table
     from mmattn.analysis.counters import Convention
+    from mmattn.lines import one_line
     from mmattn.papers import PAPERS, load
+    from mmattn.papers.alternatives import AlternativeError
 
 
 def parse_args(argv):
@@ -33,6 +36,9 @@ def parse_args(argv):
         metavar=('H', 'W'),
         help='input of a single config (default: 224x224, detectors 800x1344, segmentors 512x512)',
     )
+    parser.add_argument(
+        '--alternative', nargs='+', default=[], metavar='NAME', help='of a single config, a row'
+    )
     parser.add_argument('--format', choices=STYLES, default='markdown')
     parser.add_argument('--out', type=Path, help='file to write (default: standard output)')
     args = parser.parse_args(argv)
@@ -40,6 +46,8 @@ def parse_args(argv):
         parser.error('give a config or a table, not both')
     if args.size and not args.config:
         parser.error('--size is for a single config; a table has its own input size')
+    if args.alternative and not args.config:
+        parser.error('--alternative is for a single config')
     if args.table and not args.paper:
         parser.error('--table needs --paper')
     if args.table and args.table not in load(args.paper):
@@ -52,7 +60,9 @@ def parse_args(argv):
 def report(args):
     if args.config:
         convention = Convention(size=tuple(args.size)) if args.size else None
-        return render_config(args.config, *measure(args.config, convention), args.format)
+        names = tuple(args.alternative)
+        title = '+'.join([args.config, *sorted(set(names))])
+        return render_config(title, *measure(args.config, convention, names), args.format)
     tables = [
         (paper, table)
         for paper in ([args.paper] if args.paper else PAPERS)
@@ -66,8 +76,12 @@ def report(args):
 def main(argv=None):
     quiet.install()
     args = parse_args(argv)
-    with redirect_stdout(sys.stderr):
-        text = report(args)
+    try:
+        with redirect_stdout(sys.stderr):
+            text = report(args)
+    except AlternativeError as error:
+        print(f'error: {one_line(error)}', file=sys.stderr)
+        sys.exit(2)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text, encoding='utf-8')

@@ -2,11 +2,13 @@
 
 import ctypes
 import functools
+import math
 
 import torch
 
 from ..chunks import windows
 from ..dispatch import stats_dtype
+from .build import added as added
 from .build import library
 from .call import DTYPES, run
 
@@ -329,6 +331,23 @@ def rank1_attention(x, params, states, chunks, a=None):
     kept = _acc(x, *floats), _ints(x, *ints)
     run('rank1_attention', x, x, y, *sizes, running, rules, a, *kept)
     return y, kept
+
+
+def rank1_attention_parts(x, params, chunks, saved):
+    (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
+    left, used = saved[0], 0
+
+    def take(*shape):
+        nonlocal used
+        used += math.prod(shape)
+        return left[used - math.prod(shape) : used].view(shape)
+
+    planes, stages = (take(n, c, h), take(n, c, w), take(n, h, w)), []
+    for _ in range((len(params) - 4) // 9):  # as `lay_out` in C++ does
+        pairs = [(take(n, length), take(n, length)) for length in (c, h, w)]
+        stages.append(tuple(zip(*pairs, strict=True)))
+        take(n * strips * (h + w) + 6 + n * c + n * hidden)
+    return planes, stages
 
 
 def rank1_attention_grad(x, params, rules, chunks, saved, a=None, *, dy, need_x):

@@ -9,6 +9,15 @@ struct Entry {
   void* call;
 };
 
+// The functions of a file, which is all that has to be said of them: tables make a chain of their own.
+struct Table {
+  const Entry* entries;
+  const Table* next;
+  explicit Table(const Entry* entries);
+};
+extern const Table* first_table;
+inline Table::Table(const Entry* entries) : entries(entries), next(first_table) { first_table = this; }
+
 namespace {
 
 template <class F> void typed(int dtype, F&& f) {
@@ -63,3 +72,9 @@ template <class R, class... Args, R (*F)(Args...)> struct Outside<F> {
 
 }  // namespace
 #define ENTRY(name) Entry{#name, Outside<mmattn_##name>::letters, (void*)Outside<mmattn_##name>::call}
+// At the end of a file, its functions: SHOW(ENTRY(one), ENTRY(other))
+#define SHOW(...)                                          \
+  namespace {                                              \
+  const Entry entries[] = {__VA_ARGS__, Entry{}};          \
+  const Table table(entries);                              \
+  }

@@ -1,46 +1,46 @@
-"""Compiles the kernels, the `.cpp` files beside this one, at first use, and loads them.
+"""The library of the CPU kernels: found or compiled, and loaded.
 
-The library is kept under `$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by what it was made of
-and for: another source, compiler, processor or OpenMP runtime gives another file. `CXX` names the
-compiler (`c++`, then `g++` where it is not set), `CXXFLAGS` further options; `MMATTN_NATIVE=0` asks
-for no kernels at all.
+A wheel brings it, one for each level of processors (`toolchain.LEVELS`). Else, as in a checkout, it
+is compiled once, at first use, from the `.cpp` files beside this one. Then it is kept under
+`$XDG_CACHE_HOME/mmattn` (`~/.cache/mmattn`), named by what it was made of and for: another source,
+compiler or processor gives another file. One process of a machine compiles, and says so; others
+wait for it. `CXX` names the compiler (`c++`, then `g++` where it is not set), `CXXFLAGS` further
+options; with either, what a wheel brings is not taken. `MMATTN_NATIVE=0` asks for no kernels.
 """
 
-import concurrent.futures
+import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import platform
-import shutil
 import subprocess
-import tempfile
+import sys
+import time
 import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-_FOLDER = Path(__file__).parent
-# No -ffast-math: a NaN or an infinity must come out as one.
-_FLAGS = (
-    '-std=c++17',
-    '-O3',
-    '-fPIC',
-    '-fno-math-errno',
-    '-fno-trapping-math',
-    '-Wno-psabi',
-    '-fvisibility=hidden',
-)
+from . import toolchain
+from .toolchain import compiler as compiler  # noqa: PLC0414  (where others look for it)
+
+# A function with how many arguments it takes between the dtype and the number of threads, and which
+# of them are pointers to what, as (place, letter).
+Function = tuple[Callable[..., int], int, list[tuple[int, str]]]
+_made_of: list[str] = []  # what the library in use is, for `in_use`
 
 
 @functools.cache
-def library():
-    """The kernels by name, each with what it takes, or None (with one warning) where they cannot be
-    built."""
+def library() -> dict[str, Function] | None:
+    """The kernels by name, or None (with one warning) where there are none."""
     if os.environ.get('MMATTN_NATIVE', '1') == '0':
         return None
     try:
-        return _load(_build())
+        return _shipped() or _load(_build(toolchain.sources()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         warnings.warn(
             'mmattn runs its reference ops on the CPU, several times slower: it has no kernels '
@@ -49,6 +49,53 @@ def library():
             stacklevel=2,
         )
         return None
+
+
+@functools.cache
+def added(source: Path) -> bool:
+    """Whether there are the kernels of one more file, a gate's of one's own; first it is compiled.
+
+    They are then called as all are. Without kernels of our own there are none, and without a
+    compiler there are none, with a warning.
+
+    Raises:
+        RuntimeError: if the compiler fails, or a function has the name of another.
+    """
+    functions = library()
+    if functions is None:
+        return False
+    if compiler() is None:
+        warnings.warn(f'{source.name} needs a C++17 compiler: the equations run', stacklevel=2)
+        return False
+    more = _load(_build([toolchain.FOLDER / 'library.cpp', source]))
+    if twice := functions.keys() & more.keys():
+        raise RuntimeError(f'{source} has functions of names that are taken: {sorted(twice)}')
+    functions.update(more)
+    return True
+
+
+def in_use() -> str | None:
+    """What the library in use was compiled for, or None before there is one.
+
+    The same kernels give the same bits on processors of one level, whoever compiled them.
+    """
+    return _made_of[0] if _made_of else None
+
+
+def _shipped():
+    """The library that a wheel brought for this processor, or None."""
+    level = toolchain.level(toolchain.cpuinfo(), platform.machine())
+    if level is None or os.environ.get('CXX') or os.environ.get('CXXFLAGS'):
+        return None
+    path = toolchain.shipped(level)
+    if not path.exists():
+        return None
+    try:
+        found = _load(path)
+    except OSError:  # it was made for a newer system than this
+        return None
+    _made_of[:] = [level]
+    return found
 
 
 class _Entry(ctypes.Structure):
@@ -63,20 +110,21 @@ _SCALARS = dict(i=ctypes.c_int, n=ctypes.c_int64, d=ctypes.c_double)
 _POINTERS = 'xskSKDN'
 
 
-def _load(path):
-    """The functions of a library by name, each with what it takes between the dtype and the number
-    of threads: how many arguments, and which of them are pointers to what, as (place, letter).
+def _load(path: Path) -> dict[str, Function]:
+    """The functions of a library by name.
 
-    The library itself says so: nothing here can be at odds with it.
+    The library itself says what they take: nothing here can be at odds with it.
     """
     lib = ctypes.CDLL(str(path))
+    lib.mmattn_openmp.argtypes = [ctypes.c_void_p] * 3
+    lib.mmattn_openmp(*_openmp())
     lib.mmattn_entries.restype = ctypes.POINTER(ctypes.POINTER(_Entry))
-    functions = {}
+    functions: dict[str, Function] = {}
     for entry in _up_to_the_last(lib.mmattn_entries()):
         name, letters = entry.name.decode(), entry.letters.decode()
         if set(letters) - {*_SCALARS, *_POINTERS} or (letters[0], letters[-1]) != ('i', 'i'):
             raise RuntimeError(f'{path} has a function {name}({letters}), which cannot be called')
-        types = [_SCALARS.get(letter, ctypes.c_void_p) for letter in letters]
+        types: list[Any] = [_SCALARS.get(letter, ctypes.c_void_p) for letter in letters]
         function = ctypes.CFUNCTYPE(ctypes.c_int64, *types)(entry.call)
         letters = letters[1:-1]
         pointers = [(i, letter) for i, letter in enumerate(letters) if letter in 'xskSK']
@@ -95,93 +143,84 @@ def _up_to_the_last(tables):
         i += 1
 
 
-def _openmp():
-    """The OpenMP runtime that torch runs on: a second one would fight it for the cores.
+def _openmp() -> Sequence[int | None]:
+    """Where the functions of the OpenMP runtime are that torch runs on, or nulls: one thread then.
 
-    Other packages may have loaded theirs, so ask the linker where torch's calls go.
+    Other packages may have loaded theirs, so the linker is asked where torch's own calls go.
     """
     try:
         torch_cpu = ctypes.CDLL(str(Path(torch.__file__).with_name('lib') / 'libtorch_cpu.so'))
-        address = ctypes.cast(torch_cpu.GOMP_parallel, ctypes.c_void_p).value
-        for line in Path('/proc/self/maps').read_text().splitlines():
-            area, *_, path = line.split(maxsplit=5)
-            first, last = (int(end, 16) for end in area.split('-'))
-            if first <= address < last:
-                return path
+        functions = [
+            getattr(torch_cpu, name)
+            for name in ('GOMP_parallel', 'omp_get_thread_num', 'omp_get_num_threads')
+        ]
     except (OSError, AttributeError):
-        pass
-    return None
+        return None, None, None
+    return [ctypes.cast(function, ctypes.c_void_p).value for function in functions]
 
 
-def _cpu():
+def _cpu() -> str:
     """What -march=native depends on: a home folder may be shared by different machines."""
-    try:
-        info = Path('/proc/cpuinfo').read_text()
-    except OSError:
-        return platform.processor()
-    return '\n'.join(
-        sorted(
-            {
-                line
-                for line in info.splitlines()
-                if line.startswith(('flags', 'Features', 'model name'))
-            }
+    info = toolchain.cpuinfo().splitlines()
+    return (
+        '\n'.join(
+            sorted({line for line in info if line.startswith(('flags', 'Features', 'model name'))})
         )
+        or platform.processor()
     )
 
 
-def _names():
-    return [os.environ['CXX']] if os.environ.get('CXX') else ['c++', 'g++']
-
-
-def compiler():
-    """The path of the C++ compiler, or None."""
-    return next((found for name in _names() if (found := shutil.which(name))), None)
-
-
-def _run(command):
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
-def _compile(command, sources, folder):
-    """Objects of all sources, as many at once as there are processors; and what one said that
-    failed, or None."""
-    objects = [str(Path(folder, source.stem + '.o')) for source in sources]
-    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        jobs = [
-            pool.submit(_run, [*command, '-c', str(source), '-o', to])
-            for source, to in zip(sources, objects, strict=True)
-        ]
-        failed = [job.result().stderr for job in jobs if job.result().returncode]
-    return objects, failed[0] if failed else None
-
-
-def _build():
+def _build(files: Sequence[Path]) -> Path:
+    """The library of these files, compiled for this processor unless it is there already."""
     cxx = compiler()
     if cxx is None:
-        raise RuntimeError(f'no compiler called {" or ".join(_names())}')
+        raise RuntimeError(f'no compiler called {" or ".join(toolchain.names())}')
     version = subprocess.run([cxx, '--version'], capture_output=True, text=True, timeout=60).stdout
-    openmp = _openmp()
-    flags = [*_FLAGS, *os.environ.get('CXXFLAGS', '').split()]
-    sources = sorted(_FOLDER.glob('*.cpp'))
-    texts = [path.read_text() for path in (*sources, *sorted(_FOLDER.glob('*.h')))]
-    made_of = '\0'.join([*texts, *flags, cxx, version, str(openmp), _cpu()])
+    texts = [path.read_text() for path in (*files, *sorted(toolchain.FOLDER.glob('*.h')))]
+    flags = *toolchain.FLAGS, os.environ.get('CXXFLAGS', '')
+    made_of = '\0'.join([*texts, *flags, cxx, version, _cpu()])
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'mmattn'
     path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
-    if path.exists():
-        return path
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as folder:
-        lib, link = Path(folder, 'kernels.so'), [openmp] if openmp else ['-fopenmp']
-        for extra in (['-march=native', '-fopenmp'], ['-fopenmp'], []):
-            objects, error = _compile([cxx, *extra, *flags], sources, folder)
-            if error is None:
-                link = link if extra else []
-                break
-        else:
-            raise RuntimeError(f'{cxx} failed: {error.strip()[-400:]}')
-        done = _run([cxx, '-shared', *objects, *link, '-o', str(lib)])
-        if done.returncode:
-            raise RuntimeError(f'{cxx} failed to link: {done.stderr.strip()[-400:]}')
-        os.replace(lib, path)  # several processes may get here at once: the last one wins, whole
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with _alone(cache, path):
+            if not path.exists():
+                _compile(cxx, files, path)
+    if files == toolchain.sources():
+        level = toolchain.level(toolchain.cpuinfo(), platform.machine()) or platform.machine()
+        _made_of[:] = [level]
     return path
+
+
+@contextlib.contextmanager
+def _alone(cache: Path, path: Path) -> Iterator[None]:
+    """As the only process of a machine. Where a file system knows no locks, each compiles."""
+    folder = os.open(cache, os.O_RDONLY)  # the folder is the lock: nothing is left behind
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say('another process compiles the CPU kernels; waiting for it')
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        except OSError:
+            _say(f'no locks in {cache}: other processes may compile the same')
+        yield
+    finally:
+        os.close(folder)
+
+
+def _compile(cxx: str, files: Sequence[Path], path: Path) -> None:
+    few = len(files) < len(toolchain.sources())
+    what = files[-1].name if few else 'the CPU kernels'
+    _say(f'compiling {what} with {cxx}, once on this machine{"" if few else ": about a minute"}')
+    started = time.monotonic()
+    try:
+        toolchain.make(cxx, files, path, ['-march=native'])
+    except RuntimeError:
+        # A compiler that does not know the processor.
+        toolchain.make(cxx, files, path, [])
+    _say(f'done in {time.monotonic() - started:.0f} s: {path}')
+
+
+def _say(text: str) -> None:
+    print(f'mmattn: {text}', file=sys.stderr, flush=True)

@@ -190,11 +190,8 @@ void mmattn_min_max_grad(int dtype, const Sum* v, const Sum* g, Sum* dv, i64 n, 
 
 }  // namespace
 
-extern const Entry convolution_entries[];
-const Entry convolution_entries[] = {
+SHOW(
     ENTRY(spatial_conv),
     ENTRY(spatial_conv_grad),
     ENTRY(min_max),
-    ENTRY(min_max_grad),
-    Entry{},
-};
+    ENTRY(min_max_grad))

@@ -217,11 +217,8 @@ void mmattn_rank1_attention_grad(int dtype, const Element* x, const Element* dy,
 
 }  // namespace
 
-extern const Entry drtam_entries[];
-const Entry drtam_entries[] = {
+SHOW(
     ENTRY(rank1_pool),
     ENTRY(rank1_pool_grad),
     ENTRY(rank1_attention),
-    ENTRY(rank1_attention_grad),
-    Entry{},
-};
+    ENTRY(rank1_attention_grad))

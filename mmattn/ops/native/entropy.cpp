@@ -546,9 +546,6 @@ void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element
 
 }  // namespace
 
-extern const Entry entropy_entries[];
-const Entry entropy_entries[] = {
+SHOW(
     ENTRY(entropy),
-    ENTRY(entropy_grad),
-    Entry{},
-};
+    ENTRY(entropy_grad))

@@ -8,26 +8,27 @@
 // own partial result, and these are added in order. Sums run in float inside a cut and in double
 // across cuts, so that no running sum gets long.
 
-
 #include "abi.h"
 
-extern const Entry scale_entries[];
-extern const Entry pool_entries[];
-extern const Entry strips_entries[];
-extern const Entry drtam_entries[];
-extern const Entry convolution_entries[];
-extern const Entry entropy_entries[];
+const Table* first_table = nullptr;
+OpenMP openmp;
 
-// All that the library shows: the tables of its functions, each up to one without a name.
-extern "C" __attribute__((visibility("default"))) const Entry* const* mmattn_entries() {
-  static const Entry* const tables[] = {
-      scale_entries,
-      pool_entries,
-      strips_entries,
-      drtam_entries,
-      convolution_entries,
-      entropy_entries,
-      nullptr,
-  };
-  return tables;
+#define SHOWN extern "C" __attribute__((visibility("default")))
+
+// The runtime's functions, or null for one thread.
+SHOWN void mmattn_openmp(void* parallel, void* thread, void* threads) {
+  openmp.parallel = (decltype(openmp.parallel))parallel;
+  openmp.thread = (int (*)())thread;
+  openmp.threads = (int (*)())threads;
+}
+
+// What else the library shows: its functions, in tables that each end with one without a name.
+SHOWN const Entry* const* mmattn_entries() {
+  static const std::vector<const Entry*> tables = [] {
+    std::vector<const Entry*> found;
+    for (const Table* table = first_table; table; table = table->next) found.push_back(table->entries);
+    found.push_back(nullptr);
+    return found;
+  }();
+  return tables.data();
 }

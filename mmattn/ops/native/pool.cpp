@@ -315,11 +315,8 @@ void mmattn_cbam_grad(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i
 
 }  // namespace
 
-extern const Entry pool_entries[];
-const Entry pool_entries[] = {
+SHOW(
     ENTRY(pool),
     ENTRY(pool_grad),
     ENTRY(spatial_pool_grad),
-    ENTRY(cbam_grad),
-    Entry{},
-};
+    ENTRY(cbam_grad))

@@ -55,9 +55,6 @@ void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, 
 
 }  // namespace
 
-extern const Entry scale_entries[];
-const Entry scale_entries[] = {
+SHOW(
     ENTRY(gate),
-    ENTRY(gate_grad),
-    Entry{},
-};
+    ENTRY(gate_grad))

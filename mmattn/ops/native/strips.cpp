@@ -7,14 +7,14 @@ namespace {
 
 // y = x * (u + h w) with h (N, C, H), w (N, C, W), and u (N, C) or null; with dy also dx = dy * (u + h w)
 // (if dx) and dh, dw, du.
-template <class T>
+template <bool Part, class T>
 void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
                 const Acc<T>* fu, Acc<T>* dh, Acc<T>* dw, Acc<T>* du, int threads) {
   using A = Acc<T>;
   using V = Vec<A>;
   parallel(m.n * m.c, m.n * m.c * m.h * m.w, threads, [&](i64 plane) {
     if (dy) std::fill_n(dh + plane * m.h, m.h, A(0));
-    const V u = all<A>(fu ? fu[plane] : A(0));
+    const V u = all<A>(Part ? fu[plane] : A(0));
     double total = 0;
     columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
       constexpr int NV = decltype(nv)::value;
@@ -28,27 +28,28 @@ void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
         vectors<A, NV>(last, [&](int j, auto r) FLAT {
           i64 at = o + j * Simd<A>::N;
           V v = ld(x + at, r);
-          if (!dy) return st(out + at, v * (u + down * f[j]), r);
+          V factor = Part ? u + down * f[j] : down * f[j];
+          if (!dy) return st(out + at, v * factor, r);
           V g = ld(dy + at, r);
-          if (out) st(out + at, g * (u + down * f[j]), r);
+          if (out) st(out + at, g * factor, r);
           v *= g;
-          sum += v;
+          if (Part) sum += v;
           row += v * f[j];
           col[j] += v * down;
         });
         if (dy) dh[plane * m.h + h] += hsum(row);
-        if (du) total += double(hsum(sum));
+        if (Part && dy) total += double(hsum(sum));
       }
       if (dy)
         vectors<A, NV>(last, [&](int j, auto r) FLAT {
           st(dw + plane * m.w + w + j * Simd<A>::N, col[j], r);
         });
     });
-    if (du) du[plane] = A(total);
+    if (Part && dy) du[plane] = A(total);
   });
 }
 
-template <class T>
+template <bool Part, class T>
 void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
                 const Acc<T>* fu, Acc<T>* dh, Acc<T>* dw, Acc<T>* du, int threads) {
   using A = Acc<T>;
@@ -60,15 +61,16 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   transpose<A>(fh, hc + 0, m.n, m.c, m.h, threads);
   transpose<A>(fw, wc + 0, m.n, m.c, m.w, threads);
   Scratch<A> rows(dy ? m.n * m.h * m.c : 0), sums(dy ? m.n * m.w * m.c : 0);
-  Scratch<A> totals(du ? units * pitch : 0);
+  const bool more = Part && dy;
+  Scratch<A> totals(more ? units * pitch : 0);
   parallel(units, m.n * m.h * m.w * m.c, threads, [&](i64 u) {
     i64 n = u / cut.parts, h0 = u % cut.parts * cut.size, h1 = std::min(h0 + cut.size, m.h);
     A* col = cols + (dy ? u * wide : 0);
     if (dy) std::fill_n(col, wide, A(0));
     Scratch<A> row(pitch);
-    A* total = totals + (du ? u * pitch : 0);
-    if (du) std::fill_n(total, pitch, A(0));
-    const A* plus = fu ? fu + n * m.c : nullptr;
+    A* total = totals + (more ? u * pitch : 0);
+    if (more) std::fill_n(total, pitch, A(0));
+    const A* plus = Part ? fu + n * m.c : nullptr;
     for (i64 h = h0; h < h1; ++h) {
       if (dy) std::fill_n(row + 0, pitch, A(0));
       const A* down = hc + (n * m.h + h) * m.c;
@@ -77,24 +79,25 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
         i64 p = (n * m.h + h) * m.w + w;
         lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
           V d = ld(down + c, r), acc = dy ? ld(row + c, Full<A>{}) : V{}, sum = {};
-          V b = plus ? ld(plus + c, r) : V{};
+          V b = Part ? ld(plus + c, r) : V{};
           for (int k = 0; k < K; ++k) {
             i64 o = (p + k) * m.c + c;
             V f = ld(wc + (n * m.w + w + k) * m.c + c, r), v = ld(x + o, r);
+            V factor = Part ? b + d * f : d * f;
             if (!dy) {
-              st(out + o, v * (b + d * f), r);
+              st(out + o, v * factor, r);
               continue;
             }
             V g = ld(dy + o, r);
-            if (out) st(out + o, g * (b + d * f), r);
+            if (out) st(out + o, g * factor, r);
             v *= g;
-            sum += v;
+            if (Part) sum += v;
             acc += v * f;
             A* at = col + (w + k) * pitch + c;
             st(at, ld(at, Full<A>{}) + v * d, Full<A>{});
           }
           if (dy) st(row + c, acc, Full<A>{});
-          if (du) st(total + c, ld(total + c, Full<A>{}) + sum, Full<A>{});
+          if (more) st(total + c, ld(total + c, Full<A>{}) + sum, Full<A>{});
         });
       };
       i64 w = 0;
@@ -114,7 +117,7 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   });
   transpose<A>(rows + 0, dh, m.n, m.h, m.c, threads);
   transpose<A>(sums + 0, dw, m.n, m.w, m.c, threads);
-  if (du) add_parts<A>(totals + 0, du, m.n, cut.parts, pitch, m.c, 1., threads);
+  if (more) add_parts<A>(totals + 0, du, m.n, cut.parts, pitch, m.c, 1., threads);
 }
 
 // dx = dy * (u + h w) + gch / W + gcw / H: coordinate attention's map gradient; u, gch, gcw may be null.
@@ -197,9 +200,10 @@ void mmattn_coord(int dtype, const Element* x, const Element* dy, Element* out, 
                   Sum* du, int threads) {
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
-    (last ? coord_nhwc<T> : coord_nchw<T>)((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w},
-                                           (const A_*)fh, (const A_*)fw, (const A_*)fu, (A_*)dh,
-                                           (A_*)dw, (A_*)du, threads);
+    auto f = fu ? (last ? coord_nhwc<true, T> : coord_nchw<true, T>)
+                : (last ? coord_nhwc<false, T> : coord_nchw<false, T>);
+    f((const T*)x, (const T*)dy, (T*)out, Map{n, c, h, w}, (const A_*)fh, (const A_*)fw,
+      (const A_*)fu, (A_*)dh, (A_*)dw, (A_*)du, threads);
   });
 }
 
@@ -228,13 +232,10 @@ void mmattn_outer_grad(int dtype, i64 n, i64 h, i64 w, const Sum* fh, const Sum*
 
 }  // namespace
 
-extern const Entry strips_entries[];
-const Entry strips_entries[] = {
+SHOW(
     ENTRY(strips),
     ENTRY(strips_grad),
     ENTRY(coord),
     ENTRY(coord_dx),
     ENTRY(outer),
-    ENTRY(outer_grad),
-    Entry{},
-};
+    ENTRY(outer_grad))

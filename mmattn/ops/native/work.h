@@ -1,7 +1,17 @@
 // How work is cut and shared by threads, and added up again in order.
 #pragma once
 
+#include <atomic>
+
 #include "vectors.h"
+
+// The threads of torch's own OpenMP runtime: a second one would fight it for the cores. Which one that
+// is, is found when the library is loaded, so the library needs none to be compiled or linked with.
+struct OpenMP {
+  void (*parallel)(void (*)(void*), void*, unsigned threads, unsigned flags) = nullptr;
+  int (*thread)() = nullptr, (*threads)() = nullptr;
+};
+extern OpenMP openmp;
 
 namespace {
 
@@ -11,16 +21,23 @@ struct Shape { i64 n, rows, lanes; };
 // carried out, one of several. It is caught outside the loop over the units, which it would slow down.
 template <class F> void parallel(i64 units, i64 elements, int threads, F&& f) {
   if (threads > units) threads = int(units);
-  if (elements < 65536) threads = 1;  // waking a thread costs more
+  if (elements < 65536 || !openmp.parallel) threads = 1;  // waking a thread costs more
   std::exception_ptr failure;
-#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1)
-  for (int t = 0; t < threads; ++t) {
+  std::atomic_flag failed = ATOMIC_FLAG_INIT;
+  auto run = [&](int t) {
     try {
       for (i64 u = units * t / threads, end = units * (t + 1) / threads; u < end; ++u) f(u);
     } catch (...) {
-#pragma omp critical
-      failure = std::current_exception();
+      if (!failed.test_and_set()) failure = std::current_exception();
     }
+  };
+  if (threads > 1) {
+    auto team = [&] {  // which may be smaller than was asked for
+      for (int t = openmp.thread(); t < threads; t += openmp.threads()) run(t);
+    };
+    openmp.parallel([](void* p) { (*static_cast<decltype(team)*>(p))(); }, &team, threads, 0);
+  } else if (units > 0) {
+    run(0);
   }
   if (failure) std::rethrow_exception(failure);
 }

@@ -41,12 +41,12 @@ def coord_gate(x, h, w, identity_scale=None, plus=None):
     return _scale(x, factor, identity_scale)
 
 
-def _rank1(c, h, w):
+def rank1(c, h, w):
     return c[:, :, None, None] * h[:, None, :, None] * w[:, None, None]
 
 
 def rank1_gate(x, first, second=None, identity_scale=None):
-    attention = _rank1(*first)
+    attention = rank1(*first)
     if second is not None:
-        attention = attention + (1 - attention) * _rank1(*second)
+        attention = attention + (1 - attention) * rank1(*second)
     return _scale(x, attention, identity_scale)

@@ -37,17 +37,34 @@ _MODULES = {
         'rank1_gate',
         'rank1_gate_grad',
     ),
-    'pool': ('channel_pool', 'channel_pool_grad', 'spatial_pool', 'spatial_pool_grad'),
-    'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad'),
-    'planes': ('rank1_pool', 'rank1_pool_grad'),
-    'attention': ('rank1_attention', 'rank1_attention_grad'),
+    'pool': (
+        'channel_pool',
+        'channel_pool_grad',
+        'spatial_pool',
+        'spatial_pool_grad',
+        'channel_dx',
+        'cbam_dx',
+    ),
+    'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
+    'planes': ('rank1_pool',),
+    'planes_grad': ('rank1_pool_grad',),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
     'norm': ('min_max', 'min_max_grad'),
-    'entropy': ('entropy_pool', 'entropy_pool_grad'),
+    'entropy': ('entropy_pool', 'entropy_pool_grad', 'entropy_dx'),
 }
+# Whole operators, of which the kernels take fewer launches than the functions above do. One that
+# has no kernels for what it is given returns NotImplemented.
+_OPERATORS = {
+    'channel': ('se', 'se_backward', 'eca', 'eca_backward'),
+    'cat': ('cat', 'cat_backward'),
+    'cbam': ('cbam', 'cbam_backward'),
+    'coord': ('coord', 'coord_backward'),
+    'drtam': ('drtam', 'drtam_backward'),
+}
+MODULES = (*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = ['SAVED', 'declines', 'passes', 'takes', 'works', *_HOME]
+__all__ = ['MODULES', 'SAVED', 'declines', 'operator', 'passes', 'takes', 'works', *_HOME]
 
 
 def __getattr__(name):
@@ -61,8 +78,17 @@ def __getattr__(name):
 # What knows the identity in part (`mmattn.ops.identity`); for others with an `identity_scale` the
 # equations run.
 IDENTITY = frozenset(('se', 'eca', 'cbam', 'cat', 'affine_gate'))
-# A scale's gradient computes dx on the way: the pools add their terms to it.
-CARRIES = True
+# The last pass of a backward scales dy itself.
+CARRIES = False
+
+
+@functools.cache
+def operator(name):
+    """The whole operator of that name, or None."""
+    for module, names in _OPERATORS.items():
+        if name in names:
+            return getattr(importlib.import_module(f'{__name__}.{module}'), name)
+    return None
 
 
 def affine_gate(x, u, v, s):
@@ -81,28 +107,8 @@ def _affine(u, v, s):
     return u[:, :, None, None] + v[:, :, None, None] * s[:, None]
 
 
-def channel_dx(dy, c, gavg, gmax, at, carry):
-    from .pool import channel_pool_grad
-
-    return channel_pool_grad(dy, gavg, gmax, at, carry=carry)
-
-
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, a=None):
-    from .pool import channel_pool_grad
-
-    return channel_pool_grad(dy, gavg, gmax, channel_at, carry=carry)
-
-
-def coord_dx(dy, h, w, gch, gcw, carry):
-    from .strip import strip_pool_grad
-
-    return strip_pool_grad(carry, gch, gcw, None, gx=carry)
-
-
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry, v=None):
-    from .entropy import entropy_pool_grad
-
-    return entropy_pool_grad(x, taps, grads, saved, carry=carry)
+def rank1_attention_parts(x, params, chunks, saved):
+    return saved[:3], [(saved[i : i + 3], saved[i + 7 : i + 10]) for i in range(3, len(saved), 13)]
 
 
 def declines(op, x, **_):
@@ -121,7 +127,7 @@ def _works(device):
     elif device.type != 'cpu' or not interpreted:
         return False
     try:
-        for module in _MODULES:
+        for module in MODULES:
             importlib.import_module(f'{__name__}.{module}')
     except Exception as error:  # no Triton, or one that does not load: the caller has another way
         warnings.warn(

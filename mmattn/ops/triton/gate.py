@@ -16,23 +16,32 @@ from .common import cdiv, channels_last, floats, launch, matrix, pow2, split, to
 
 
 @triton.jit
-def _row_part(ptr, at, mask, MODE: tl.constexpr):
+def _vector(ptr, w_ptr, n, length, i, mask, width, OUTER: tl.constexpr):
+    """Entries i of sample n's part, `length` long; OUTER: of the map h o w, h at ptr."""
+    if OUTER:
+        h = tl.load(ptr + n * (length // width) + i // width, mask=mask, other=0.0)
+        return h * tl.load(w_ptr + n * width + i % width, mask=mask, other=0.0)
+    return tl.load(ptr + n * length + i, mask=mask, other=0.0)
+
+
+@triton.jit
+def _row_part(ptr, w_ptr, n, rows, i, mask, width, MODE: tl.constexpr, OUTER: tl.constexpr):
     # A part that MODE does not have is a constant that nobody reads.
     part = 0.0
     if MODE != 'col':
-        part = tl.load(ptr + at, mask=mask, other=0.0)[:, None]
+        part = _vector(ptr, w_ptr, n, rows, i, mask, width, OUTER == 'row')[:, None]
     return part
 
 
 @triton.jit
-def _col_part(ptr, at, mask, MODE: tl.constexpr):
+def _col_part(ptr, w_ptr, n, cols, k, mask, width, MODE: tl.constexpr, OUTER: tl.constexpr):
     part = 0.0
     if MODE != 'row':
-        part = tl.load(ptr + at, mask=mask, other=0.0)[None, :]
+        part = _vector(ptr, w_ptr, n, cols, k, mask, width, OUTER == 'col')[None, :]
     return part
 
 
-@triton.jit(do_not_specialize=['rows', 'groups'])
+@triton.jit(do_not_specialize=['rows', 'groups', 'width'])
 def gate_kernel(
     x_ptr,
     y_ptr,
@@ -40,10 +49,14 @@ def gate_kernel(
     q_ptr,
     r2_ptr,
     q2_ptr,
+    w_ptr,
+    w2_ptr,
     rows,
     groups,
+    width,
     VEC: tl.constexpr,
     MODE: tl.constexpr,
+    OUTER: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
@@ -60,8 +73,8 @@ def gate_kernel(
     mask = in_rows[:, None] & in_cols[None, :]
     at = n * rows * cols + (i[:, None] * cols + k[None, :])
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    r = _row_part(r_ptr, n * rows + i, in_rows, MODE)
-    q = _col_part(q_ptr, n * cols + k, in_cols, MODE)
+    r = _row_part(r_ptr, w_ptr, n, rows, i, in_rows, width, MODE, OUTER)
+    q = _col_part(q_ptr, w_ptr, n, cols, k, in_cols, width, MODE, OUTER)
     if MODE == 'row':
         y = x * r
     elif MODE == 'col':
@@ -71,14 +84,14 @@ def gate_kernel(
     elif MODE == 'sum':
         y = x * (r + q)
     else:
-        r2 = _row_part(r2_ptr, n * rows + i, in_rows, MODE)
-        q2 = _col_part(q2_ptr, n * cols + k, in_cols, MODE)
+        r2 = _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, OUTER)
+        q2 = _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, OUTER)
         a = r * q
         y = x * (a + (1 - a) * (r2 * q2))
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits'])
+@triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits', 'width'])
 def gate_grad_kernel(
     x_ptr,
     dy_ptr,
@@ -87,14 +100,18 @@ def gate_grad_kernel(
     q_ptr,
     r2_ptr,
     q2_ptr,
+    w_ptr,
+    w2_ptr,
     dr_ptr,
     dq_ptr,
     samples,
     rows,
     groups,
     splits,
+    width,
     VEC: tl.constexpr,
     MODE: tl.constexpr,
+    OUTER: tl.constexpr,
     NEED_X: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
@@ -121,9 +138,9 @@ def gate_grad_kernel(
     to_cols = dq_ptr + (n * splits + part) * cols + k
     col_part = samples.to(tl.int64) * splits * cols
 
-    q = _col_part(q_ptr, n * cols + k, in_cols, MODE)
+    q = _col_part(q_ptr, w_ptr, n, cols, k, in_cols, width, MODE, OUTER)
     if MODE == 'dual':
-        q2 = _col_part(q2_ptr, n * cols + k, in_cols, MODE)
+        q2 = _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, OUTER)
     sum0 = tl.zeros([BR, BK], tl.float32)
     sum1 = tl.zeros([BR, BK], tl.float32)
     sum2 = tl.zeros([BR, BK], tl.float32)
@@ -134,7 +151,7 @@ def gate_grad_kernel(
         at = sample + (i[:, None] * cols + k[None, :])
         dy = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
         p = dy * tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        r = _row_part(r_ptr, n * rows + i, in_rows, MODE)
+        r = _row_part(r_ptr, w_ptr, n, rows, i, in_rows, width, MODE, OUTER)
         if MODE == 'row':
             f = r
             tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
@@ -150,7 +167,7 @@ def gate_grad_kernel(
             tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
             sum0 += p
         else:
-            r2 = _row_part(r2_ptr, n * rows + i, in_rows, MODE)
+            r2 = _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, OUTER)
             a = r * q
             f = a + (1 - a) * (r2 * q2)
             tl.store(to_rows + i, tl.sum(p * q, 1), mask=in_rows)
@@ -226,36 +243,41 @@ def outer_grad_kernel(
         tl.store(dw2_ptr + n * width + k, dw2, mask=in_width)
 
 
-def _apply(x, mode, r, q=None, r2=None, q2=None):
-    """The gate of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None."""
+def _outer(x, w):
+    """Which part of x's matrices is a map, and its width."""
+    return ('' if w is None else 'row' if channels_last(x) else 'col'), x.shape[3]
+
+
+def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None):
+    """The gate of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None. With w
+    and w2 those of positions are h and h2, of the maps h o w and h2 o w2."""
     y = torch.empty_like(x)
     n, rows, cols = matrix(x)
     vec = vector(cols, x)
     block_cols = pow2(cols, 512)
     block_rows = pow2(rows, 2048 // block_cols)
-    r, q, r2, q2 = (x if part is None else part for part in (r, q, r2, q2))
+    outer, width = _outer(x, w)
     launch(
         gate_kernel,
         n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
         x,
         y,
-        r,
-        q,
-        r2,
-        q2,
+        *(x if part is None else part for part in (r, q, r2, q2, w, w2)),
         rows,
         cols // vec,
+        width,
         VEC=vec,
         MODE=mode,
+        OUTER=outer,
         BR=block_rows,
         BK=block_cols,
     )
     return y
 
 
-def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
-    """dx and the sums of gate_grad_kernel: over columns (parts, N, rows), and over rows, still
-    in splits (parts, N, splits, cols)."""
+def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None):
+    """dx and the sums of gate_grad_kernel, as it leaves them: over each block of columns (parts,
+    N, blocks, rows), and over each split of the rows (parts, N, splits, cols)."""
     n, rows, cols = matrix(x)
     vec = vector(cols, x)
     # 32 lanes side by side in a row of the block: sums over columns stay within a warp.
@@ -267,7 +289,8 @@ def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
     dx = torch.empty_like(x) if need_x else None
     by_rows = None if mode == 'col' else floats(x, parts, n, blocks, rows)
     by_cols = None if mode == 'row' else floats(x, parts, n, splits, cols)
-    tensors = (x if t is None else t for t in (dx, r, q, r2, q2, by_rows, by_cols))
+    tensors = (x if t is None else t for t in (dx, r, q, r2, q2, w, w2, by_rows, by_cols))
+    outer, width = _outer(x, w)
     launch(
         gate_grad_kernel,
         n * splits * blocks,
@@ -278,13 +301,29 @@ def _apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None):
         rows,
         cols // vec,
         splits,
+        width,
         VEC=vec,
         MODE=mode,
+        OUTER=outer,
         NEED_X=need_x,
         BR=block_rows,
         BK=block_cols,
     )
-    return dx, None if mode == 'col' else total(by_rows, 2), by_cols
+    return dx, by_rows, by_cols
+
+
+def channel_grad_parts(x, c, dy):
+    """Of a scale by c, parts of dc: (N, parts, C)."""
+    if channels_last(x):
+        return apply_grad(x, dy, False, 'col', None, c)[2][0]
+    return apply_grad(x, dy, False, 'row', c)[1][0]
+
+
+def two_sided_grad_parts(x, mode, c, s, dy):
+    """Of a scale by c and s, parts of dc (N, parts, C) and of ds (N, parts, H W)."""
+    first, second = (s, c) if channels_last(x) else (c, s)
+    _, by_rows, by_cols = apply_grad(x, dy, False, mode, first, second)
+    return (by_cols[0], by_rows[0]) if channels_last(x) else (by_rows[0], by_cols[0])
 
 
 def channel_gate(x, c):
@@ -293,10 +332,10 @@ def channel_gate(x, c):
 
 def channel_gate_grad(x, c, dy, *, need_x):
     if channels_last(x):
-        dx, _, dc = _apply_grad(x, dy, need_x, 'col', None, c)
-        return dx, total(dc, 2)[0]
-    dx, dc, _ = _apply_grad(x, dy, need_x, 'row', c)
-    return dx, dc[0]
+        dx, _, dc = apply_grad(x, dy, need_x, 'col', None, c)
+    else:
+        dx, dc, _ = apply_grad(x, dy, need_x, 'row', c)
+    return dx, total(dc, 2)[0]
 
 
 def spatial_gate(x, s):
@@ -305,9 +344,9 @@ def spatial_gate(x, s):
 
 def spatial_gate_grad(x, s, dy, *, need_x):
     if channels_last(x):
-        dx, ds, _ = _apply_grad(x, dy, need_x, 'row', s)
-        return dx, ds[0].view_as(s)
-    dx, _, ds = _apply_grad(x, dy, need_x, 'col', None, s)
+        dx, ds, _ = apply_grad(x, dy, need_x, 'row', s)
+    else:
+        dx, _, ds = apply_grad(x, dy, need_x, 'col', None, s)
     return dx, total(ds, 2)[0].view_as(s)
 
 
@@ -317,8 +356,8 @@ def _two_sided(x, mode, c, s):
 
 def _two_sided_grad(x, mode, c, s, dy, need_x):
     first, second = (s, c) if channels_last(x) else (c, s)
-    dx, by_rows, by_cols = _apply_grad(x, dy, need_x, mode, first, second)
-    by_rows, by_cols = by_rows[0], total(by_cols, 2)[0]
+    dx, by_rows, by_cols = apply_grad(x, dy, need_x, mode, first, second)
+    by_rows, by_cols = total(by_rows, 2)[0], total(by_cols, 2)[0]
     dc, ds = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
     return dx, dc, ds.view_as(s)
 
@@ -339,33 +378,29 @@ def sum_gate_grad(x, c, s, dy, *, need_x):
     return _two_sided_grad(x, 'sum', c, s, dy, need_x)
 
 
-def _outer(h, w):
-    return h.unsqueeze(2) * w.unsqueeze(1)
+def _rank1(x, c, h, w, c2, h2, w2):
+    """What `_apply` takes after x for one rank-1 map, or two."""
+    mode = 'product' if c2 is None else 'dual'
+    parts = (h, c, h2, c2) if channels_last(x) else (c, h, c2, h2)
+    return mode, *parts, w, w2
 
 
 def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None):
-    if c2 is None:
-        return product_gate(x, c, _outer(h, w))
-    s, s2 = _outer(h, w), _outer(h2, w2)
-    if channels_last(x):
-        return _apply(x, 'dual', s, c, s2, c2)
-    return _apply(x, 'dual', c, s, c2, s2)
+    return _apply(x, *_rank1(x, c, h, w, c2, h2, w2))
 
 
-def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
-    """With p = x dy, A = c q, A2 = c2 q2 (q = h o w), the gradients of the factors are
+def rank1_grad_parts(x, factors, dy, need_x):
+    """dx or None; the gradients of h and w of each map, and the sums over positions that those of
+    the c are made of: (1 or 3, N, parts, C).
+
+    With p = x dy, A = c q, A2 = c2 q2 (q = h o w), the gradients of the factors are
     dc = sum p q - c2 sum p q q2, dq = sum p c - q2 sum p c c2, and the same with the two
     triples exchanged: six sums, three over positions and three over channels."""
-    dual = c2 is not None
-    mode = 'dual' if dual else 'product'
-    s = _outer(h, w)
-    s2 = _outer(h2, w2) if dual else None
-    if channels_last(x):
-        dx, spatial, channel = _apply_grad(x, dy, need_x, mode, s, c, s2, c2)
-        spatial, channel = spatial.unsqueeze(2), total(channel, 2)
-    else:
-        dx, channel, spatial = _apply_grad(x, dy, need_x, mode, c, s, c2, s2)
-    n, height, width = s.shape
+    c, h, w, c2, h2, w2 = factors = (*factors, None, None, None)[:6]
+    mode, *parts = _rank1(x, *factors)
+    dx, by_rows, by_cols = apply_grad(x, dy, need_x, mode, *parts)
+    spatial, channel = (by_rows, by_cols) if channels_last(x) else (by_cols, by_rows)
+    (n, height), width, dual = h.shape, w.shape[1], c2 is not None
     dh, dw = torch.empty_like(h), torch.empty_like(w)
     dh2, dw2 = (torch.empty_like(h), torch.empty_like(w)) if dual else (dh, dw)
     block_width = pow2(width, 1 << 16)
@@ -390,8 +425,15 @@ def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
         BH=pow2(height, max(1, 2048 // block_width)),
         BW=block_width,
     )
-    if not dual:
+    return dx, [(dh, dw), (dh2, dw2)][: 1 + dual], channel
+
+
+def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
+    factors = (c, h, w) if c2 is None else (c, h, w, c2, h2, w2)
+    dx, [(dh, dw), *second], channel = rank1_grad_parts(x, factors, dy, need_x)
+    channel = total(channel, 2)
+    if c2 is None:
         return dx, channel[0], dh, dw
     dc = torch.addcmul(channel[0], c2, channel[2], value=-1)
     dc2 = torch.addcmul(channel[1], c, channel[2], value=-1)
-    return dx, dc, dh, dw, dc2, dh2, dw2
+    return dx, dc, dh, dw, dc2, *second[0]

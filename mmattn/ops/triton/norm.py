@@ -10,7 +10,7 @@ EPS = tl.constexpr(64 * 2**-23)
 
 
 @triton.jit
-def _range(v_ptr, at, length, B: tl.constexpr):
+def spread_of(v_ptr, at, length, B: tl.constexpr):
     """Smallest and largest value, and their distance: 1 where rounding alone can make it."""
     low = tl.full([B], float('inf'), tl.float32)
     high = tl.full([B], -float('inf'), tl.float32)
@@ -28,17 +28,17 @@ def _range(v_ptr, at, length, B: tl.constexpr):
 @triton.jit(do_not_specialize=['length', 'low', 'stretch'])
 def min_max_kernel(v_ptr, u_ptr, length, low, stretch, B: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * length
-    least, _, spread = _range(v_ptr, at, length, B)
+    least, _, spread = spread_of(v_ptr, at, length, B)
     for start in range(0, length, B):
         i = start + tl.arange(0, B)
         v = tl.load(v_ptr + at + i, mask=i < length, other=0.0)
         tl.store(u_ptr + at + i, (v - least) * (stretch / spread) + low, mask=i < length)
 
 
-@triton.jit(do_not_specialize=['length', 'stretch'])
-def min_max_grad_kernel(v_ptr, g_ptr, dv_ptr, length, stretch, B: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * length
-    least, most, spread = _range(v_ptr, at, length, B)
+@triton.jit
+def store_min_max_grad(v_ptr, g_ptr, dv_ptr, at, length, stretch, B: tl.constexpr):
+    """The gradient of a sample of raw values v, g that of the stretched ones; dv may be g."""
+    least, most, spread = spread_of(v_ptr, at, length, B)
     # Of u = (v - least) / spread: du/dleast = (u - 1) / spread, du/dmost = -u / spread. Equal
     # extremes share.
     to_least = tl.zeros([B], tl.float32)
@@ -66,6 +66,12 @@ def min_max_grad_kernel(v_ptr, g_ptr, dv_ptr, length, stretch, B: tl.constexpr):
         dv = tl.load(g_ptr + at + i, mask=in_v, other=0.0) * scale
         dv += tl.where(v == least, least_g, 0.0) + tl.where(v == most, most_g, 0.0)
         tl.store(dv_ptr + at + i, dv, mask=in_v)
+
+
+@triton.jit(do_not_specialize=['length', 'stretch'])
+def min_max_grad_kernel(v_ptr, g_ptr, dv_ptr, length, stretch, B: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * length
+    store_min_max_grad(v_ptr, g_ptr, dv_ptr, at, length, stretch, B)
 
 
 def min_max(v, low, high):

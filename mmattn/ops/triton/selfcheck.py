@@ -29,7 +29,7 @@ from torch import Tensor
 try:
     import fcntl
 except ImportError:  # Windows: processes may check the same at once
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 # Whole networks run in (8, 256, 56, 56) and the like: these reach the same loops and splits.
 SHAPES = ((4, 64, 28, 28), (8, 256, 7, 7), (2, 24, 75, 41))

@@ -106,6 +106,18 @@ def _rank1(a_ptr, b_ptr, k_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk):
     return (fa[:, None] * fb[None, :])[:, :, None] * fk[None, None, :]
 
 
+@triton.jit
+def _of_planes(h_ptr, w_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST: tl.constexpr):
+    """The product of h (C, H) and w (C, W) over a block."""
+    if LAST:
+        h = _load_plane(h_ptr, n, a, k, in_a, in_k, na, nk, True)[:, None, :]
+        w = _load_plane(w_ptr, n, b, k, in_b, in_k, nb, nk, True)[None, :, :]
+    else:
+        h = _load_plane(h_ptr, n, a, b, in_a, in_b, na, nb, False)[:, :, None]
+        w = _load_plane(w_ptr, n, a, k, in_a, in_k, na, nk, False)[:, None, :]
+    return h * w
+
+
 @triton.jit(do_not_specialize=['na', 'nb', 'groups'])
 def strip_pool_grad_kernel(
     gx_ptr,
@@ -130,12 +142,13 @@ def strip_pool_grad_kernel(
     AB: tl.constexpr,
     AK: tl.constexpr,
     BK: tl.constexpr,
-    MAPS: tl.constexpr,
+    SCALE: tl.constexpr,
     SA: tl.constexpr,
     SB: tl.constexpr,
     SK: tl.constexpr,
 ):
-    """The gradient of x: what comes in, gated by MAPS rank-1 attention maps, and the planes'."""
+    """The gradient of x: the planes', and by SCALE: '' no more; 'one' and 'two' what comes in,
+    scaled by a rank-1 attention map or two; 'coord' scaled by the planes a1 = h and b1 = w."""
     nk = groups * VEC
     a_blocks = tl.cdiv(na, SA)
     b_blocks = tl.cdiv(nb, SB)
@@ -152,12 +165,18 @@ def strip_pool_grad_kernel(
     in_k = k < nk
     mask = (in_a[:, None] & in_b[None, :])[:, :, None] & in_k[None, None, :]
     at = n * na * nb * nk + ((a[:, None] * nb + b[None, :])[:, :, None] * nk + k[None, None, :])
-    dx = tl.load(gx_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if MAPS > 0:
-        f = _rank1(a1_ptr, b1_ptr, k1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
-        if MAPS > 1:
-            f += (1 - f) * _rank1(a2_ptr, b2_ptr, k2_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
-        dx *= f
+    dx = tl.zeros([SA, SB, SK], tl.float32)
+    if SCALE != '':
+        dx = tl.load(gx_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if SCALE == 'coord':
+            dx *= _of_planes(a1_ptr, b1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
+        else:
+            f = _rank1(a1_ptr, b1_ptr, k1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
+            if SCALE == 'two':
+                f += (1 - f) * _rank1(
+                    a2_ptr, b2_ptr, k2_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk
+                )
+            dx *= f
     if AB:
         g = _load_plane(ab_ptr, n, a, b, in_a, in_b, na, nb, False)
         dx += (g * mean_k)[:, :, None]
@@ -202,13 +221,7 @@ def coord_gate_kernel(
     mask = (in_a[:, None] & in_b[None, :])[:, :, None] & in_k[None, None, :]
     at = n * na * nb * nk + ((a[:, None] * nb + b[None, :])[:, :, None] * nk + k[None, None, :])
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    if LAST:
-        h = _load_plane(h_ptr, n, a, k, in_a, in_k, na, nk, True)[:, None, :]
-        w = _load_plane(w_ptr, n, b, k, in_b, in_k, nb, nk, True)[None, :, :]
-    else:
-        h = _load_plane(h_ptr, n, a, b, in_a, in_b, na, nb, False)[:, :, None]
-        w = _load_plane(w_ptr, n, a, k, in_a, in_k, na, nk, False)[:, None, :]
-    y = x * (h * w)
+    y = x * _of_planes(h_ptr, w_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -302,7 +315,8 @@ def _plane_blocks(n, na, nb, nk, block):
     return n * cdiv(na, block['SA']) * cdiv(nb, block['SB']) * cdiv(nk, block['SK'])
 
 
-def strip_pool(x, *, channel):
+def strip_pool_parts(x, channel):
+    """ch, cw, hw (or None), each in parts: (parts, N, ...)."""
     n, na, nb, nk = box(x)
     last = channels_last(x)
     vec = vector(nk, x)
@@ -338,19 +352,34 @@ def strip_pool(x, *, channel):
         BK=channel or last,
         **block,
     )
+    return ch, cw, hw
+
+
+def strip_pool(x, *, channel):
+    ch, cw, hw = strip_pool_parts(x, channel)
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def strip_pool_grad(dx, gch, gcw, ghw, *, gx=None, maps=()):
-    """`gx`: what is to be added to; `maps`: factors c, h, w of one or two rank-1 attention maps
-    that gate it first. It may be dx itself."""
-    gx = dx.zero_() if gx is None else gx
+def coord_dx(dy, h, w, gch, gcw, carry=None):
+    return _dx(torch.empty_like(dy), dy, 'coord', (gch, gcw, None), (h, w))
+
+
+def strip_pool_grad(dx, gch, gcw, ghw, *, dy=None, maps=()):
+    """`dy`: what is to be added, scaled by `maps`: factors c, h, w of one or two rank-1 attention
+    maps."""
+    last = channels_last(dx)
+    factors = [f for c, h, w in maps for f in ((h, w, c) if last else (c, h, w))]
+    return _dx(dx, dy, ('', 'one', 'two')[len(maps)], (gch, gcw, ghw), factors)
+
+
+def _dx(dx, dy, scale, planes, factors):
+    gx = dx if dy is None else dy
     n, na, nb, nk = box(gx)
     last = channels_last(gx)
     vec = vector(nk, gx)
     block = _shares(na, nb, nk)
+    gch, gcw, ghw = planes
     planes = (ghw, gch, gcw) if last else (gch, gcw, ghw)
-    factors = [f for c, h, w in maps for f in ((h, w, c) if last else (c, h, w))]
     launch(
         strip_pool_grad_kernel,
         _plane_blocks(n, na, nb, nk, block),
@@ -370,7 +399,7 @@ def strip_pool_grad(dx, gch, gcw, ghw, *, gx=None, maps=()):
         AB=planes[0] is not None,
         AK=planes[1] is not None,
         BK=planes[2] is not None,
-        MAPS=len(maps),
+        SCALE=scale,
         **block,
     )
     return dx
@@ -399,6 +428,12 @@ def coord_gate(x, h, w):
 
 
 def coord_gate_grad(x, h, w, dy, *, need_x):
+    dx, dh, dw = coord_grad_parts(x, h, w, dy, need_x)
+    return dx, total(dh, 0), total(dw, 0)
+
+
+def coord_grad_parts(x, h, w, dy, need_x=False):
+    """dx or None, and parts of dh and dw: (parts, N, C, L)."""
     n, na, nb, nk = box(x)
     last = channels_last(x)
     vec = vector(nk, x)
@@ -429,4 +464,4 @@ def coord_gate_grad(x, h, w, dy, *, need_x):
         NEED_X=need_x,
         **block,
     )
-    return dx, total(dh, 0), total(dw, 0)
+    return dx, dh, dw

@@ -5,7 +5,7 @@ falls back to running a file's code. Formats: PyTorch's archive and the single p
 safetensors. What a pickle may hold is said in `mmattn.pickles`.
 """
 
-from .conversion import convert
+from .conversion import convert, write
 from .errors import CheckpointError, Damaged, Unsafe, WrongHash
 from .hashes import check_hash, expected_hashes, sha256_of
 from .loading import load, load_meta
@@ -24,4 +24,5 @@ __all__ = [
     'load_meta',
     'sha256_of',
     'uninstall',
+    'write',
 ]

@@ -44,7 +44,33 @@ def convert(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
     ):
         raise CheckpointError(f'{source} holds no weights, or more than tensors among them')
-    meta = _plain(found.get('meta', {}) if 'state_dict' in found else {})
+    meta = found.get('meta', {}) if 'state_dict' in found else {}
+    return write(target, weights, meta, publish)
+
+
+def write(
+    target: str | os.PathLike,
+    weights: dict[str, torch.Tensor],
+    meta: dict[str, Any],
+    publish: bool = False,
+) -> Path:
+    """Writes weights and the plain part of their meta, as safetensors if the name ends so.
+
+    Args:
+        target (str or PathLike): The file.
+        weights (dict[str, Tensor]): A state dict.
+        meta (dict): What is to be said of them.
+        publish (bool): As for `convert`.
+
+    Returns:
+        Path: What was written, whole or not at all.
+
+    Raises:
+        FileExistsError: if there is such a file already.
+    """
+    target, meta = Path(target), _plain(meta)
+    if target.exists():
+        raise FileExistsError(f'{target} exists; it is left as it is')
     half = target.with_name(f'.{target.name}.{os.getpid()}')
     try:
         if target.suffix == '.safetensors':

@@ -21,8 +21,15 @@ from .errors import HELP, Damaged, Unsafe
 Device = str | torch.device | dict | Callable | None
 
 # What a reader of pickles and Python's of archives say of one that is not whole.
-DAMAGE = (PickleError, zipfile.BadZipFile, EOFError, struct.error)
-DAMAGE += (UnicodeError, NotImplementedError, OverflowError)
+DAMAGE: tuple[type[Exception], ...] = (
+    PickleError,
+    zipfile.BadZipFile,
+    EOFError,
+    struct.error,
+    UnicodeError,
+    NotImplementedError,
+    OverflowError,
+)
 
 
 def read(file: BinaryIO, name: str, map_location: Device) -> Any:
