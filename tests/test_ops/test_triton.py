@@ -173,7 +173,11 @@ OPERATORS = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
 
 
 @LAYOUTS
-@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize(
+    'dtype',
+    (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)),
+    ids=str,
+)
 @pytest.mark.parametrize('op', OPERATORS)
 def test_operator(run, op, dtype, last):
     run(cases.compare_operator, op, SHAPE, dtype, last)
