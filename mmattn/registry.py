@@ -12,6 +12,8 @@ if TYPE_CHECKING:  # a gate needs no mmengine
     from mmengine.registry import Registry
 
 T = TypeVar('T', bound=type)
+# The codebases that are installed but broken, which are named once.
+_broken: set[str] = set()
 
 
 def register(registry: 'Registry', name: str | None = None) -> Callable[[T], T]:
@@ -65,7 +67,7 @@ def register_when_used(codebase: str, registry: str, module: str) -> None:
         module (str): Full name of the module.
 
     Warns:
-        UserWarning: if the codebase is installed, but cannot be imported.
+        UserWarning: once for a codebase that is installed, but cannot be imported.
     """
     spec = importlib.util.find_spec(codebase)
     # A mere folder of that name in the working directory has a spec, but no origin.
@@ -74,6 +76,9 @@ def register_when_used(codebase: str, registry: str, module: str) -> None:
     try:
         found = getattr(importlib.import_module(f'{codebase}.registry'), registry)
     except Exception as error:
+        if codebase in _broken:
+            return
+        _broken.add(codebase)
         warnings.warn(
             f"{codebase} is installed but fails to import, so mmattn's classes for it are missing: "
             f'{type(error).__name__}: {error}',

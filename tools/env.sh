@@ -183,6 +183,14 @@ mmattn_install() {
     fi
 }
 
+# The CPU kernels now, so that no training begins with a minute of compiling. Without a compiler the
+# equations run, and `python -m mmattn.doctor` says so.
+mmattn_compile_kernels() {
+    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
+        mmattn_say 'no C++ compiler: the gates run as equations on the CPU, slower'
+    "$PYTHON" -W ignore -c 'from mmattn.ops.native import build; build.library()'
+}
+
 # Makes .venv where it is not there yet.
 mmattn_make_venv() {
     local base
@@ -232,6 +240,8 @@ mmattn_fill_venv() {
         mmattn_install -r requirements/classification.txt -r requirements/runtime.txt
     mmattn_stage mmattn 'setup.py pyproject.toml' \
         mmattn_pip install --no-deps --no-build-isolation -e .
+    mmattn_stage kernels 'mmattn/ops/native/*.cpp mmattn/ops/native/*.h mmattn/ops/native/*.py' \
+        mmattn_compile_kernels
     [ "$1" != classification ] || return 0
     mmattn_stage openmmlab requirements/openmmlab.txt mmattn_install -r requirements/openmmlab.txt
     [ "$1" != all ] || return 0

@@ -9,7 +9,7 @@ from .eca import ECA
 from .ema import EMA
 from .se import SE
 from .simam import SimAM
-from .timm_attention import TimmAttention
+from .timm_attention import TimmAttention  # noqa: F401  (for its registration: it needs timm)
 from .triplet import TripletAttention
 
 __all__ = [
@@ -21,6 +21,5 @@ __all__ = [
     'SE',
     'CoordAttention',
     'SimAM',
-    'TimmAttention',
     'TripletAttention',
 ]

@@ -78,7 +78,7 @@ class CBAM(Gate):
             kernel = tensor(self.conv, 'weight')
             plain = self.conv.bias is None and not listened_to()
             if plain and runs_kernels('cbam', x, self.impl, [*layers, kernel, *norm], a):
-                by_batch = bool(norm) and self.norm.training and x.numel() > x.shape[1]
+                by_batch = len(norm) > 0 and self.norm.training and x.numel() > x.shape[1]
                 eps = self.norm.eps if norm else 0.0
                 y, _, _, moments = ops.cbam(x, layers, kernel, norm, by_batch, eps, a)
                 if by_batch:

@@ -16,7 +16,8 @@ from .gate import (
     is_plain_norm,
     listened_to,
     mlp,
-    norm_state,
+    mlp_weights,
+    norm_states,
     tensor,
 )
 
@@ -173,20 +174,13 @@ class DRTAM(Gate):
         modules = [self.initial] if self.complement is None else [self.initial, self.complement]
         norms: list[Any] = [module.norms for module in modules]
         a = tensor(self, 'identity_scale')
-        if self._is_plain(modules, norms):
+        if (layers := self._plain(modules, norms)) is not None:
             n, *lengths = x.shape
+            flat = [norm for three in norms for norm in three]
+            found = norm_states(flat, [n * length for length in lengths] * len(norms))
             states = [
-                (
-                    module.weights,
-                    [
-                        norm_state(norm, n * length)
-                        for norm, length in zip(three, lengths, strict=True)
-                    ],
-                )
-                for module, three in zip(modules, norms, strict=True)
+                (module.weights, found[3 * i : 3 * i + 3]) for i, module in enumerate(modules)
             ]
-            first, _, second = self.mlp
-            layers = [tensor(layer, key) for layer in (first, second) for key in ('weight', 'bias')]
             chunks, maxima = self.initial.chunks, self.initial.maxima
             return ops.rank1_attention(x, states, layers, chunks, maxima, self.impl, a)
         planes = ops.strip_pool(x, channel=True, impl=self.impl)
@@ -195,18 +189,18 @@ class DRTAM(Gate):
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
         return ops.rank1_gate(x, *factors, impl=self.impl, identity_scale=a)
 
-    def _is_plain(self, modules, norms):
-        """Whether one op may stand for all layers: none is changed (SyncBatchNorm) or listened to.
+    def _plain(self, modules, norms):
+        """The MLP's tensors where one op may stand for all layers, else None: one is changed
+        (SyncBatchNorm) or listened to.
 
         `RTAM.weights` asks the layers that hold weights only.
         """
-        layers = list(self.mlp._modules.values())
-        return (
-            not listened_to()
-            and is_plain(self.mlp, nn.Sequential)
-            and [type(layer) for layer in layers] == [nn.Linear, nn.ReLU, nn.Linear]
-            and all(is_plain(layer, type(layer)) for layer in layers)
-            and all(tensor(layers[i], 'bias') is not None for i in (0, 2))
+        layers = mlp_weights(self.mlp)
+        plain = (
+            layers is not None
+            and all(t is not None for t in layers)
+            and not listened_to()
             and all(is_plain(module, RTAM) for module in modules)
             and all(is_plain_norm(norm) for three in norms for norm in three)
         )
+        return layers if plain else None

@@ -1,7 +1,7 @@
 """What the gates share: checked input, full precision, batches of one value."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
+from mmattn.ops.dispatch import stands_for_plain
 from mmattn.ops.record import is_on, running
 
 from .checks import check_int
@@ -109,7 +110,7 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     `listened_to` tells of those who listen to all modules.
     """
     return (
-        type(module) is kind
+        _kind(module) is kind
         and 'forward' not in module.__dict__
         and _FORWARDS.get(kind, kind.forward) is kind.forward
         and not (
@@ -118,8 +119,33 @@ def is_plain(module: nn.Module, kind: type) -> bool:
             or module._backward_hooks
             or module._backward_pre_hooks
         )
-        and _PLAIN_OR_NONE.issuperset(map(type, module._parameters.values()))
+        and _are_ordinary(module._parameters.values())
     )
+
+
+def _kind(module):
+    """A module's class. Non-strict export of PyTorch before 2.7 gives a module one of its own, of a
+    base that it keeps a path in and of the module's class."""
+    kind = type(module)
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        bases = kind.__bases__
+        if len(bases) == 2 and bases[0].__name__ == 'AttrProxy':
+            return bases[1]
+    return kind
+
+
+def _are_ordinary(parameters: Iterable[Tensor | None]) -> bool:
+    """Whether parameters are plain tensors, or stand for such while PyTorch traces (`torch.export`
+    puts its own in their places)."""
+    if not torch.compiler.is_compiling():  # of sets dynamo knows little
+        parameters = list(parameters)
+        if _PLAIN_OR_NONE.issuperset(map(type, parameters)):
+            return True
+    for t in parameters:
+        kind = type(t)
+        if not (t is None or kind is Tensor or kind is nn.Parameter or stands_for_plain(kind)):
+            return False
+    return True
 
 
 def listened_to() -> bool:
@@ -150,20 +176,32 @@ def tensor(module: nn.Module, key: str) -> Any:
     return module.__dict__.get(key) if found is None else found
 
 
-def norm_state(norm: nn.BatchNorm1d, values: int) -> Norm:
-    """What a norm of `is_plain_norm` of one channel does to so many values, as an `ops.Norm`.
+def norm_states(norms: Sequence[nn.BatchNorm1d], values: Sequence[int]) -> list[Norm]:
+    """What norms of `is_plain_norm` of one channel do to so many values each, as `ops.Norm`s.
 
-    It is asked once for each batch, which it counts; of a single value as in `batch_norm`.
+    They are asked once for each batch, which they count; of a single value as in `batch_norm`.
     """
-    momentum = None
-    if norm.training and values > 1:
-        count = tensor(norm, 'num_batches_tracked').add_(1)
-        # Without a momentum the running statistics are those of all batches.
-        momentum = 1 / float(count) if norm.momentum is None else norm.momentum
-    weight, bias, mean, var = (
-        tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
-    )
-    return Norm(weight, bias, mean, var, momentum, norm.eps)
+    by_batch = [norm.training and count > 1 for norm, count in zip(norms, values, strict=True)]
+    counts = [
+        tensor(norm, 'num_batches_tracked')
+        for norm, counted in zip(norms, by_batch, strict=True)
+        if counted
+    ]
+    if counts:
+        torch._foreach_add_(counts, 1)
+    states = []
+    for norm, counted in zip(norms, by_batch, strict=True):
+        momentum = None
+        if counted:
+            # Without a momentum the running statistics are those of all batches.
+            momentum = norm.momentum
+            if momentum is None:
+                momentum = 1 / float(tensor(norm, 'num_batches_tracked'))
+        weight, bias, mean, var = (
+            tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        states.append(Norm(weight, bias, mean, var, momentum, norm.eps))
+    return states
 
 
 def as_input_of(layer: nn.Module, v: Tensor) -> Tensor:
@@ -193,6 +231,17 @@ class SpatialConv(nn.Conv2d):
         out = spatial_conv(maps, self.weight, impl=impl).unsqueeze(1)
         # A fused batch norm leaves a bias.
         return out if self.bias is None else out + self.bias.view(1, 1, 1, 1)
+
+
+def _full_precision(device_type: str) -> contextlib.AbstractContextManager:
+    """Autocast switched off, where it may be on: to switch it takes longer than to ask. The meta
+    device has none."""
+    may_be_on = torch.compiler.is_compiling() or (
+        device_type != 'meta' and torch.is_autocast_enabled(device_type)
+    )
+    if not may_be_on or device_type == 'meta':
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 class Gate(nn.Module):
@@ -228,12 +277,7 @@ class Gate(nn.Module):
         # While tracing, sizes are tensors: comparing them would only warn.
         if not torch.jit.is_tracing():
             self._check(x)
-        # The meta device has no autocast to switch off.
-        with (
-            contextlib.nullcontext()
-            if x.device.type == 'meta'
-            else torch.autocast(x.device.type, enabled=False)
-        ):
+        with _full_precision(x.device.type):
             if is_on():
                 with running(self):
                     return self.gate(x)

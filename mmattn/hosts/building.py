@@ -13,7 +13,7 @@ from torch import nn
 from mmattn.registry import register
 
 from .decay import spare_identity_scales
-from .identity import signal, versions
+from .identity import NAME, signal, versions
 from .plug import plug_entries
 from .plug.modules import placed
 
@@ -107,7 +107,7 @@ def warn_of_fresh(before: dict[nn.Module, tuple[int, list[int]]]) -> None:
     """Warn of gates that a checkpoint, which has just been loaded, has not changed."""
     changing = []
     for gate, (channels, written) in before.items():
-        if written and written == versions(gate) and not hasattr(gate, 'identity_scale'):
+        if written and written == versions(gate) and getattr(gate, NAME, None) is None:
             found = signal(gate, channels)
             if not abs(found - 1) < 0.02:
                 changing.append(f'{type(gate).__name__} (output over input {found:.2f})')

@@ -163,6 +163,8 @@ class Plugin:
 
     keys = ('cfg', 'position', 'stages', *SWITCHES)
 
+    start: Any  # one of `SWITCHES`, as the others are
+
     def __init__(
         self,
         entry: dict[str, Any],

@@ -56,7 +56,8 @@ w: (N, W). `at`: int32, where a maximum is.
     rank1_gate(x, c, h, w[, c2, h2, w2 | a]) and theirs: the same
     affine_gate(x, u, v, s) and its: the same      # x * (u + v s); u, v and a: (N, C)
 
-    rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM
+    rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM, if `operator`
+                                                                    # does not give the whole
     rank1_attention_grad(x, params, rules, chunks, saved | a, dy, need_x) -> dx, dparams | da
     rank1_attention_parts(x, params, chunks, saved) -> planes, [(descriptors, factors), ...]
 

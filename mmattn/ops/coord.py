@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import identity, layers, record, reference
+from . import dispatch, identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import planes_of
@@ -46,9 +46,13 @@ def coord(
     if record.is_on():
         pools = None
         if by_kernels('coord', x, identity_scale):
-            strips = _samples(saved[0], x.shape[0])
-            ch, cw = strips.split((h.shape[2], w.shape[2]), 2)
-            pools = dict(ch=ch, cw=cw)
+            # A backend's own whole operator may keep them side by side.
+            own = getattr(dispatch.backend(x.device.type), 'coord_strips', None)
+            pools = None if own is None else own(x, first[0], saved[0])
+            if pools is None:
+                strips = _samples(saved[0], x.shape[0])
+                pools = strips.split((h.shape[2], w.shape[2]), 2)
+            pools = dict(zip(('ch', 'cw'), pools, strict=True))
         record.note(pools, dict(h=h, w=w), 'coord', identity_scale)
     return y, h, w, moments
 

@@ -193,7 +193,7 @@ def by_kernels(op: str, x: Tensor, identity_scale: Tensor | None) -> bool:
 
 
 @functools.cache
-def _is_plain(kind):
+def stands_for_plain(kind: type) -> bool:
     """Whether tensors of a class are what their memory says, or stand for such while PyTorch
     traces: FakeTensor and FunctionalTensor, whose modules would import Triton before its time."""
     return kind in PLAIN or kind.__module__ in (
@@ -208,7 +208,7 @@ def are_plain(values: Iterable) -> bool:
         if isinstance(value, (tuple, list)):
             if not (PLAIN.issuperset(map(type, value)) or are_plain(value)):
                 return False
-        elif isinstance(value, Tensor) and not _is_plain(type(value)):
+        elif isinstance(value, Tensor) and not stands_for_plain(type(value)):
             return False
     return True
 

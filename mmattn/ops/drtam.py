@@ -60,7 +60,7 @@ def _check_weights(weights, chunks, maxima):
     """Raise ValueError unless these are `rank1_pool`'s three."""
     channel, strips = (1, 4 * chunks[0]), (1, rank1_strips(chunks, maxima), 3)
     for weight, allowed in zip(weights, (channel, strips, strips), strict=True):
-        if tuple(weight.shape) != allowed:
+        if weight.shape != allowed:
             raise ValueError(
                 f'with {tuple(chunks)} chunks and {tuple(maxima)} maxima the weights must be '
                 f'{(channel, strips, strips)}, got '
@@ -203,7 +203,7 @@ def rank1_attention(
     maxima = _check_chunks(chunks, maxima)
     channels, hidden = x.shape[1], mlp[0].shape[0]
     allowed = ((hidden, channels), (hidden,), (channels, hidden), (channels,))
-    if tuple(tuple(t.shape) for t in mlp) != allowed:
+    if any(t.shape != shape for t, shape in zip(mlp, allowed, strict=True)):
         raise ValueError(
             f'of {channels} channels the MLP must be {allowed}, got '
             f'{tuple(tuple(t.shape) for t in mlp)}'
@@ -251,12 +251,10 @@ def _note(x, params, chunks, a, saved):
 
 def _update(norms, moments):
     """Move the running statistics towards the batch's moments, (norms, 2)."""
-    moving = [
-        (norm, pair) for norm, pair in zip(norms, moments, strict=True) if norm.momentum is not None
-    ]
+    moving = [i for i, norm in enumerate(norms) if norm.momentum is not None]
     if not moving:
         return
-    first, _ = moving[0]
+    first = norms[moving[0]]
     with torch.no_grad():
         if len(moving) == len(norms) and all(
             norm.momentum == first.momentum and norm.mean.dtype is moments.dtype for norm in norms
@@ -264,8 +262,9 @@ def _update(norms, moments):
             running = [t for norm in norms for t in (norm.mean, norm.var)]
             torch._foreach_lerp_(running, moments.view(-1, 1).unbind(), first.momentum)
             return
-        for norm, pair in moving:
-            for running, moment in zip((norm.mean, norm.var), pair.split(1), strict=True):
+        for i in moving:
+            norm, pair = norms[i], moments[i].split(1)
+            for running, moment in zip((norm.mean, norm.var), pair, strict=True):
                 # Not by lerp: it makes a NaN of two infinities, as a variance in 16 bits may be.
                 running.mul_(1 - norm.momentum).add_(moment * norm.momentum)
 

@@ -121,7 +121,7 @@ def _spatial_conv(m):
     return m.rand(n, 2, h, w), m.around(1, 2, 7, 7)
 
 
-# What an operator is called with, of a `Maker`; running statistics need no gradient.
+# What an operator is called with, of a `Maker`.
 ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     'se': _se,
     'eca': lambda m: (m.x(), m.around(1, 1, 3), None),

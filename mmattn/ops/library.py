@@ -45,6 +45,7 @@ torch.ops.__dict__[_FORMER] = LIBRARY
 # A compiler may give the kernels no other memory format than tracing has seen.
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 _TRANSFORMED = 'FuncTorchDynamicLayerFrontMode'
+_PLAIN_OR_NONE = dispatch.PLAIN | {type(None)}
 _BATCHED_GRADIENTS = 'Batched'  # of torch.autograd.grad(is_grads_batched=True)
 
 TWICE = (
@@ -121,10 +122,7 @@ def define(
         if 0 < x.numel() < 2**31:
             backend = _backend(name, x.device)
             why = why_not(x, args) if gradient is not None else ''
-            if why:
-                found = _instead(name, written, args, why)
-            else:
-                found = call_kernel(backend, name, args)
+            found = _instead(name, written, args, why) if why else call_kernel(backend, name, args)
         elif not x.numel():  # of an empty map, which compiled code may come to
             found = _zeros(fake(*args)) if gradient is None else written(*args)
         else:
@@ -140,7 +138,7 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        LIBRARY.impl(name, _differentiable(name, op, written, gradient, why_not), 'Autograd')
+        LIBRARY.impl(name, _differentiable(name, op, run, written, gradient, why_not), 'Autograd')
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
 
@@ -228,7 +226,7 @@ def _below(op, args):
         return op(*args)
 
 
-def _differentiable(name, op, equations, gradient, why_not):
+def _differentiable(name, op, run, equations, gradient, why_not):
     kinds = [str(argument.type) for argument in op._schema.arguments]
     # None: no tensor; else whether it is a list of tensors.
     lists = [('List' in kind) if 'Tensor' in kind else None for kind in kinds]
@@ -249,12 +247,23 @@ def _differentiable(name, op, equations, gradient, why_not):
                 raise dispatch.two_devices(device, t.device)
         if _has_tangent(args) or why_not(next(_tensors(args)), args):
             return equations(*args)
+        below = run if _is_eager(flat) else op
         if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
             lengths = []
-            return _nested(function.apply(op, gradient, lists, args, lengths, *flat), lengths)
-        return _below(op, args)
+            return _nested(function.apply(below, gradient, lists, args, lengths, *flat), lengths)
+        return _below(below, args)
 
     return call
+
+
+def _is_eager(flat):
+    """Whether nobody stands between an operator's Autograd key and its kernel: no mode, no class
+    of tensor. Then the kernel is called as it is, a way through the dispatcher less."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and _PLAIN_OR_NONE.issuperset(map(type, flat))
+        and flat[0].device.type in ('cpu', 'cuda')
+    )
 
 
 def _nested(outputs, lengths):
@@ -273,7 +282,7 @@ class _Function(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        op: Any,
+        below: Callable,
         gradient: Gradient,
         lists: list,
         args: tuple,
@@ -287,7 +296,7 @@ class _Function(torch.autograd.Function):
                 full.append([next(flat_) for _ in arg])
             else:
                 full.append(arg if is_list is None else next(flat_))
-        outputs = _below(op, full)
+        outputs = _below(below, full)
         ctx.gradient, ctx.needs = gradient, ctx.needs_input_grad[5:]
         ctx.set_materialize_grads(False)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

@@ -179,7 +179,8 @@ def write(folder: str | Path, record: dict[str, Any]) -> None:
     """
     record = finite(record)
     check(record)
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    # In ASCII, as a path's own bytes may be no UTF-8.
+    text = json.dumps(record, indent=1, allow_nan=False)
     atomic.write_text(Path(folder) / NAME, f'{text}\n')
 
 

@@ -11,6 +11,7 @@ from mmattn import mmcv_ops
 from mmattn.hosts.building import plugged_versions, warn_of_fresh
 from mmattn.hosts.decay import spare_identity_scales
 from mmattn.hosts.plug import plug_entries
+from mmattn.ops.native import build
 from mmattn.registry import register
 
 from . import atomic, checkpoint, measure, processes, recording, saving, unreadable
@@ -183,5 +184,7 @@ class Runner(MMEngineRunner):
         run = saving.run_of(self.work_dir)
         if run is not None:
             options['meta'] = {**(options.get('meta') or {}), 'run': run}
+        if kernels := build.in_use():  # whose bits are those of this level of processors alone
+            options['meta'] = {**(options.get('meta') or {}), 'cpu_kernels': kernels}
         with atomic.replacing(os.path.join(out_dir, filename)) as temporary:
             super().save_checkpoint(out_dir, temporary.name, **options)

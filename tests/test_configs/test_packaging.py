@@ -7,6 +7,7 @@ import contextlib
 import email
 import importlib.metadata
 import os
+import platform
 import runpy
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import mmattn
+from mmattn.ops.native import toolchain
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,12 +39,14 @@ THEIRS |= {*CODEBASES, *(f'onedl-{name}' for name in CODEBASES)}
 setuptools = pytest.importorskip('setuptools', minversion='77')
 
 
-def pip(*args):
+def pip(*args, **environment):
+    # Without kernels, unless asked for: a level takes a compiler half a minute.
     return subprocess.run(
         [sys.executable, '-m', 'pip', '-q', '--disable-pip-version-check', *map(str, args)],
         check=True,
         capture_output=True,
         text=True,
+        env={**os.environ, 'MMATTN_NATIVE': '0', **environment},
     )
 
 
@@ -81,6 +85,68 @@ def test_the_wheel_is_whole(installed):
     assert sources and sources == {p.name for p in (package / 'ops' / 'native').glob('*.cpp')}
     names = zipfile.ZipFile(wheel).namelist()
     assert not [name for name in names if name.startswith(('tests', 'configs', 'tools'))]
+
+
+def test_a_wheel_without_kernels_is_for_every_machine(installed):
+    wheel, site = installed
+    assert wheel.name.endswith('-py3-none-any.whl')
+    assert not (site / 'mmattn' / 'ops' / 'native' / 'lib').exists()
+
+
+WITHOUT_A_COMPILER = """
+import torch
+import mmattn
+from mmattn.ops.native import build
+assert mmattn.__file__.startswith(SITE)
+assert build.compiler() is None
+gate = mmattn.CAT(8).double()
+x = torch.randn(2, 8, 6, 5, dtype=torch.float64, requires_grad=True)
+y = gate(x)
+assert 'cat' in type(y.grad_fn).__name__, y.grad_fn
+gate.impl = 'reference'
+torch.testing.assert_close(y, gate(x))
+print(build.in_use())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    toolchain.compiler() is None or platform.machine() not in toolchain.LEVELS,
+    reason='no C++ compiler for the CPU kernels of a wheel',
+)
+def test_a_wheel_with_kernels(installed, tmp_path):
+    """One for each level of processors, which a machine without a compiler then has."""
+    source = installed[0].parent / 'source'
+    options = '--no-deps', '--no-build-isolation', '-w', tmp_path
+    pip('wheel', source, *options, MMATTN_NATIVE='1', CXXFLAGS='-O0')
+    (wheel,) = tmp_path.glob('mmattn-*.whl')
+    assert wheel.name.endswith(f'-py3-none-linux_{platform.machine()}.whl')
+    site = tmp_path / 'site'
+    pip('install', wheel, '--no-deps', '--no-compile', '--target', site)
+    libraries = {p.name for p in (site / 'mmattn' / 'ops' / 'native' / 'lib').iterdir()}
+    assert libraries == {toolchain.shipped(level).name for level in toolchain.levels()}
+    level = toolchain.level(toolchain.cpuinfo(), platform.machine())
+    if level is None:
+        pytest.skip('no wheel has kernels for this processor')
+    env = {k: v for k, v in os.environ.items() if k not in ('CXX', 'CXXFLAGS', 'MMATTN_NATIVE')}
+    env |= dict(PATH='', PYTHONPATH=str(site), XDG_CACHE_HOME=str(tmp_path / 'cache'))
+    done = subprocess.run(
+        [sys.executable, '-c', WITHOUT_A_COMPILER.replace('SITE', repr(str(site)))],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [level]
+    assert not (tmp_path / 'cache' / 'mmattn').exists(), 'something was compiled'
+
+
+def test_a_compiler_that_fails_fails_the_wheel(installed, tmp_path):
+    """It is not left out without a word."""
+    with pytest.raises(RuntimeError, match='/false failed: exit status 1'):
+        toolchain.make(shutil.which('false'), toolchain.sources()[:1], tmp_path / 'a.so', [])
+    assert not list(tmp_path.iterdir())
 
 
 def metadata(site):

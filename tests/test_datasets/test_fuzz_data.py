@@ -13,7 +13,7 @@ import numpy as np
 import official
 import pytest
 from fuzzing import CHANGES, ODD, cases, changed, places, put, tree
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mmattn.datasets.check import annotations
@@ -105,6 +105,7 @@ def test_members(folder, members, form, changes):
     CHANGES | st.none(),
     st.sampled_from((False, False, True)),
 )
+@example('imagenet', [('x/y', b'5', b'', None, '')], None, True)  # has nothing of ImageNet
 def test_archives(published, folder, name, members, changes, alone):
     archive, target = ARCHIVES[name]
     downloads, root = folder / 'downloads', folder / 'data'

@@ -86,7 +86,7 @@ def check(words):
 
 def _check_python(rest):
     if rest[0] != '-m':
-        if rest[0].startswith('tools/'):
+        if rest[0].startswith('tools/') and _has_parser(rest[0]):
             parse(rest[0], rest[1:])
         return
     module, rest = rest[1], rest[2:]
@@ -98,8 +98,13 @@ def _check_python(rest):
             raise Wrong(f'no module {module}')
     elif module == 'pip':
         _check_pip(rest)
-    elif module not in ('pytest', 'venv', 'sphinx', 'ruff', 'http.server'):
+    elif module not in ('pytest', 'venv', 'sphinx', 'ruff', 'mypy'):
         raise Wrong(f'python -m {module} is not known here')
+
+
+def _has_parser(tool):
+    path = ROOT / tool
+    return path.is_file() and 'argparse' in path.read_text(encoding='utf-8')
 
 
 def _check_script(script, *rest):
@@ -130,7 +135,19 @@ def _check_pip(rest):
                 raise Wrong(f'mmattn has no extra {extra}')
 
 
-class _Parsed(BaseException):
+def check_words(words):
+    """`check` for a command in a sentence, which may leave out what it is not about."""
+    tool = next((word for word in words if word.startswith('tools/')), None)
+    if words[0] != 'python' or tool is None or not _has_parser(tool):
+        check(words)
+        return
+    known = _stopped(tool, [], lambda parser, *_: {*parser._option_string_actions})
+    for word in words:
+        if word.startswith('--') and word.partition('=')[0] not in known:
+            raise Wrong(f'{tool} has no {word}')
+
+
+class _Stop(BaseException):
     pass
 
 
@@ -140,18 +157,23 @@ def parse(tool, args):
     Raises:
         Wrong: if the tool refuses them.
     """
+    args = [path for word in args for path in _globbed(word)]
+    return _stopped(tool, args, argparse.ArgumentParser.parse_args)
+
+
+def _stopped(tool, args, function):
+    """What `function` makes of a tool's parser, in place of parsing; the tool ends there."""
 
     def parse_args(self, given=None, namespace=None):
-        raise _Parsed(original(self, given, namespace))
+        raise _Stop(function(self, given, namespace))
 
     original, argv = argparse.ArgumentParser.parse_args, sys.argv
-    args = [path for word in args for path in _globbed(word)]
     argparse.ArgumentParser.parse_args = parse_args
     sys.argv = [tool, *args]
     try:
         runpy.run_path(str(ROOT / tool), run_name='__main__')
-    except _Parsed as parsed:
-        return parsed.args[0]
+    except _Stop as stop:
+        return stop.args[0]
     except SystemExit as ended:
         raise Wrong(f'{tool} {" ".join(args)}: exit code {ended.code}') from ended
     finally:

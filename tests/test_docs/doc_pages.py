@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
 PATTERNS = ('*.md', 'docs/**/*.md', 'configs/**/*.md')
+PROGRAMS = ('python', 'bash', 'pip', 'uv')
 SHELLS = ('bash', 'shell', 'sh', 'console')
 COMMENT = re.compile(r'<!--\s*(run|example):\s*(.*?)\s*-->', re.S)
 
@@ -70,6 +71,17 @@ def blocks_of(text, page):
             found.append(Block(page, token.map[0] + 1, language, token.content, mark, words))
         comment = None
     return found
+
+
+def commands_in_lines(text):
+    """Commands that stand in a sentence, between backticks."""
+    for token in tokens(text):
+        for child in token.children or ():
+            words = child.content.split()
+            tool = words and words[0].startswith('tools/') and words[0].endswith(('.py', '.sh'))
+            if child.type == 'code_inline' and len(words) > 1 and (tool or words[0] in PROGRAMS):
+                program = 'python' if words[0].endswith('.py') else 'bash'
+                yield f'{program} {child.content}' if tool else child.content
 
 
 def blocks(language):

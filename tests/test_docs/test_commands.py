@@ -10,8 +10,8 @@ pytest.importorskip('markdown_it')
 for codebase in ('mmpretrain', 'mmdet', 'mmseg'):
     pytest.importorskip(codebase)
 
-from doc_commands import Wrong, check, check_harmless, commands, parse  # noqa: E402
-from doc_pages import ROOT, blocks, blocks_of, pages  # noqa: E402
+from doc_commands import Wrong, check, check_harmless, check_words, commands, parse  # noqa: E402
+from doc_pages import ROOT, blocks, blocks_of, commands_in_lines, pages  # noqa: E402
 
 BASH, PYTHON = blocks('bash'), blocks('python')
 SECONDS = 1200
@@ -40,6 +40,13 @@ def test_a_block_that_is_not_run_says_why(block):
 def test_files_are_there_and_options_are_right(block):
     for words in commands(block.text):
         check(words)
+
+
+@pytest.mark.parametrize('page', [str(path.relative_to(ROOT)) for path in pages()])
+def test_commands_in_sentences(page):
+    for command in commands_in_lines((ROOT / page).read_text(encoding='utf-8')):
+        for words in commands(command):
+            check_words(words)
 
 
 @named([block for block in PYTHON if block.mark == 'no'])
@@ -168,3 +175,12 @@ def test_no_test_runs_what_installs(command):
     (words,) = commands(command)
     with pytest.raises(Wrong, match='no test may run'):
         check_harmless(words)
+
+
+def test_a_wrong_command_in_a_sentence_is_seen():
+    text = 'Try `tools/train.py CONFIG --sed 1`, not `tools/train.py`.\n'
+    (command,) = commands_in_lines(text)
+    assert command == 'python tools/train.py CONFIG --sed 1'
+    with pytest.raises(Wrong, match='has no --sed'):
+        check_words(command.split())
+    check_words(['python', 'tools/train.py', '--seed', 'K'])

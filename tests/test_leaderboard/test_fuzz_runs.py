@@ -20,7 +20,7 @@ pytest.importorskip('scipy.stats')
 import synthetic as made_up  # noqa: E402
 import yaml  # noqa: E402
 from fuzzing import CHANGES, ODD, cases, changed, places, put, tree  # noqa: E402
-from hypothesis import given  # noqa: E402
+from hypothesis import example, given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -119,6 +119,7 @@ def see(root, sources=None):
     st.lists(st.tuples(st.sampled_from(CONFIG_PLACES), ODD), max_size=2),
     st.none() | CHANGES,
 )
+@example([(('config',), '\ud800')], 'done', [], None)
 def test_records(folder, values, state, config, changes):
     found = copy.deepcopy(WHOLE)
     found['state'] = state
@@ -285,7 +286,7 @@ def test_own_rows(folder, main, values, changes, text):
         if code == 2:
             said_well(code, out, err)
             with pytest.raises((ValueError, OSError)):
-                own.read(path)
+                own.select('cat', [4], [path])
         assert tree(folder) == before
 
 

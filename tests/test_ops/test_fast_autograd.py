@@ -219,28 +219,6 @@ def test_no_compiler_means_reference(tmp_path, env, warned):
     assert done.returncode == 0, done.stderr
 
 
-_BUILD = """
-import importlib.util, sys, warnings
-warnings.simplefilter('error')
-spec = importlib.util.spec_from_file_location('build', sys.argv[1])
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
-assert build.library() is not None
-"""
-
-
-def test_processes_that_build_at_once(tmp_path):
-    """Each loads a whole file, and nothing else is left behind."""
-    source = Path(native.__file__).with_name('build.py')
-    env = dict(os.environ, XDG_CACHE_HOME=str(tmp_path), CXXFLAGS='-O0')
-    command = [sys.executable, '-c', _BUILD, str(source)]
-    jobs = [subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    for job in jobs:
-        error = job.communicate(timeout=400)[1]
-        assert job.returncode == 0, error
-    assert [p.suffix for p in (tmp_path / 'mmattn').iterdir()] == ['.so']
-
-
 @pytest.mark.parametrize('name', ('SE', 'ECA'))
 def test_small_maps_are_left_to_pytorch(name, monkeypatch):
     """Where calling the kernels costs more than they save; not in 16 bits, nor CBAM's pool."""

@@ -57,6 +57,7 @@ def cases(dtype, layout, grad):
         'rank1_gate-dual': (x(), rank1() + rank1()),
         'rank1_gate-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
         'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], None),
+        'drtam-eval': (x(), mlp + module, running[:6], [False] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-dual': (
             x(), mlp + 2 * module, running, [True, False] * 3, [1e-5] * 6, [3, 1], None,
         ),

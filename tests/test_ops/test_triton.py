@@ -179,9 +179,26 @@ def test_operator(run, op, dtype, last):
     run(cases.compare_operator, op, SHAPE, dtype, last)
 
 
+@LAYOUTS
+@pytest.mark.parametrize('op', OPERATORS)
+def test_operator_is_traced_as_it_is(run, op, last):
+    run(cases.check_fake, op, last)
+
+
+@pytest.mark.parametrize('name', ('SE', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
+def test_gate_records(run, name):
+    run(cases.compare_record, name, True)
+
+
 @pytest.mark.parametrize('name', cases.VARIANTS)
 def test_operator_variants(run, name):
     run(cases.compare_variant, name, (2, 5, 3, 4), len(name) % 2 == 0)
+
+
+@LAYOUTS
+@pytest.mark.parametrize('op', OPERATORS)
+def test_operator_with_the_identity_in_part(run, op, last):
+    run(cases.compare_in_part, op, not last, (2, 5, 3, 4), last)
 
 
 @LAYOUTS

@@ -160,6 +160,32 @@ def compare_operator(op, shape, dtype, last):
     assert not (problem := selfcheck.compare(op, 'cpu', dtype, shape, last)), problem
 
 
+def compare_record(name, last):
+    """What a gate tells of its pass, by kernels and by the equations."""
+    from mmattn import attention, ops
+
+    torch.manual_seed(0)
+    layout = torch.channels_last if last else torch.contiguous_format
+    x = torch.randn(2, 5, 3, 4).contiguous(memory_format=layout)
+    gate, told = getattr(attention, name)(5), []
+    for impl in ('fast', 'reference'):
+        gate.impl = impl
+        with ops.record() as records:
+            gate(x)
+        told.append({**records[0].pools, **records[0].factors})
+    # CAT's layers tell entropies in nats, and the average as it is, not as it is convolved.
+    keys = told[0].keys() & told[1].keys() - {'c_ent', 's_ent'}
+    assert keys == told[1].keys() - {'c_ent', 's_ent', 's_avg' if name == 'CAT' else ''}
+    for key in keys:
+        close(told[0][key], told[1][key].double(), 1e-4, key)
+
+
+def check_fake(op, last):
+    """What an operator gives is what it tells tracing of: shapes, types and strides."""
+    args = examples.arguments(op, (2, 5, 3, 4), torch.float32, last)
+    torch.library.opcheck(getattr(torch.ops.mmattn, op), args, test_utils='test_faketensor')
+
+
 def _cat_of(pools, alpha=True, beta=True, outer=True, sides=False, equation=True):
     def make(m):
         w1, _, w2, _ = m.mlp()
@@ -184,7 +210,7 @@ def _cbam_of(normed):
 
 
 def _coord_by_running_statistics(m):
-    *args, _, eps, a = examples.ARGUMENTS['coord'](m)
+    *args, _, eps, a = examples._coord(m)
     return *args, False, eps, a
 
 
@@ -205,6 +231,23 @@ VARIANTS = {
     'cat, entropy': ('cat', _cat_of((False, False, True))),
     'cat, average': ('cat', _cat_of((True, False, False), False)),
 }
+
+
+PLAIN = dict(examples.ARGUMENTS)
+
+
+def _in_part(op, per_channel):
+    def make(m):
+        return *PLAIN[op](m)[:-1], m.rand(m.shape[1] if per_channel else 1)
+
+    return make
+
+
+def compare_in_part(op, per_channel, shape, last):
+    """With a share of the identity, (C,) or (1,)."""
+    make = _in_part(op, per_channel)
+    with mock.patch.dict(examples.ARGUMENTS, {op: make}):
+        compare_operator(op, shape, torch.float32, last)
 
 
 def compare_variant(name, shape, last):

@@ -64,6 +64,8 @@ def bin_folder(tmp_path):
 def checkout(tmp_path):
     checkout = tmp_path / 'check out'  # a space, as in many people's home directories
     shutil.copytree(ROOT / 'requirements', checkout / 'requirements')
+    native = Path('mmattn', 'ops', 'native')
+    shutil.copytree(ROOT / native, checkout / native)
     (checkout / 'tools').mkdir()
     for name in ('tools/env.sh', 'setup.py', 'pyproject.toml'):
         shutil.copy(ROOT / name, checkout / name)
@@ -80,8 +82,8 @@ def set_up(checkout, tmp_path, bin_folder):
         clean = {
             key: value
             for key, value in os.environ.items()
-            if key not in ('MMATTN_PYTHON', 'VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')
-            and not key.startswith('PIP_')
+            if key not in ('VIRTUAL_ENV', 'CONDA_PREFIX', 'PYTHON')
+            and not key.startswith(('PIP_', 'MMATTN_'))
         }
         environment = {
             **clean,

@@ -148,6 +148,9 @@ def build(plans: list[Plan], root: Path, checksums: bool) -> None:
                     verify(archive, path, job.stage / 'verified.json')
             if job.paths or job.part.link is None:
                 job.groups = job.part.groups(job.paths or [job.tree])
+            if job.paths and not job.groups:
+                names = ', '.join(path.name for path in job.paths)
+                raise DataError(f'{names}: nothing in it is of {job.part.target}; get it again')
         _room(plans)
         for job in plans:
             if job.part.there(root):  # came with a folder that has just been linked

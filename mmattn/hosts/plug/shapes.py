@@ -68,9 +68,25 @@ def _spots(call: Call, other: Call | None, batch: int, said: tuple[int, int] | N
             continue
         spots.append(spot)
         tensors.append((tensor, spot))
+    _agree(spots, tensors, batch)
     if not spots:
         raise NoMapError(reasons[0] if reasons else f'gives {shown(call)}, no map or grid')
     return spots
+
+
+def _agree(spots: list[Spot], tensors: list[tuple[Tensor, Spot]], batch: int) -> None:
+    """A map that does not show its layout has that of the others in the output."""
+    known = {spot.layout for spot in spots if spot.layout in ('NCHW', 'NHWC')}
+    for tensor, spot in tensors:
+        if spot.layout:
+            continue
+        if len(known) != 1:
+            raise NoMapError(
+                f'gives {tuple(tensor.shape)} for a batch of {batch}: which axis holds channels? '
+                'Say layout= and channels='
+            )
+        (spot.layout,) = known
+        spot.channels = tensor.shape[1 if spot.layout == 'NCHW' else 3]
 
 
 def _spot(
@@ -92,9 +108,7 @@ def _spot(
     changed = set() if b is None else {i for i in range(1, a.dim()) if a.shape[i] != b.shape[i]}
     if a.dim() == 4:
         layout = _layout(shape, changed)
-        if layout is None:
-            raise NoMapError(f'{text}: which axis holds channels? Say layout= and channels=')
-        return Spot(path, layout, shape[1 if layout == 'NCHW' else 3])
+        return Spot(path, layout or '', shape[3 if layout == 'NHWC' else 1])
     if 2 in changed:
         raise NoMapError(f'{text}, a sequence with no grid')
     if said is not None:

@@ -183,7 +183,7 @@ def _build(files: Sequence[Path]) -> Path:
     path = cache / f'kernels-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so'
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache, path):
+        with _alone(cache):
             if not path.exists():
                 _compile(cxx, files, path)
     if files == toolchain.sources():
@@ -193,7 +193,7 @@ def _build(files: Sequence[Path]) -> Path:
 
 
 @contextlib.contextmanager
-def _alone(cache: Path, path: Path) -> Iterator[None]:
+def _alone(cache: Path) -> Iterator[None]:
     """As the only process of a machine. Where a file system knows no locks, each compiles."""
     folder = os.open(cache, os.O_RDONLY)  # the folder is the lock: nothing is left behind
     try:

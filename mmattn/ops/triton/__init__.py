@@ -6,15 +6,17 @@ With TRITON_INTERPRET=1 the same kernels run on CPU tensors, slowly, to be teste
 Passes over memory in units of the input (read + write), vectors and maps left out:
 
     op                       forward  backward
-    channel_pool             1        2 (gx, dx)
-    strip_pool               1        2
-    spatial_pool             1        3 (x, gx, dx)
-    entropy_pool             2        3; 1 in place of 2 with means and entropies, or maxima, alone
+    channel_pool             1        1 (dx)
+    strip_pool               1        1
+    spatial_pool             1        2 (x, dx)
+    entropy_pool             2        2; forward 1 with means and entropies, or maxima, alone
     any gate                 2        3 (x, dy, dx)
-    rank1_attention          3        4 (x, dy; dy, dx)
+    se, eca, coord, drtam    3        4 (x, dy; dy, dx)
+    cbam                     4        5 (x, dy; x; dy, dx)
+    cat                      4        5 (x, dy; x, dy, dx)
 
-So DRTAM moves 7, with both pool and gate SE, ECA and CoordAttention 8, CBAM 14 (two pools), CAT 10
-times the input in a training step's forward and backward, where y = 1.5 x moves 4.
+where y = 1.5 x moves 2 and 2. Each gate is a whole operator here, of few launches (`_OPERATORS`):
+what lies between pool and scale is a program a sample. Sums over the batch end a launch.
 """
 
 import functools
@@ -33,6 +35,8 @@ _MODULES = {
         'product_gate',
         'product_gate_grad',
         'sum_gate',
+        'affine_gate',
+        'affine_gate_grad',
         'sum_gate_grad',
         'rank1_gate',
         'rank1_gate_grad',
@@ -45,6 +49,7 @@ _MODULES = {
         'channel_dx',
         'cbam_dx',
     ),
+    'coord': ('coord_strips',),
     'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
     'planes': ('rank1_pool',),
     'planes_grad': ('rank1_pool_grad',),
@@ -61,7 +66,7 @@ _OPERATORS = {
     'coord': ('coord', 'coord_backward'),
     'drtam': ('drtam', 'drtam_backward'),
 }
-MODULES = (*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)
+MODULES = tuple(dict.fromkeys((*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)))
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = ['MODULES', 'SAVED', 'declines', 'operator', 'passes', 'takes', 'works', *_HOME]
@@ -75,9 +80,10 @@ def __getattr__(name):
     return found
 
 
-# What knows the identity in part (`mmattn.ops.identity`); for others with an `identity_scale` the
-# equations run.
-IDENTITY = frozenset(('se', 'eca', 'cbam', 'cat', 'affine_gate'))
+# What knows the identity in part (`mmattn.ops.identity`).
+IDENTITY = frozenset(
+    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_gate', 'coord_gate', 'rank1_gate')
+)
 # The last pass of a backward scales dy itself.
 CARRIES = False
 
@@ -89,22 +95,6 @@ def operator(name):
         if name in names:
             return getattr(importlib.import_module(f'{__name__}.{module}'), name)
     return None
-
-
-def affine_gate(x, u, v, s):
-    return (x.float() * _affine(u, v, s)).to(x.dtype)
-
-
-def affine_gate_grad(x, u, v, s, *, dy, need_x):
-    # No kernel yet: PyTorch's operators, and float32 copies of the map on their way.
-    p, s_, dx = x.float() * dy.float(), s[:, None], None
-    if need_x:
-        dx = (dy.float() * _affine(u, v, s)).to(x.dtype)
-    return dx, p.sum((2, 3)), (p * s_).sum((2, 3)), (p * v[:, :, None, None]).sum(1)
-
-
-def _affine(u, v, s):
-    return u[:, :, None, None] + v[:, :, None, None] * s[:, None]
 
 
 def rank1_attention_parts(x, params, chunks, saved):
@@ -120,7 +110,8 @@ def _works(device):
     """Whether the kernels can run on a device: a CUDA GPU with bfloat16, or the interpreter."""
     interpreted = os.environ.get('TRITON_INTERPRET') == '1'
     if device.type == 'cuda':
-        if interpreted or torch.version.cuda is None:
+        # A FakeTensor's device need not be there: what is traced without a GPU gets the equations.
+        if interpreted or torch.version.cuda is None or not torch.cuda.is_available():
             return False
         if torch.cuda.get_device_capability(device) < (8, 0):
             return False

@@ -9,13 +9,14 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import identity
 from ..pool import saved_like
 from ..tensors import dense, flat, some
 from . import mlp
-from .common import channels_last, floats, ints, launch, nan_max, nan_min, pow2
+from .common import channels_last, floats, ints, launch, nan_max, nan_min, pow2, total
 from .conv import conv, conv_grad
 from .entropy import entropy_dx
-from .gate import sum_gate, two_sided_grad_parts
+from .gate import affine_gate, affine_grad_parts, sum_gate, two_sided_grad_parts
 from .maxima import FILTERS, maxima_parts
 from .moments import merged_moments, moments_parts
 from .norm import EPS, store_min_max_grad
@@ -393,8 +394,8 @@ def cat_maps_grad_kernel(
         store_min_max_grad(ent_ptr, last_ptr, last_ptr, n * size, size, stretch, B)
 
 
-def _whole(w1, taps, pools, a):
-    return a is None and mlp.fits(w1) and (taps.numel() in FILTERS or not pools[1])
+def _whole(w1, taps, pools):
+    return mlp.fits(w1) and (taps.numel() in FILTERS or not pools[1])
 
 
 def _options(pools, alpha, beta, outer, equation, side_by_side):
@@ -416,7 +417,7 @@ def _or(x, *tensors):
 
 
 def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
-    if not _whole(w1, taps, pools, a):
+    if not _whole(w1, taps, pools):
         return NotImplemented
     x, taps, kernel, w1, w2 = dense(x), *map(flat, (taps, kernel, w1, w2))
     alpha, beta, outer = map(flat, (alpha, beta, outer))
@@ -449,7 +450,8 @@ def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation,
     )  # fmt: skip
     weight = None if outer is None else outer[1:]
     z, s = conv(maps, kernel, 'equation' if equation else 'algorithm', weight=weight)
-    y = sum_gate(x, factor, s)
+    by = (factor,) if a is None else identity.part_of_sum(factor, a)
+    y = (sum_gate if a is None else affine_gate)(x, *by, s)
     return y, factor, s, [inner, z, channel, spatial, kept, *ents, *saved]
 
 
@@ -457,7 +459,7 @@ def cat_backward(
     dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low, high,
     equation, last, need_x,
 ):  # fmt: skip
-    if not _whole(w1, taps, pools, a):
+    if not _whole(w1, taps, pools):
         return NotImplemented
     x, taps, kernel, w1, w2 = dense(x, last), *map(flat, (taps, kernel, w1, w2))
     alpha, beta, outer, gc, gs = map(flat, (alpha, beta, outer, gc, gs))
@@ -465,7 +467,14 @@ def cat_backward(
     inner, z, channel, spatial, kept, c_ent, s_ent, *pooled = saved
     (n, count, hidden), (channels, size) = kept.shape, (c.shape[1], s[0].numel())
     sides, stretch = kernel.shape[1] > 1, high - low
-    dc, ds = two_sided_grad_parts(x, 'sum', c, s, dy)
+    by, slope, da = c, None, []
+    if a is None:
+        dc, ds = two_sided_grad_parts(x, 'sum', c, s, dy)
+    else:
+        by, slope = identity.part_of_sum(c, a)
+        (du, dv), ds = affine_grad_parts(x, by, slope, s, dy)
+        dc, *da = identity.part_of_sum_grad(total(du, 1), total(dv, 1), c, a)
+        dc = dc[:, None]
     options = _options(pools, alpha, beta, outer, equation, sides)
     block = _block(channels, size, hidden, count)
     g, mixed, dhidden = floats(x, n, channels), floats(x, n, 1, hidden), torch.empty_like(kept)
@@ -494,7 +503,7 @@ def cat_backward(
             each = iter(stack)
             grads += [next(each) if wanted else None for wanted in pools]
         kept_of_pool = tuple(t if t.numel() else None for t in pooled)
-        dx = entropy_dx(x, taps, dy, c, s, tuple(grads), kept_of_pool)
+        dx = entropy_dx(x, taps, dy, by, s, tuple(grads), kept_of_pool, v=slope)
     douter, dalpha, dbeta = vectors.split((2, count, count))
     more = [d for d, t in ((dalpha, alpha), (dbeta, beta), (douter, outer)) if t is not None]
-    return [dx, dw1, dw2, dkernel, *more]
+    return [dx, dw1, dw2, dkernel, *more, *da]

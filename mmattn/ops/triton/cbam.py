@@ -8,11 +8,12 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import identity
 from ..tensors import dense, flat, some
 from . import mlp
-from .common import channels_last, floats, launch, pow2
+from .common import channels_last, floats, launch, pow2, total
 from .conv import conv, conv_grad, merged_moments
-from .gate import product_gate, two_sided_grad_parts
+from .gate import affine_gate, affine_grad_parts, product_gate, two_sided_grad_parts
 from .pool import cbam_dx, pool_parts, spatial_maps, spatial_pool_grad_parts
 from .products import summed
 
@@ -118,7 +119,7 @@ def _spatial(maps, kernel, norm, by_batch, eps):
 
 
 def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x, kernel = dense(x), flat(kernel)
     pools = pool_parts(x, None, channels_last(x), True)
@@ -126,18 +127,26 @@ def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     maps, at = spatial_maps(x, c)
     v, s, mean, var, moments = _spatial(maps, kernel, norm, by_batch, eps)
     saved = [pooled, channel_at, hidden, maps, at, v, mean, var]
-    return product_gate(x, c, s), c, s, moments, saved
+    by = (c,) if a is None else identity.part_of_product(c, a)
+    y = (product_gate if a is None else affine_gate)(x, *by, s)
+    return y, c, s, moments, saved
 
 
 def cbam_backward(
     dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
 ):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x, kernel, gs = dense(x, last), flat(kernel), flat(gs)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     c, s, pooled, channel_at, hidden, maps, at, v, mean, var = saved
-    dc, ds = two_sided_grad_parts(x, 'product', c, s, dy)
+    da = []
+    if a is None:
+        dc, ds = two_sided_grad_parts(x, 'product', c, s, dy)
+    else:
+        (du, dv), ds = affine_grad_parts(x, *identity.part_of_product(c, a), s, dy)
+        dc, *da = identity.part_of_product_grad(total(du, 1), total(dv, 1), c, a)
+        dc = dc[:, None]
     g, sums = torch.empty_like(s), floats(s, s.shape[0], 2)
     launch(
         cbam_norm_grad_kernel,
@@ -166,5 +175,6 @@ def cbam_backward(
     grads, dkernel, _ = mlp.weights_grad(pooled, inner, hidden, inner_g, w1, b1, w2, b2, parts)
     dx = some(None, x)
     if need_x:
-        dx = cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at)
-    return [dx, *(t for t in grads if t is not None), dkernel, *(dnorm if weight else ())]
+        share = None if a is None else identity.per_channel(a, c)
+        dx = cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=share)
+    return [dx, *(t for t in grads if t is not None), dkernel, *(dnorm if weight else ()), *da]

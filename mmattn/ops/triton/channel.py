@@ -4,9 +4,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import identity
 from ..tensors import dense, flat, some
 from . import mlp
-from .common import channels_last, floats, launch, pow2
+from .common import channels_last, floats, launch, pow2, total
 from .gate import channel_gate, channel_grad_parts
 from .pool import channel_dx, pool_parts
 from .products import summed
@@ -18,25 +19,34 @@ def _arranged(x, dy, last):
     return x, torch.zeros_like(x) if dy is None else dense(dy, last)
 
 
+def _grad_parts(x, c, a, dy):
+    """Parts of c's gradient (N, parts, C), and that of a as a list."""
+    dc = channel_grad_parts(x, c, dy)
+    if a is None:
+        return dc, []
+    dc, da = identity.part_grad(total(dc, 1), c, a)
+    return dc[:, None], [da]
+
+
 def se(x, w1, b1, w2, b2, a):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
     c, v, _, hidden = mlp.factors(avgs, None, None, *map(flat, (w1, b1, w2, b2)))
-    return channel_gate(x, c), c, v.view_as(c), hidden
+    return channel_gate(x, identity.part(c, a)), c, v.view_as(c), hidden
 
 
 def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x, dy = _arranged(x, dy, last)
     w1, w2 = flat(w1), flat(w2)
-    dc = channel_grad_parts(x, c, dy)
+    dc, da = _grad_parts(x, c, a, dy)
     g, inner, dv = mlp.factors_grad(dc, None, flat(gc), c, w1, w2, hidden)
     grads, *_ = mlp.weights_grad(avg, inner, hidden, g, w1, b1, w2, b2)
-    dx = channel_dx(dy, c, dv, None, None) if need_x else some(None, x)
-    return [dx, *(t for t in grads if t is not None)]
+    dx = channel_dx(dy, identity.part(c, a), dv, None, None) if need_x else some(None, x)
+    return [dx, *(t for t in grads if t is not None), *da]
 
 
 @triton.jit(do_not_specialize=['channels', 'splits', 'taps'])
@@ -110,8 +120,6 @@ def eca_grad_kernel(
 
 
 def eca(x, kernel, a):
-    if a is not None:
-        return NotImplemented
     x, kernel = dense(x), flat(kernel)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
     n, splits, channels = avgs.shape
@@ -120,14 +128,12 @@ def eca(x, kernel, a):
         eca_kernel, n, avgs, kernel, avg, c, channels, splits, kernel.numel(),
         B=pow2(channels, 1024),
     )  # fmt: skip
-    return channel_gate(x, c), c, avg
+    return channel_gate(x, identity.part(c, a)), c, avg
 
 
 def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):
-    if a is not None:
-        return NotImplemented
     (x, dy), kernel = _arranged(x, dy, last), flat(kernel)
-    dc, gc = channel_grad_parts(x, c, dy), flat(gc)
+    (dc, da), gc = _grad_parts(x, c, a, dy), flat(gc)
     n, channels = c.shape
     g, gavg = floats(x, n, channels), floats(x, n, channels)
     dkernel = floats(x, n, *kernel.shape)
@@ -148,5 +154,5 @@ def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):
         GIVEN=gc is not None,
         B=pow2(channels, 1024),
     )
-    dx = channel_dx(dy, c, gavg, None, None) if need_x else some(None, x)
-    return dx, dkernel.sum(0)
+    dx = channel_dx(dy, identity.part(c, a), gavg, None, None) if need_x else some(None, x)
+    return [dx, dkernel.sum(0), *da]

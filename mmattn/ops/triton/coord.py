@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import identity
 from ..tensors import dense, flat, some
 from . import mlp
 from .common import cdiv, floats, launch, pow2, total
@@ -538,7 +539,7 @@ def _sizes(h, w, hidden):
 
 
 def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
     n, c, height, width = x.shape
@@ -560,7 +561,9 @@ def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
         coord_factors_kernel, 2 * n, v, parts, weight, bias, mean, var, wh, bh, ww, bw, u, h, w,
         moments, *sizes, eps, BY_BATCH=by_batch, BP=pow2(2 * n, 128), **block,
     )  # fmt: skip
-    return coord_gate(x, h, w), h, w, moments, [strips, v, u, mean, var]
+    plus, rows = (None, h) if a is None else identity.part_of_rows(h, a)
+    y = coord_gate(x, rows, w, plus)
+    return y, h, w, moments, [strips, v, u, mean, var]
 
 
 def _weights(g, u, gv, strips, sizes):
@@ -581,14 +584,30 @@ def _weights(g, u, gv, strips, sizes):
     return [d.view(shape) for d, shape in zip(found, shapes, strict=True)]
 
 
+def coord_strips(x, w1, strips):
+    """ch and cw of what `coord` kept; None where it kept nothing, as another ran in its place."""
+    if not mlp.fits(w1):
+        return None
+    n, c, *lengths = x.shape
+    sides = strips.flatten().split([n * c * length for length in lengths])
+    return [side.view(n, c, length) for side, length in zip(sides, lengths, strict=True)]
+
+
 def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x):
-    if a is not None or not mlp.fits(w1):
+    if not mlp.fits(w1):
         return NotImplemented
     x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     w1, wh, ww, gh, gw = map(flat, (w1, wh, ww, gh, gw))
     strips, v, u, mean, var = saved
-    _, dh, dw = coord_grad_parts(x, h, w, dy)
+    plus, rows, da = None, h, []
+    if a is None:
+        _, dh, dw = coord_grad_parts(x, h, w, dy)
+    else:
+        plus, rows = identity.part_of_rows(h, a)
+        _, dv, dw, du = coord_grad_parts(x, rows, w, dy, u=plus)
+        dh, *da = identity.part_of_rows_grad(total(du, 0), total(dv, 0), h, a)
+        dh = dh[None].contiguous()
     sizes = _sizes(h, w, w1.shape[0])
     n, c, hidden, height, width = sizes
     block = _block(c, hidden, height, width)
@@ -605,5 +624,5 @@ def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, 
         *sizes, eps, BY_BATCH=by_batch, BP=pow2(2 * n, 128), **block,
     )  # fmt: skip
     dwh, dbh, dww, dbw, dw1, db1 = _weights(g, u, gv, strips, sizes)
-    dx = coord_dx(dy, h, w, gch, gcw) if need_x else some(None, x)
-    return [dx, dw1, db1, *dnorm.unbind(), dwh, dbh, dww, dbw]
+    dx = coord_dx(dy, rows, w, gch, gcw, u=plus) if need_x else some(None, x)
+    return [dx, dw1, db1, *dnorm.unbind(), dwh, dbh, dww, dbw, *da]

@@ -9,9 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from .. import identity
 from ..tensors import dense, some
-from .common import cdiv, floats, launch, pow2
-from .gate import rank1_gate, rank1_grad_parts
+from .common import cdiv, floats, launch, pow2, total
+from .gate import channel_grads, rank1_gate, rank1_grad_parts
 from .planes import convolve, pool_strips
 from .planes_grad import convolve_grad, lengths_of_weights, pool_grad
 from .products import outer_sums, products, relu, store_row_sums, summed
@@ -367,9 +368,16 @@ def _modules(params):
     return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(0, len(params), 9)]
 
 
+def _in_part(factors, a):
+    """The factors of one map or two, and for a share a those of two, and a of each channel."""
+    if a is None:
+        return factors
+    c, h, w = factors[:3]
+    second = factors[3:] or [torch.zeros_like(c), h, w]
+    return [c, h, w, *second, identity.per_channel(a, c)]
+
+
 def drtam(x, params, running, by_batch, eps, chunks, a):
-    if a is not None:
-        return NotImplemented
     x = dense(x)
     n, c, height, width = x.shape
     mlp, modules = [p.contiguous() for p in params[:4]], _modules(params)
@@ -396,20 +404,24 @@ def drtam(x, params, running, by_batch, eps, chunks, a):
         )  # fmt: skip
         factors.append(out)
         saved += [*vectors, *pooled, *out, kept, v, inner]
-    y = rank1_gate(x, *(f for out in factors for f in out))
+    y = rank1_gate(x, *_in_part([f for out in factors for f in out], a))
     return y, moments, [*planes, *saved]
 
 
 def drtam_backward(dy, x, params, a, by_batch, eps, chunks, saved, last, need_x):
-    if a is not None:
-        return NotImplemented
     x, dy, chunks = dense(x, last), dense(dy, last), tuple(chunks)
     n, c, height, width = x.shape
     mlp, modules = [p.contiguous() for p in params[:4]], _modules(params)
     planes, hidden, count = saved[:3], mlp[0].shape[0], len(modules)
     stages = [saved[i : i + 13] for i in range(3, len(saved), 13)]
     maps = [stage[7:10] for stage in stages]
-    _, ends, dc = rank1_grad_parts(x, tuple(f for out in maps for f in out), dy, need_x=False)
+    factors, share, da = [f for out in maps for f in out], None, []
+    if a is not None:
+        *factors, share = _in_part(factors, a)
+    _, ends, dc = rank1_grad_parts(x, tuple(factors), dy, need_x=False, a=share)
+    if a is not None:
+        *of_c, da = channel_grads(total(dc, 2), factors[0], factors[3], share)
+        da, ready = [identity.summed(da, a)], [t[None, :, None].contiguous() for t in of_c]
     lengths = lengths_of_weights(chunks)
     columns = sum(lengths) + 6
     # Each sample's gradients of a module's convolutions and norms, side by side.
@@ -424,11 +436,13 @@ def drtam_backward(dy, x, params, a, by_batch, eps, chunks, saved, last, need_x)
         mine = rows[:, i * columns : (i + 1) * columns]
         sums = mine[:, sum(lengths) :]
         grads = tuple(map(torch.empty_like, vectors))
+        sums_of_c, which, dual = (dc, i, count == 2) if a is None else (ready[i], 0, False)
         launch(
-            rank1_factors_grad_kernel, n, dc, maps[1 - i][0] if count == 2 else dc, gh, gw,
+            rank1_factors_grad_kernel, n, sums_of_c, maps[1 - i][0] if count == 2 else dc, gh, gw,
             dc if dtaken is None else dtaken, *out, *vectors, kept, mlp[0], mlp[2], hiddens,
-            g[i], inner[i], *grads, sums, n, c, height, width, hidden, dc.shape[2], rows.stride(0),
-            WHICH=i, DUAL=count == 2, TAKEN=dtaken is not None, **_block(c, height, width, hidden),
+            g[i], inner[i], *grads, sums, n, c, height, width, hidden,
+            sums_of_c.shape[2], rows.stride(0), WHICH=which, DUAL=dual, TAKEN=dtaken is not None,
+            **_block(c, height, width, hidden),
         )  # fmt: skip
         norm = (*vectors, sums, kept, *weights, by_batch[3 * i : 3 * i + 3])
         gc, gstrips = convolve_grad(planes, chunks, convs[1:], strips, grads, mine, norm)
@@ -440,8 +454,9 @@ def drtam_backward(dy, x, params, a, by_batch, eps, chunks, saved, last, need_x)
     dx = some(None, x)
     if need_x:
         dx = torch.empty_like(x)
-        strip_pool_grad(dx, *dplanes, dy=dy, maps=maps)
-    return [dx, *(d.view_as(p) for d, p in zip(dparams, params, strict=True))]
+        maps = [factors[:3], factors[3:]] if a is not None else maps
+        strip_pool_grad(dx, *dplanes, dy=dy, maps=maps, a=share)
+    return [dx, *(d.view_as(p) for d, p in zip(dparams, params, strict=True)), *da]
 
 
 def _weights_grad(stages, g, inner, rows, mlp, lengths):

@@ -5,7 +5,8 @@ a spatial map the other way round; a factor that treats both alike needs one ker
 formats. Rank-1 factors belong here too: h o w is a spatial map.
 
 The factor f by MODE, of row part r and column part q:
-'row' r; 'col' q; 'product' r q; 'sum' r + q; 'dual' a + (1 - a) b of a = r q and b = r2 q2.
+'row' r; 'col' q; 'product' r q; 'sum' r + q; 'dual' a + (1 - a) b of a = r q and b = r2 q2;
+'rows' r + r2 q; 'cols' q + q2 r. SHARE, 'row' or 'col', where channels are: 1 + share (f - 1).
 """
 
 import torch
@@ -51,12 +52,14 @@ def gate_kernel(
     q2_ptr,
     w_ptr,
     w2_ptr,
+    share_ptr,
     rows,
     groups,
     width,
     VEC: tl.constexpr,
     MODE: tl.constexpr,
     OUTER: tl.constexpr,
+    SHARE: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
@@ -76,18 +79,27 @@ def gate_kernel(
     r = _row_part(r_ptr, w_ptr, n, rows, i, in_rows, width, MODE, OUTER)
     q = _col_part(q_ptr, w_ptr, n, cols, k, in_cols, width, MODE, OUTER)
     if MODE == 'row':
-        y = x * r
+        f = r
     elif MODE == 'col':
-        y = x * q
+        f = q
     elif MODE == 'product':
-        y = x * (r * q)
+        f = r * q
     elif MODE == 'sum':
-        y = x * (r + q)
+        f = r + q
+    elif MODE == 'rows':
+        f = r + q * _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, '')
+    elif MODE == 'cols':
+        f = q + r * _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, '')
     else:
         r2 = _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, OUTER)
         q2 = _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, OUTER)
         a = r * q
-        y = x * (a + (1 - a) * (r2 * q2))
+        f = a + (1 - a) * (r2 * q2)
+    if SHARE == 'row':
+        f = 1 + (f - 1) * tl.load(share_ptr + n * rows + i, mask=in_rows, other=0.0)[:, None]
+    if SHARE == 'col':
+        f = 1 + (f - 1) * tl.load(share_ptr + n * cols + k, mask=in_cols, other=0.0)[None, :]
+    y = x * f
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -102,6 +114,7 @@ def gate_grad_kernel(
     q2_ptr,
     w_ptr,
     w2_ptr,
+    share_ptr,
     dr_ptr,
     dq_ptr,
     samples,
@@ -112,13 +125,16 @@ def gate_grad_kernel(
     VEC: tl.constexpr,
     MODE: tl.constexpr,
     OUTER: tl.constexpr,
+    SHARE: tl.constexpr,
     NEED_X: tl.constexpr,
     BR: tl.constexpr,
     BK: tl.constexpr,
 ):
     """dx, and sums of p = x dy: over each block of columns into dr (parts, samples, column
     blocks, rows), over each split of the rows into dq (parts, samples, splits, cols). With
-    'dual' the three parts are the sums of p q, p q2, p q q2 and of p r, p r2, p r r2."""
+    'dual' the three parts are the sums of p q, p q2, p q q2 and of p r, p r2, p r r2; with 'rows'
+    and 'cols' the two of the side that has two vectors are the sums of p and of p q or p r.
+    SHARE: sums over channels are of share p, and the others have a fourth part, of p."""
     cols = groups * VEC
     col_blocks = tl.cdiv(cols, BK)
     pid = tl.program_id(0)
@@ -139,11 +155,17 @@ def gate_grad_kernel(
     col_part = samples.to(tl.int64) * splits * cols
 
     q = _col_part(q_ptr, w_ptr, n, cols, k, in_cols, width, MODE, OUTER)
+    if MODE == 'cols':
+        q2 = _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, '')
     if MODE == 'dual':
         q2 = _col_part(q2_ptr, w2_ptr, n, cols, k, in_cols, width, MODE, OUTER)
     sum0 = tl.zeros([BR, BK], tl.float32)
     sum1 = tl.zeros([BR, BK], tl.float32)
     sum2 = tl.zeros([BR, BK], tl.float32)
+    sum3 = tl.zeros([BR, BK], tl.float32)
+    share = 1.0
+    if SHARE == 'col':
+        share = tl.load(share_ptr + n * cols + k, mask=in_cols, other=0.0)[None, :]
     for start in range(first, last, BR):
         i = start + tl.arange(0, BR)
         in_rows = i < last
@@ -166,23 +188,48 @@ def gate_grad_kernel(
             f = r + q
             tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
             sum0 += p
+        elif MODE == 'rows':
+            r2 = _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, '')
+            f = r + r2 * q
+            tl.store(to_rows + i, tl.sum(p, 1), mask=in_rows)
+            tl.store(to_rows + row_part + i, tl.sum(p * q, 1), mask=in_rows)
+            sum0 += p * r2
+        elif MODE == 'cols':
+            f = q + q2 * r
+            tl.store(to_rows + i, tl.sum(p * q2, 1), mask=in_rows)
+            sum0 += p
+            sum1 += p * r
         else:
             r2 = _row_part(r2_ptr, w2_ptr, n, rows, i, in_rows, width, MODE, OUTER)
             a = r * q
             f = a + (1 - a) * (r2 * q2)
-            tl.store(to_rows + i, tl.sum(p * q, 1), mask=in_rows)
-            tl.store(to_rows + row_part + i, tl.sum(p * q2, 1), mask=in_rows)
-            tl.store(to_rows + 2 * row_part + i, tl.sum(p * (q * q2), 1), mask=in_rows)
-            sum0 += p * r
-            sum1 += p * r2
-            sum2 += p * (r * r2)
+            of_rows = p
+            of_cols = p
+            if SHARE == 'row':
+                share = tl.load(share_ptr + n * rows + i, mask=in_rows, other=0.0)[:, None]
+                of_cols = p * share
+                tl.store(to_rows + 3 * row_part + i, tl.sum(p, 1), mask=in_rows)
+            if SHARE == 'col':
+                of_rows = p * share
+                sum3 += p
+            if SHARE != '':
+                f = 1 + share * (f - 1)
+            tl.store(to_rows + i, tl.sum(of_rows * q, 1), mask=in_rows)
+            tl.store(to_rows + row_part + i, tl.sum(of_rows * q2, 1), mask=in_rows)
+            tl.store(to_rows + 2 * row_part + i, tl.sum(of_rows * (q * q2), 1), mask=in_rows)
+            sum0 += of_cols * r
+            sum1 += of_cols * r2
+            sum2 += of_cols * (r * r2)
         if NEED_X:
             tl.store(dx_ptr + at, (dy * f).to(dx_ptr.dtype.element_ty), mask=mask)
     if MODE != 'row':
         tl.store(to_cols, tl.sum(sum0, 0), mask=in_cols)
-    if MODE == 'dual':
+    if MODE == 'dual' or MODE == 'cols':
         tl.store(to_cols + col_part, tl.sum(sum1, 0), mask=in_cols)
+    if MODE == 'dual':
         tl.store(to_cols + 2 * col_part, tl.sum(sum2, 0), mask=in_cols)
+    if SHARE == 'col':
+        tl.store(to_cols + 3 * col_part, tl.sum(sum3, 0), mask=in_cols)
 
 
 @triton.jit(do_not_specialize=['samples', 'height', 'width', 'splits'])
@@ -243,12 +290,17 @@ def outer_grad_kernel(
         tl.store(dw2_ptr + n * width + k, dw2, mask=in_width)
 
 
+def _share(x, share):
+    """Where the channels are, if there is a share."""
+    return '' if share is None else 'col' if channels_last(x) else 'row'
+
+
 def _outer(x, w):
     """Which part of x's matrices is a map, and its width."""
     return ('' if w is None else 'row' if channels_last(x) else 'col'), x.shape[3]
 
 
-def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None):
+def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
     """The gate of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None. With w
     and w2 those of positions are h and h2, of the maps h o w and h2 o w2."""
     y = torch.empty_like(x)
@@ -262,20 +314,21 @@ def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None):
         n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
         x,
         y,
-        *(x if part is None else part for part in (r, q, r2, q2, w, w2)),
+        *(x if part is None else part for part in (r, q, r2, q2, w, w2, share)),
         rows,
         cols // vec,
         width,
         VEC=vec,
         MODE=mode,
         OUTER=outer,
+        SHARE=_share(x, share),
         BR=block_rows,
         BK=block_cols,
     )
     return y
 
 
-def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None):
+def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
     """dx and the sums of gate_grad_kernel, as it leaves them: over each block of columns (parts,
     N, blocks, rows), and over each split of the rows (parts, N, splits, cols)."""
     n, rows, cols = matrix(x)
@@ -285,11 +338,14 @@ def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None
     block_rows = pow2(rows, 2048 // block_cols)
     blocks = cdiv(cols, block_cols)
     splits = split(n * blocks, rows, block_rows)
-    parts = 3 if mode == 'dual' else 1
+    of_rows = of_cols = 3 if mode == 'dual' else 1
+    where = _share(x, share)
+    of_rows += (where == 'row') + (mode == 'rows')
+    of_cols += (where == 'col') + (mode == 'cols')
     dx = torch.empty_like(x) if need_x else None
-    by_rows = None if mode == 'col' else floats(x, parts, n, blocks, rows)
-    by_cols = None if mode == 'row' else floats(x, parts, n, splits, cols)
-    tensors = (x if t is None else t for t in (dx, r, q, r2, q2, w, w2, by_rows, by_cols))
+    by_rows = None if mode == 'col' else floats(x, of_rows, n, blocks, rows)
+    by_cols = None if mode == 'row' else floats(x, of_cols, n, splits, cols)
+    tensors = (x if t is None else t for t in (dx, r, q, r2, q2, w, w2, share, by_rows, by_cols))
     outer, width = _outer(x, w)
     launch(
         gate_grad_kernel,
@@ -305,6 +361,7 @@ def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None
         VEC=vec,
         MODE=mode,
         OUTER=outer,
+        SHARE=_share(x, share),
         NEED_X=need_x,
         BR=block_rows,
         BK=block_cols,
@@ -378,18 +435,40 @@ def sum_gate_grad(x, c, s, dy, *, need_x):
     return _two_sided_grad(x, 'sum', c, s, dy, need_x)
 
 
-def _rank1(x, c, h, w, c2, h2, w2):
+def _affine(x, u, v, s):
+    """What `_apply` takes after x for u + v s."""
+    return ('cols', s, u, None, v) if channels_last(x) else ('rows', u, s, v)
+
+
+def affine_gate(x, u, v, s):
+    return _apply(x, *_affine(x, u, v, s))
+
+
+def affine_grad_parts(x, u, v, s, dy):
+    """Of a scale by u + v s, parts of du and dv (2, N, parts, C) and of ds (N, parts, H W)."""
+    _, by_rows, by_cols = apply_grad(x, dy, False, *_affine(x, u, v, s))
+    return (by_cols, by_rows[0]) if channels_last(x) else (by_rows, by_cols[0])
+
+
+def affine_gate_grad(x, u, v, s, *, dy, need_x):
+    dx, by_rows, by_cols = apply_grad(x, dy, need_x, *_affine(x, u, v, s))
+    by_rows, by_cols = total(by_rows, 2), total(by_cols, 2)
+    (du, dv), (ds,) = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
+    return dx, du, dv, ds.view_as(s)
+
+
+def _rank1(x, c, h, w, c2, h2, w2, share):
     """What `_apply` takes after x for one rank-1 map, or two."""
     mode = 'product' if c2 is None else 'dual'
     parts = (h, c, h2, c2) if channels_last(x) else (c, h, c2, h2)
-    return mode, *parts, w, w2
+    return mode, *parts, w, w2, share
 
 
-def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None):
-    return _apply(x, *_rank1(x, c, h, w, c2, h2, w2))
+def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None, a=None):
+    return _apply(x, *_rank1(x, c, h, w, c2, h2, w2, a))
 
 
-def rank1_grad_parts(x, factors, dy, need_x):
+def rank1_grad_parts(x, factors, dy, need_x, a=None):
     """dx or None; the gradients of h and w of each map, and the sums over positions that those of
     the c are made of: (1 or 3, N, parts, C).
 
@@ -397,7 +476,7 @@ def rank1_grad_parts(x, factors, dy, need_x):
     dc = sum p q - c2 sum p q q2, dq = sum p c - q2 sum p c c2, and the same with the two
     triples exchanged: six sums, three over positions and three over channels."""
     c, h, w, c2, h2, w2 = factors = (*factors, None, None, None)[:6]
-    mode, *parts = _rank1(x, *factors)
+    mode, *parts = _rank1(x, *factors, a)
     dx, by_rows, by_cols = apply_grad(x, dy, need_x, mode, *parts)
     spatial, channel = (by_rows, by_cols) if channels_last(x) else (by_cols, by_rows)
     (n, height), width, dual = h.shape, w.shape[1], c2 is not None
@@ -428,12 +507,22 @@ def rank1_grad_parts(x, factors, dy, need_x):
     return dx, [(dh, dw), (dh2, dw2)][: 1 + dual], channel
 
 
-def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, *, dy, need_x):
-    factors = (c, h, w) if c2 is None else (c, h, w, c2, h2, w2)
-    dx, [(dh, dw), *second], channel = rank1_grad_parts(x, factors, dy, need_x)
-    channel = total(channel, 2)
+def channel_grads(channel, c, c2, a):
+    """The gradients of c, c2 and the share a, (N, C) each, None where there is none, of the sums
+    over positions (1, 3 or 4, N, C)."""
     if c2 is None:
-        return dx, channel[0], dh, dw
+        return channel[0], None, None
     dc = torch.addcmul(channel[0], c2, channel[2], value=-1)
     dc2 = torch.addcmul(channel[1], c, channel[2], value=-1)
-    return dx, dc, dh, dw, dc2, *second[0]
+    if a is None:
+        return dc, dc2, None
+    # Of 1 - a (1 - A) (1 - A2), with the sums of p, p A, p A2, p A A2.
+    return dc * a, dc2 * a, c * dc + c2 * channel[1] - channel[3]
+
+
+def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
+    factors = (c, h, w) if c2 is None else (c, h, w, c2, h2, w2)
+    dx, [(dh, dw), *second], channel = rank1_grad_parts(x, factors, dy, need_x, a)
+    dc, dc2, da = channel_grads(total(channel, 2), c, c2, a)
+    more = () if c2 is None else (dc2, *second[0])
+    return dx, dc, dh, dw, *more, *(() if a is None else (da,))

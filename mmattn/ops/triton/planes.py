@@ -317,7 +317,8 @@ def sizes(planes):
     n, c, h = ch.shape
     w = cw.shape[2]
     columns = pow2(max(h, w), 1 << 20)
-    return (n, c, h, w), dict(BR=pow2(max(c, h), max(1, 2048 // columns)), BL=columns)
+    block = dict(BR=pow2(max(c, h), max(1, 2048 // columns)), BL=columns, num_warps=8)
+    return (n, c, h, w), block
 
 
 def pool_strips(planes, weights, chunks, taken, parts=None):

@@ -107,6 +107,14 @@ def _rank1(a_ptr, b_ptr, k_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk):
 
 
 @triton.jit
+def _of_channels(ptr, n, a, k, in_a, in_k, na, nk, LAST: tl.constexpr):
+    """A number a channel over a block."""
+    if LAST:
+        return tl.load(ptr + n * nk + k, mask=in_k, other=0.0)[None, None, :]
+    return tl.load(ptr + n * na + a, mask=in_a, other=0.0)[:, None, None]
+
+
+@triton.jit
 def _of_planes(h_ptr, w_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST: tl.constexpr):
     """The product of h (C, H) and w (C, W) over a block."""
     if LAST:
@@ -131,6 +139,7 @@ def strip_pool_grad_kernel(
     a2_ptr,
     b2_ptr,
     k2_ptr,
+    u_ptr,
     na,
     nb,
     groups,
@@ -143,12 +152,14 @@ def strip_pool_grad_kernel(
     AK: tl.constexpr,
     BK: tl.constexpr,
     SCALE: tl.constexpr,
+    SHARE: tl.constexpr,
     SA: tl.constexpr,
     SB: tl.constexpr,
     SK: tl.constexpr,
 ):
     """The gradient of x: the planes', and by SCALE: '' no more; 'one' and 'two' what comes in,
-    scaled by a rank-1 attention map or two; 'coord' scaled by the planes a1 = h and b1 = w."""
+    scaled by a rank-1 attention map or two; 'coord' scaled by the planes a1 = h and b1 = w.
+    SHARE: with u of the channels, by u + h w, or of f made 1 + u (f - 1)."""
     nk = groups * VEC
     a_blocks = tl.cdiv(na, SA)
     b_blocks = tl.cdiv(nb, SB)
@@ -168,15 +179,18 @@ def strip_pool_grad_kernel(
     dx = tl.zeros([SA, SB, SK], tl.float32)
     if SCALE != '':
         dx = tl.load(gx_ptr + at, mask=mask, other=0.0).to(tl.float32)
+        if SHARE:
+            u = _of_channels(u_ptr, n, a, k, in_a, in_k, na, nk, LAST)
         if SCALE == 'coord':
-            dx *= _of_planes(a1_ptr, b1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
+            f = _of_planes(a1_ptr, b1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
+            dx *= u + f if SHARE else f
         else:
             f = _rank1(a1_ptr, b1_ptr, k1_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk)
             if SCALE == 'two':
                 f += (1 - f) * _rank1(
                     a2_ptr, b2_ptr, k2_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk
                 )
-            dx *= f
+            dx *= 1 + u * (f - 1) if SHARE else f
     if AB:
         g = _load_plane(ab_ptr, n, a, b, in_a, in_b, na, nb, False)
         dx += (g * mean_k)[:, :, None]
@@ -195,11 +209,13 @@ def coord_gate_kernel(
     y_ptr,
     h_ptr,
     w_ptr,
+    u_ptr,
     na,
     nb,
     groups,
     VEC: tl.constexpr,
     LAST: tl.constexpr,
+    SHARE: tl.constexpr,
     SA: tl.constexpr,
     SB: tl.constexpr,
     SK: tl.constexpr,
@@ -221,7 +237,10 @@ def coord_gate_kernel(
     mask = (in_a[:, None] & in_b[None, :])[:, :, None] & in_k[None, None, :]
     at = n * na * nb * nk + ((a[:, None] * nb + b[None, :])[:, :, None] * nk + k[None, None, :])
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-    y = x * _of_planes(h_ptr, w_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
+    f = _of_planes(h_ptr, w_ptr, n, a, b, k, in_a, in_b, in_k, na, nb, nk, LAST)
+    if SHARE:
+        f += _of_channels(u_ptr, n, a, k, in_a, in_k, na, nk, LAST)
+    y = x * f
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
@@ -232,8 +251,10 @@ def coord_gate_grad_kernel(
     dx_ptr,
     h_ptr,
     w_ptr,
+    u_ptr,
     dh_ptr,
     dw_ptr,
+    du_ptr,
     samples,
     na,
     nb,
@@ -241,12 +262,14 @@ def coord_gate_grad_kernel(
     splits,
     VEC: tl.constexpr,
     LAST: tl.constexpr,
+    SHARE: tl.constexpr,
     NEED_X: tl.constexpr,
     SA: tl.constexpr,
     SB: tl.constexpr,
     SK: tl.constexpr,
 ):
-    """dx, and the gradients of h and w in parts as strip_pool_kernel leaves its planes."""
+    """dx, and the gradients of h and w in parts as strip_pool_kernel leaves its planes. SHARE: of a
+    scale by u + h w, and those of u (parts, samples, C)."""
     nk = groups * VEC
     b_blocks = tl.cdiv(nb, SB)
     k_blocks = tl.cdiv(nk, SK)
@@ -267,6 +290,7 @@ def coord_gate_grad_kernel(
     if LAST:
         w = _load_plane(w_ptr, n, b, k, in_b, in_k, nb, nk, True)[None, :, :]
     sums = tl.zeros([SA, SB, SK], tl.float32)
+    whole = tl.zeros([SA, SB, SK], tl.float32)
     for start in range(first, last, SA):
         a = start + tl.arange(0, SA)
         in_a = a < last
@@ -281,11 +305,19 @@ def coord_gate_grad_kernel(
             h = _load_plane(h_ptr, n, a, b, in_a, in_b, na, nb, False)[:, :, None]
             w = _load_plane(w_ptr, n, a, k, in_a, in_k, na, nk, False)[:, None, :]
         if NEED_X:
-            dx = dy * (h * w)
+            f = h * w
+            if SHARE:
+                f += _of_channels(u_ptr, n, a, k, in_a, in_k, na, nk, LAST)
+            dx = dy * f
             tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
         in_ak = in_a[:, None] & in_k[None, :]
         at_ak = (b_block * samples + n) * na * nk + _plane(a[:, None], k[None, :], na, nk, LAST)
+        if SHARE:  # noqa: SIM102 - both are constants
+            if not LAST:
+                at_a = ((k_block * b_blocks + b_block) * samples + n) * na + a
+                tl.store(du_ptr + at_a, tl.sum(tl.sum(p, 2), 1), mask=in_a)
         if LAST:
+            whole += p
             tl.store(dh_ptr + at_ak, tl.sum(p * w, 1), mask=in_ak)
             sums += p * h
         else:
@@ -295,6 +327,9 @@ def coord_gate_grad_kernel(
     if LAST:
         at_bk = (part * samples + n) * nb * nk + _plane(b[:, None], k[None, :], nb, nk, LAST)
         tl.store(dw_ptr + at_bk, tl.sum(sums, 0), mask=in_b[:, None] & in_k[None, :])
+        if SHARE:
+            at_k = ((part * b_blocks + b_block) * samples + n) * nk + k
+            tl.store(du_ptr + at_k, tl.sum(tl.sum(whole, 0), 0), mask=in_k)
 
 
 def _shares(na, nb, nk):
@@ -360,19 +395,19 @@ def strip_pool(x, *, channel):
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def coord_dx(dy, h, w, gch, gcw, carry=None):
-    return _dx(torch.empty_like(dy), dy, 'coord', (gch, gcw, None), (h, w))
+def coord_dx(dy, h, w, gch, gcw, carry=None, u=None):
+    return _dx(torch.empty_like(dy), dy, 'coord', (gch, gcw, None), (h, w), u)
 
 
-def strip_pool_grad(dx, gch, gcw, ghw, *, dy=None, maps=()):
+def strip_pool_grad(dx, gch, gcw, ghw, *, dy=None, maps=(), a=None):
     """`dy`: what is to be added, scaled by `maps`: factors c, h, w of one or two rank-1 attention
-    maps."""
+    maps, of which a (N, C) is the share."""
     last = channels_last(dx)
     factors = [f for c, h, w in maps for f in ((h, w, c) if last else (c, h, w))]
-    return _dx(dx, dy, ('', 'one', 'two')[len(maps)], (gch, gcw, ghw), factors)
+    return _dx(dx, dy, ('', 'one', 'two')[len(maps)], (gch, gcw, ghw), factors, a)
 
 
-def _dx(dx, dy, scale, planes, factors):
+def _dx(dx, dy, scale, planes, factors, share):
     gx = dx if dy is None else dy
     n, na, nb, nk = box(gx)
     last = channels_last(gx)
@@ -388,6 +423,7 @@ def _dx(dx, dy, scale, planes, factors):
         *(gx if plane is None else plane for plane in planes),
         *factors,
         *[gx] * (6 - len(factors)),
+        gx if share is None else share,
         na,
         nb,
         nk // vec,
@@ -400,12 +436,13 @@ def _dx(dx, dy, scale, planes, factors):
         AK=planes[1] is not None,
         BK=planes[2] is not None,
         SCALE=scale,
+        SHARE=share is not None,
         **block,
     )
     return dx
 
 
-def coord_gate(x, h, w):
+def coord_gate(x, h, w, u=None):
     y = torch.empty_like(x)
     n, na, nb, nk = box(x)
     vec = vector(nk, x)
@@ -417,23 +454,25 @@ def coord_gate(x, h, w):
         y,
         h,
         w,
+        x if u is None else u,
         na,
         nb,
         nk // vec,
         VEC=vec,
         LAST=channels_last(x),
+        SHARE=u is not None,
         **block,
     )
     return y
 
 
-def coord_gate_grad(x, h, w, dy, *, need_x):
-    dx, dh, dw = coord_grad_parts(x, h, w, dy, need_x)
-    return dx, total(dh, 0), total(dw, 0)
+def coord_gate_grad(x, h, w, u=None, *, dy, need_x):
+    dx, *grads = coord_grad_parts(x, h, w, dy, need_x, u)
+    return dx, *(total(d, 0) for d in grads)
 
 
-def coord_grad_parts(x, h, w, dy, need_x=False):
-    """dx or None, and parts of dh and dw: (parts, N, C, L)."""
+def coord_grad_parts(x, h, w, dy, need_x=False, u=None):
+    """dx or None, parts of dh and dw (parts, N, C, L), and with u of du (parts, N, C)."""
     n, na, nb, nk = box(x)
     last = channels_last(x)
     vec = vector(nk, x)
@@ -443,6 +482,8 @@ def coord_grad_parts(x, h, w, dy, need_x=False):
     dx = torch.empty_like(x) if need_x else None
     dh = floats(x, b_blocks if last else k_blocks, *h.shape)
     dw = floats(x, splits if last else b_blocks, *w.shape)
+    if u is not None:
+        du = floats(x, b_blocks * (splits if last else k_blocks), *u.shape)
     launch(
         coord_gate_grad_kernel,
         n * splits * b_blocks * k_blocks,
@@ -451,8 +492,10 @@ def coord_grad_parts(x, h, w, dy, need_x=False):
         dx if need_x else x,
         h,
         w,
+        x if u is None else u,
         dh,
         dw,
+        x if u is None else du,
         n,
         na,
         nb,
@@ -461,7 +504,8 @@ def coord_grad_parts(x, h, w, dy, need_x=False):
         num_warps=8,
         VEC=vec,
         LAST=last,
+        SHARE=u is not None,
         NEED_X=need_x,
         **block,
     )
-    return dx, dh, dw
+    return (dx, dh, dw) if u is None else (dx, dh, dw, du)
