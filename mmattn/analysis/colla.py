@@ -3,15 +3,15 @@
 import json
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mmattn.attention.cat import POOLS
 from mmattn.runs import checkpoint
 from mmattn.runs.errors import UserError
 
 from .config_of import config_inside
+from .gates import entries_of
 
 NAMES = dict(avg='alpha', max='beta', ent='gamma')
 FACTORS = ('C_w', 'S_w', *(f'{axis}_{name}' for axis in 'CS' for name in NAMES.values()))
@@ -93,7 +93,7 @@ def _choices(path, meta, raw):
             tuple(pool for pool in POOLS if pool in entry.get('pools', POOLS)),
             bool(entry.get('interior_softmax', False)),
         )
-        for entry in cats(config_inside(path).to_dict().get('model', {}))
+        for entry in entries_of('CAT', config_inside(path).to_dict().get('model', {}))
     }
     if len(said) > 1:
         raise UserError(f'{path}: its CATs differ in pools or interior_softmax: not drawn as one')
@@ -101,17 +101,6 @@ def _choices(path, meta, raw):
     if lengths - {len(pools)}:
         raise UserError(f"{path}: its factors are not those of its config's pools {pools}")
     return pools, softmax
-
-
-def cats(value: Any) -> Iterator[dict[str, Any]]:
-    """The entries of type CAT anywhere in a config."""
-    if isinstance(value, dict):
-        if str(value.get('type')).rpartition('.')[2] == 'CAT':
-            yield value
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from cats(item)
 
 
 def from_logs(path: str | Path) -> Course:

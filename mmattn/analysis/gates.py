@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,17 @@ def gates_of(model: nn.Module) -> list[Place]:
         for name, module in model.named_modules()
         if isinstance(module, Gate) or id(module) in plugged
     ]
+
+
+def entries_of(kind: str, config: Any) -> Iterator[dict[str, Any]]:
+    """The dicts anywhere in a config whose type is `kind`, with or without a scope."""
+    if isinstance(config, dict):
+        if str(config.get('type')).rpartition('.')[2] == kind:
+            yield config
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for item in config:
+            yield from entries_of(kind, item)
 
 
 def select(

@@ -15,14 +15,13 @@ from mmattn.attention import CAT
 from mmattn.attention.gate import Gate
 from mmattn.registry import register
 
-from .colla import cats
-from .gates import gates_of
+from .gates import entries_of, gates_of
 
 
 def log_gates(cfg: Config, interval: int) -> None:
     """Add `GateStatsHook` to a config, and `CollaFactorHook` where its model has a CAT."""
     hooks = [dict(type='GateStatsHook', interval=interval)]
-    if [*cats([cfg.model, cfg.get('plug') or []])]:
+    if [*entries_of('CAT', [cfg.model, cfg.get('plug') or []])]:
         hooks.append(dict(type='CollaFactorHook', interval=interval))
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), *hooks]
 

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
 from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
-from mmattn.ops.dispatch import stands_for_plain
+from mmattn.ops.dispatch import keeps_lists, stands_for_plain
 from mmattn.ops.record import is_on, running
 
 from .checks import check_int
@@ -61,6 +61,7 @@ def runs_kernels(
         all(t.dtype is dtype for t in given)
         and ops.runs_kernels(x, impl, given)
         and (identity_scale is None or ops.knows_identity(op, x))
+        and (op in ('se', 'eca') or keeps_lists(x))
     )
 
 

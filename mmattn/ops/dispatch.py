@@ -20,6 +20,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 IMPLS = ('fast', 'reference')
+# Tried: 2.5 cannot, 2.8 can.
+_OLD = tuple(map(int, torch.__version__.split('.')[:2])) < (2, 8)
 _BACKENDS = dict(cpu='mmattn.ops.native', cuda='mmattn.ops.triton')
 # What a tensor must be for a kernel to read its memory: a subclass may keep its values elsewhere.
 PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
@@ -183,6 +185,14 @@ def knows_identity(op: str, x: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return _constant_knowledge(op, x.device.type)
     return op in backend(x.device.type).IDENTITY
+
+
+def keeps_lists(x: Tensor) -> bool:
+    """Whether an operator may keep a list of tensors for its backward: compiled training of PyTorch
+    before 2.8 cannot hand one on."""
+    return not (
+        _OLD and torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad
+    )
 
 
 def by_kernels(op: str, x: Tensor, identity_scale: Tensor | None) -> bool:

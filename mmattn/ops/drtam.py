@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import dispatch, identity, record, reference
 from .check import check_map, check_shapes
-from .dispatch import by_kernels, knows_identity, runs_kernels, stats_dtype
+from .dispatch import by_kernels, keeps_lists, knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .pool import saved_like, strip_pool
 from .scale import rank1_gate
@@ -103,7 +103,8 @@ def rank1_pool(
     planes, weights, taken = (
         [t.to(dtype) for t in group] for group in (planes, weights, taken or ())
     )
-    if any(maxima) or not runs_kernels(planes[0], impl, planes, weights, taken):
+    kernels = runs_kernels(planes[0], impl, planes, weights, taken) and keeps_lists(planes[0])
+    if any(maxima) or not kernels:
         return _noted(reference.rank1_pool(planes, weights, chunks, taken or None, maxima), taken)
     return _noted(torch.ops.mmattn.rank1_pool(planes, weights, taken, list(chunks))[:3], taken)
 
@@ -222,6 +223,7 @@ def rank1_attention(
     if (
         any(maxima)
         or not runs_kernels(x, impl, every)
+        or not keeps_lists(x)
         or any(t.dtype != dtype for t in every)
         or not (a is None or knows_identity('drtam', x))
     ):

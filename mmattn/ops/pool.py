@@ -209,7 +209,7 @@ def entropy_pool(
     k x 1 (along H) for the channel maximum, k x k for the spatial one. One tap is no filter.
     """
     taps, constant = check_taps(x, taps)
-    if not constant or not runs_kernels(x, impl, taps):
+    if not constant or not runs_kernels(x, impl, taps) or not dispatch.keeps_lists(x):
         found = reference.entropy_pool(x, taps, channel, spatial, avg, max, ent)
         _noted(_ENTROPY_POOLS, [*found[0], *found[1]])
         return found

@@ -186,7 +186,7 @@ def test_an_install_replaces_nothing(installed):
 
 
 def test_public_names():
-    assert set(mmattn.__all__) == {*mmattn.attention.__all__, '__version__'}
+    assert set(mmattn.__all__) == {*mmattn.attention.__all__, 'plug', 'unplug', '__version__'}
     for name in mmattn.attention.__all__:
         assert getattr(mmattn, name) is getattr(mmattn.attention, name)
 

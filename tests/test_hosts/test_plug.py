@@ -406,7 +406,7 @@ def test_compile():
 def test_compile_and_train():
     results = []
     for compiled in (False, True):
-        model = plugged(start='identity').train()
+        model = plugged(gate=SE, start='identity').train()
         run = torch.compile(model, fullgraph=True) if compiled else model
         run(images()).square().sum().backward()
         results.append([p.grad for p in model.parameters()])

@@ -251,7 +251,7 @@ def test_a_signal_stops_the_trainings_and_the_driver(pretend):
 
 def test_no_more_runs_than_slots(pretend):
     driver, most = pretend({f'short_{number}': None for number in range(4)}, per_run=2), []
-    driver.drive(lambda: most.append(sum(bool(j.process) for j in driver.jobs.values())), 0.02)
+    driver.drive(lambda: most.append(sum(bool(j.process) for j in driver.jobs.values())))
     assert max(most) == 1 and set(states(driver).values()) == {'done'}
 
 
