@@ -59,13 +59,14 @@ def test_anchors():
 
 def test_every_page_is_in_the_contents():
     """The site's menu is `docs/index.md`."""
-    listed = set()
+    listed = []
     for path in (ROOT / 'docs').rglob('*.md'):
         for block in re.findall(r'```\{toctree\}\n(.*?)```', path.read_text('utf-8'), re.S):
             for line in block.splitlines():
                 name = re.sub(r'.*<(.*)>$', r'\1', line.strip())
                 if name and not name.startswith(':'):
-                    listed.add((path.parent / name).with_suffix('.md').resolve())
+                    listed.append((path.parent / name).with_suffix('.md').resolve())
     pages = {path for path in (ROOT / 'docs').rglob('*.md') if '_build' not in path.parts}
     pages = {path.resolve() for path in pages} - {ROOT / 'docs' / 'index.md'}
-    assert pages == listed, 'name a new page in a toctree of docs/index.md'
+    assert pages == {*listed}, 'name a new page in a toctree of docs/index.md'
+    assert len(listed) == len(pages), 'a page is named twice in docs/index.md'
