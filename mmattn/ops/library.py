@@ -258,11 +258,13 @@ def _differentiable(name, op, run, equations, gradient, why_not):
 
 def _is_eager(flat):
     """Whether nobody stands between an operator's Autograd key and its kernel: no mode, no class
-    of tensor. Then the kernel is called as it is, a way through the dispatcher less."""
+    of tensor, no sign or zeros that are flags. Then the kernel is called as it is, a way through the
+    dispatcher less."""
     return (
         not torch._C._len_torch_dispatch_stack()
         and _PLAIN_OR_NONE.issuperset(map(type, flat))
         and flat[0].device.type in ('cpu', 'cuda')
+        and not any(t is not None and (t.is_neg() or t._is_zerotensor()) for t in flat)
     )
 
 

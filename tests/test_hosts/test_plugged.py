@@ -333,7 +333,7 @@ def test_compile():
 def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     case = CASES['mmpretrain-resnet18']
-    model = in_mode(randomise(case.build(everywhere(case, each=2))))
+    model = in_mode(randomise(case.build(everywhere(case, each=3))))
     assert {type(g).__name__ for g in gates(model).values()} == set(GATES)
     file = str(tmp_path / 'model.onnx')
     torch.onnx.export(model, image(), file, dynamo=False, opset_version=17)

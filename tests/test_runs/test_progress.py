@@ -85,7 +85,7 @@ def test_lines_without_a_terminal(pretend, monkeypatch):  # noqa: F811
     look = progress.Progress([j.run for j in driver.jobs.values()], driver.work_dir, shown)
     driver.say = look.say
     with look:
-        driver.drive(look, pause=0.05)
+        driver.drive(look)
     said = text(shown)
     assert '\x1b' not in shown.file.getvalue()
     assert 'good, seed 0: started on cpu 0 (try 1 of 3)' in said.splitlines()
