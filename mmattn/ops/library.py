@@ -258,8 +258,8 @@ def _differentiable(name, op, run, equations, gradient, why_not):
 
 def _is_eager(flat):
     """Whether nobody stands between an operator's Autograd key and its kernel: no mode, no class
-    of tensor, no sign or zeros that are flags. Then the kernel is called as it is, a way through the
-    dispatcher less."""
+    of tensor, no sign or zeros that are flags. Then the kernel is called as it is, a way through
+    the dispatcher less."""
     return (
         not torch._C._len_torch_dispatch_stack()
         and _PLAIN_OR_NONE.issuperset(map(type, flat))
