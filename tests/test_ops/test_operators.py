@@ -6,6 +6,7 @@ import pytest
 import torch
 from needs import needs_kernels
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmattn.attention as attention
 from mmattn import ops
@@ -203,6 +204,45 @@ def test_gradients_are_those_of_the_equations(name):
         results.append(torch.autograd.grad(loss(call, args), tensors, allow_unused=True))
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
+
+
+class _Calls(TorchDispatchMode):
+    """Notes the operators of mmattn that are called, and with what."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == 'mmattn':
+            self.found.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def of_other_strides(arg):
+    """The same values with the first axis innermost."""
+    if isinstance(arg, torch.Tensor):
+        axes = [*reversed(range(arg.dim()))]
+        return arg.detach().permute(axes).contiguous().permute(axes)
+    return [of_other_strides(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_tensors_of_any_strides(name):
+    """Of a backward as well: a compiler may restride what is kept for it."""
+    args = cases(torch.float64, 'contiguous', True)[name]
+    with _Calls() as calls:
+        loss(operator(name), args).backward()
+    assert len(calls.found) == 2
+    for function, given in calls.found:
+        with torch.no_grad():
+            expected, found = function(*given), function(*map(of_other_strides, given))
+        torch.testing.assert_close(_flat(found), _flat(expected))
+
+
+def _flat(found):
+    found = found if isinstance(found, (list, tuple)) else [found]
+    return [t for item in found for t in (item if isinstance(item, list) else [item])]
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .. import identity
 from ..pool import saved_like
-from ..tensors import dense, flat, some
+from ..tensors import dense, some
 from . import mlp
 from .common import channels_last, floats, ints, launch, nan_max, nan_min, pow2, total
 from .conv import conv, conv_grad
@@ -419,8 +419,7 @@ def _or(x, *tensors):
 def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     if not _whole(w1, taps, pools):
         return NotImplemented
-    x, taps, kernel, w1, w2 = dense(x), *map(flat, (taps, kernel, w1, w2))
-    alpha, beta, outer = map(flat, (alpha, beta, outer))
+    x = dense(x)
     (n, c, height, width), hidden = x.shape, w1.shape[0]
     size, count, sides = height * width, sum(pools), kernel.shape[1] > 1
     avg, peak, ent = pools
@@ -461,8 +460,7 @@ def cat_backward(
 ):  # fmt: skip
     if not _whole(w1, taps, pools):
         return NotImplemented
-    x, taps, kernel, w1, w2 = dense(x, last), *map(flat, (taps, kernel, w1, w2))
-    alpha, beta, outer, gc, gs = map(flat, (alpha, beta, outer, gc, gs))
+    x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     inner, z, channel, spatial, kept, c_ent, s_ent, *pooled = saved
     (n, count, hidden), (channels, size) = kept.shape, (c.shape[1], s[0].numel())
