@@ -109,7 +109,7 @@ def _spatial(maps, kernel, norm, by_batch, eps):
         v, s = conv(maps, kernel, 'norm', (mean, var, weight, bias), eps)
         return v, s, mean, var, torch.zeros_like(floats(maps, 2))
     v, parts = conv(maps, kernel, 'moments')
-    s, mean, var, moments = torch.empty_like(v), *(floats(v, k) for k in (1, 1, 2))
+    s, mean, var, moments = torch.empty_like(v), floats(v, 1), floats(v, 1), floats(v, 2)
     size, programs = v[0].numel(), parts.shape[0]
     launch(
         cbam_norm_kernel, v.shape[0], v, parts, weight, bias, s, mean, var, moments, size, programs,
