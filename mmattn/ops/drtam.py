@@ -18,7 +18,7 @@ from .check import check_map, check_shapes
 from .dispatch import by_kernels, keeps_lists, knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .pool import saved_like, strip_pool
-from .scale import rank1_gate
+from .scale import rank1_scale
 from .tensors import acc, dense, ints, is_last, some
 
 
@@ -288,7 +288,7 @@ def _composed(
         moments += found
     zeros = x.new_zeros(2, dtype=stats_dtype(x))
     moments = [zeros if pair is None else pair for pair in moments]
-    y = rank1_gate(x, *factors, impl=impl, identity_scale=a)
+    y = rank1_scale(x, *factors, impl=impl, identity_scale=a)
     return y, torch.stack(moments)
 
 

@@ -47,16 +47,16 @@ def cases(dtype, layout, grad):
         'strip_pool-channel': (x(), True),
         'entropy_pool': (x(), taps, True, True, True, True, True),
         'entropy_pool-few': (x(), taps, True, False, False, True, False),
-        'channel_gate': (x(), [rand(N, C)]),
-        'spatial_gate': (x(), [rand(N, H, W)]),
-        'product_gate': (x(), [rand(N, C), rand(N, H, W)]),
-        'sum_gate': (x(), [rand(N, C), rand(N, H, W)]),
-        'affine_gate': (x(), [rand(N, C), rand(N, C), rand(N, H, W)]),
-        'coord_gate': (x(), [rand(N, C, H), rand(N, C, W)]),
-        'coord_gate-identity': (x(), [rand(N, C, H), rand(N, C, W), rand(N, C)]),
-        'rank1_gate': (x(), rank1()),
-        'rank1_gate-dual': (x(), rank1() + rank1()),
-        'rank1_gate-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
+        'channel_scale': (x(), [rand(N, C)]),
+        'spatial_scale': (x(), [rand(N, H, W)]),
+        'product_scale': (x(), [rand(N, C), rand(N, H, W)]),
+        'sum_scale': (x(), [rand(N, C), rand(N, H, W)]),
+        'affine_scale': (x(), [rand(N, C), rand(N, C), rand(N, H, W)]),
+        'coord_scale': (x(), [rand(N, C, H), rand(N, C, W)]),
+        'coord_scale-identity': (x(), [rand(N, C, H), rand(N, C, W), rand(N, C)]),
+        'rank1_scale': (x(), rank1()),
+        'rank1_scale-dual': (x(), rank1() + rank1()),
+        'rank1_scale-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
         'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-eval': (x(), mlp + module, running[:6], [False] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-dual': (
@@ -250,7 +250,7 @@ def test_an_empty_map(name):
     if name in ('min_max', 'spatial_conv', 'rank1_pool'):
         pytest.skip('these take no map')
     x, *rest = cases(torch.float32, 'contiguous', False)[name]
-    if '_gate' in name:
+    if '_scale' in name:
         rest = [[factor[:0] for factor in rest[0]]]
     if name == 'spatial_pool':
         rest = [rest[0][:0]]

@@ -16,12 +16,12 @@ from . import mlp
 from .common import channels_last, floats, ints, launch, nan_max, nan_min, pow2, total
 from .conv import conv, conv_grad
 from .entropy import entropy_dx
-from .gate import affine_gate, affine_grad_parts, sum_gate, two_sided_grad_parts
 from .maxima import FILTERS, maxima_parts
 from .moments import merged_moments, moments_parts
 from .norm import EPS, store_min_max_grad
 from .pool import first_of_parts
 from .products import products, relu, summed
+from .scale import affine_grad_parts, affine_scale, sum_scale, two_sided_grad_parts
 
 
 @triton.jit
@@ -450,7 +450,7 @@ def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation,
     weight = None if outer is None else outer[1:]
     z, s = conv(maps, kernel, 'equation' if equation else 'algorithm', weight=weight)
     by = (factor,) if a is None else identity.part_of_sum(factor, a)
-    y = (sum_gate if a is None else affine_gate)(x, *by, s)
+    y = (sum_scale if a is None else affine_scale)(x, *by, s)
     return y, factor, s, [inner, z, channel, spatial, kept, *ents, *saved]
 
 
