@@ -449,7 +449,7 @@ def _no_triton(torch: ModuleType) -> str:
     if os.environ.get('TRITON_INTERPRET') == '1':
         return 'TRITON_INTERPRET=1'
     try:
-        importlib.import_module('mmattn.ops.triton.gate')
+        importlib.import_module('mmattn.ops.triton.scale')
     except Exception as error:
         return describe(error)
     return 'Triton does not run here'

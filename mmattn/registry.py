@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:  # a gate needs no mmengine
     from mmengine.registry import Registry
 
-T = TypeVar('T', bound=type)
+T = TypeVar('T', bound=Callable[..., Any])
 # The codebases that are installed but broken, which are named once.
 _broken: set[str] = set()
 

@@ -327,8 +327,8 @@ def test_operators_missing(page, monkeypatch):
 
 
 def test_kernels_that_differ(page, monkeypatch):
-    coord_gate = reference.coord_gate
-    monkeypatch.setattr(reference, 'coord_gate', lambda *args: coord_gate(*args) * 1.01)
+    coord_scale = reference.coord_scale
+    monkeypatch.setattr(reference, 'coord_scale', lambda *args: coord_scale(*args) * 1.01)
     monkeypatch.setattr(
         selftest, 'tests', lambda codebases: [('gates cpu', lambda: selftest.gates('cpu'))]
     )

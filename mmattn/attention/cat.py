@@ -170,23 +170,23 @@ class CAT(Gate):
                 channel, spatial = (channel * c_w).sigmoid(), (spatial * s_w).sigmoid()
             else:
                 channel, spatial = channel.sigmoid() * c_w, spatial * s_w
-            return ops.sum_gate(x, channel, spatial, impl=self.impl, identity_scale=a)
+            return ops.sum_scale(x, channel, spatial, impl=self.impl, identity_scale=a)
         steps, y, factors = self.arrangement.split('-'), x, {}
         scale: Any
         for step in steps:
             if step == 'channel':
                 channel, _ = self._pool(y, spatial=False)
-                scale, factor = ops.channel_gate, self.channel_attention(channel).sigmoid()
+                scale, factor = ops.channel_scale, self.channel_attention(channel).sigmoid()
             else:
                 _, spatial = self._pool(y, channel=False)
-                scale, factor = ops.spatial_gate, self.spatial_attention(spatial)
+                scale, factor = ops.spatial_scale, self.spatial_attention(spatial)
             factors[step] = factor
             if a is None or len(factors) < len(steps):
                 y = scale(y, factor, impl=self.impl)
         if a is None:
             return y
         # The last factors, or both, with a share of the identity.
-        scale = ops.product_gate if len(steps) == 2 else scale
+        scale = ops.product_scale if len(steps) == 2 else scale
         in_order = [factors[step] for step in ('channel', 'spatial') if step in factors]
         return scale(x, *in_order, impl=self.impl, identity_scale=a)
 

@@ -89,7 +89,7 @@ class CBAM(Gate):
         avg, peak = ops.spatial_pool(x, c, impl=self.impl)
         s = self.conv(as_input_of(self.conv, torch.stack((peak, avg), 1)), impl=self.impl)
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
-        return ops.product_gate(x, c, s, impl=self.impl, identity_scale=a)
+        return ops.product_scale(x, c, s, impl=self.impl, identity_scale=a)
 
     def _norm(self):
         """Weight, bias, running mean and variance of the norm, nothing of none; or None for a norm

@@ -72,7 +72,7 @@ class CoordAttention(Gate):
         strips = self.act(batch_norm(self.norm, self.conv(strips)))
         h, w = strips.split((ch.shape[2], cw.shape[2]), 2)
         h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()
-        return ops.coord_gate(x, h, w, impl=self.impl, identity_scale=a)
+        return ops.coord_scale(x, h, w, impl=self.impl, identity_scale=a)
 
     def _plain(self):
         """The tensors of the layers as `ops.coord` takes them; None where it may not stand in for

@@ -187,7 +187,7 @@ class DRTAM(Gate):
         factors = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
-        return ops.rank1_gate(x, *factors, impl=self.impl, identity_scale=a)
+        return ops.rank1_scale(x, *factors, impl=self.impl, identity_scale=a)
 
     def _plain(self, modules, norms):
         """The MLP's tensors where one op may stand for all layers, else None: one is changed

@@ -66,4 +66,4 @@ class ECA(Gate):
                 return ops.eca(x, kernel, a)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.conv(as_input_of(self.conv, avg), impl=self.impl).sigmoid()
-        return ops.channel_gate(x, c, impl=self.impl, identity_scale=a)
+        return ops.channel_scale(x, c, impl=self.impl, identity_scale=a)

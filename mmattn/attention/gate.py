@@ -143,7 +143,7 @@ def _are_ordinary(parameters: Iterable[Tensor | None]) -> bool:
         if _PLAIN_OR_NONE.issuperset(map(type, parameters)):
             return True
     for t in parameters:
-        kind = type(t)
+        kind: type = type(t)
         if not (t is None or kind is Tensor or kind is nn.Parameter or stands_for_plain(kind)):
             return False
     return True

@@ -45,4 +45,4 @@ class SE(Gate):
             return ops.se(x, *layers, a)[0]
         (avg,) = ops.channel_pool(x, impl=self.impl)
         c = self.mlp(as_input_of(self.mlp[0], avg)).sigmoid()
-        return ops.channel_gate(x, c, impl=self.impl, identity_scale=a)
+        return ops.channel_scale(x, c, impl=self.impl, identity_scale=a)

@@ -23,7 +23,7 @@ class Blend:
     """The forward hook of a gate that has an `identity_scale`: x + a (y - x), in x's dtype."""
 
     def __call__(self, gate: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
-        return blend(args[0], y, gate.identity_scale)
+        return blend(args[0], y, gate.get_parameter(NAME))
 
 
 def blend(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
@@ -54,9 +54,9 @@ def start_as_identity(gate: nn.Module, channels: int, start: str, owner: str = '
     """
     values = channels if start == 'identity' else 1
     first = next((p for p in gate.parameters() if p.is_floating_point()), None)
-    like = {} if first is None else dict(device=first.device, dtype=first.dtype)
     _check_fit(gate, channels, owner)
-    gate.register_parameter(NAME, nn.Parameter(torch.zeros(values, **like)))
+    zeros = torch.zeros(values) if first is None else first.new_zeros(values)
+    gate.register_parameter(NAME, nn.Parameter(zeros))
     tried = _tried(gate, channels)
     if tried is None or not torch.equal(*tried):  # it does not know what the parameter means
         gate.register_forward_hook(Blend())
@@ -108,7 +108,7 @@ def _tried(gate: nn.Module, channels: int) -> tuple[Tensor, Any] | None:
                 getattr(made, NAME).data.zero_()
         made = made.to('cpu', torch.float32).eval()
         if getattr(made, 'impl', None) is not None:
-            made.impl = 'reference'
+            setattr(made, 'impl', 'reference')  # noqa: B010 (a module takes tensors, say its types)
         x = _input(channels)
         with torch.no_grad(), ops.use_impl('reference'):
             return x, made(x)

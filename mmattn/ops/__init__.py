@@ -35,7 +35,7 @@ from .library import decompositions
 from .normalise import min_max
 from .pool import channel_pool, entropy_pool, spatial_pool, strip_pool
 from .record import Record, record
-from .scale import channel_gate, coord_gate, product_gate, rank1_gate, spatial_gate, sum_gate
+from .scale import channel_scale, coord_scale, product_scale, rank1_scale, spatial_scale, sum_scale
 
 __all__ = [
     'PLAIN',
@@ -44,11 +44,11 @@ __all__ = [
     'backend_of',
     'cat',
     'cbam',
-    'channel_gate',
+    'channel_scale',
     'channel_pool',
     'check_impl',
     'coord',
-    'coord_gate',
+    'coord_scale',
     'declines',
     'decompositions',
     'eca',
@@ -56,9 +56,9 @@ __all__ = [
     'get_impl',
     'knows_identity',
     'min_max',
-    'product_gate',
+    'product_scale',
     'rank1_attention',
-    'rank1_gate',
+    'rank1_scale',
     'rank1_pool',
     'rank1_strips',
     'record',
@@ -66,11 +66,11 @@ __all__ = [
     'se',
     'set_impl',
     'spatial_conv',
-    'spatial_gate',
+    'spatial_scale',
     'spatial_pool',
     'stats_dtype',
     'strip_pool',
-    'sum_gate',
+    'sum_scale',
     'two_devices',
     'use_impl',
 ]

@@ -51,10 +51,10 @@ w: (N, W). `at`: int32, where a maximum is.
     min_max(v, low, high) -> u
     min_max_grad(v, low, high, dy) -> dv
 
-    channel_gate(x, c) -> y, channel_gate_grad(x, c, dy, need_x) -> dx, dc
-    spatial_gate(x, s), product_gate(x, c, s), sum_gate(x, c, s), coord_gate(x, h, w | u),
-    rank1_gate(x, c, h, w[, c2, h2, w2 | a]) and theirs: the same
-    affine_gate(x, u, v, s) and its: the same      # x * (u + v s); u, v and a: (N, C)
+    channel_scale(x, c) -> y, channel_scale_grad(x, c, dy, need_x) -> dx, dc
+    spatial_scale(x, s), product_scale(x, c, s), sum_scale(x, c, s), coord_scale(x, h, w | u),
+    rank1_scale(x, c, h, w[, c2, h2, w2 | a]) and theirs: the same
+    affine_scale(x, u, v, s) and its: the same      # x * (u + v s); u, v and a: (N, C)
 
     rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM, if `operator`
                                                                     # does not give the whole

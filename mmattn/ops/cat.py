@@ -109,9 +109,9 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
     empty = saved_like('entropy_pool', x, True, True, *pools)
     pooled = [none if t is None else t for t, none in zip(pooled, empty, strict=True)]
     if a is None:
-        y = kernels.sum_gate(x, c, s)
+        y = kernels.sum_scale(x, c, s)
     else:
-        y = kernels.affine_gate(x, *identity.part_of_sum(c, a), s)
+        y = kernels.affine_scale(x, *identity.part_of_sum(c, a), s)
     return y, c, s, [inner, z, channel, spatial, hidden, *ents, *pooled]
 
 
@@ -143,7 +143,7 @@ def _equations(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, eq
         c, s = (inner * c_w).sigmoid(), (z * s_w).sigmoid()
     else:
         c, s = inner.sigmoid() * c_w, z * s_w
-    return reference.sum_gate(x, c, s, a), c, s
+    return reference.sum_scale(x, c, s, a), c, s
 
 
 def _keep(ctx, args, outputs):
@@ -195,11 +195,11 @@ def _backward(
     c_w, s_w = (None, None) if outer is None else outer.unbind()
     carried, by, in_part, da = need_x and kernels.CARRIES, c, (), []
     if a is None:
-        carry, dc, ds = kernels.sum_gate_grad(x, c, s, dy=dy, need_x=carried)
+        carry, dc, ds = kernels.sum_scale_grad(x, c, s, dy=dy, need_x=carried)
     else:
         by, v = identity.part_of_sum(c, a)
         in_part = (v,)
-        carry, du, dv, ds = kernels.affine_gate_grad(x, by, v, s, dy=dy, need_x=carried)
+        carry, du, dv, ds = kernels.affine_scale_grad(x, by, v, s, dy=dy, need_x=carried)
         dc, *da = identity.part_of_sum_grad(du, dv, c, a)
     dc, ds = dc if gc is None else dc + gc, ds if gs is None else ds + gs
     act = inner if equation else inner.sigmoid()

@@ -78,9 +78,9 @@ def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     s = out.sigmoid()
     saved = [pooled, channel_at, hidden, maps, at]
     if a is None:
-        y = kernels.product_gate(x, c, s)
+        y = kernels.product_scale(x, c, s)
     else:
-        y = kernels.affine_gate(x, *identity.part_of_product(c, a), s)
+        y = kernels.affine_scale(x, *identity.part_of_product(c, a), s)
     return y, c, s, moments, [*saved, v, mean, var]
 
 
@@ -110,7 +110,7 @@ def _equations(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
         else:
             v = F.batch_norm(v, mean, var, weight, bias, False, 0.0, eps)
     s = v.squeeze(1).sigmoid()
-    return reference.product_gate(x, c, s, a), c, s, moments
+    return reference.product_scale(x, c, s, a), c, s, moments
 
 
 def _keep(ctx, args, outputs):
@@ -140,10 +140,10 @@ def _backward(
     c, s, pooled, channel_at, hidden, maps, at, before, mean, var = saved
     carried, da = need_x and kernels.CARRIES, []
     if a is None:
-        carry, dc, ds = kernels.product_gate_grad(x, c, s, dy=dy, need_x=carried)
+        carry, dc, ds = kernels.product_scale_grad(x, c, s, dy=dy, need_x=carried)
     else:
         u, v = identity.part_of_product(c, a)
-        carry, du, dv, ds = kernels.affine_gate_grad(x, u, v, s, dy=dy, need_x=carried)
+        carry, du, dv, ds = kernels.affine_scale_grad(x, u, v, s, dy=dy, need_x=carried)
         dc, *da = identity.part_of_product_grad(du, dv, c, a)
     ds = layers.sigmoid_grad(ds if gs is None else ds + gs, s)
     norm = []

@@ -56,13 +56,13 @@ def _se(kernels, x, w1, b1, w2, b2, a):
     avg, _, _ = kernels.channel_pool(x, maximum=False)
     out, hidden = layers.mlp(avg[:, None], w1, b1, w2, b2, None)
     c = out.sigmoid_()
-    return kernels.channel_gate(x, identity.part(c, a)), c, avg, hidden
+    return kernels.channel_scale(x, identity.part(c, a)), c, avg, hidden
 
 
 def _se_equations(x, w1, b1, w2, b2, a):
     (avg,) = reference.channel_pool(x)
     c = F.linear(F.linear(avg, w1, b1).relu(), w2, b2).sigmoid()
-    return reference.channel_gate(x, c, a), c
+    return reference.channel_scale(x, c, a), c
 
 
 def _keep(ctx, args, outputs):
@@ -90,7 +90,7 @@ def _factors_grad(kernels, dy, gc, x, c, a, last, need_x):
     if dy is None:
         dy = torch.zeros_like(x)
     dy = dense(dy, last)
-    carry, dc = kernels.channel_gate_grad(
+    carry, dc = kernels.channel_scale_grad(
         x, identity.part(c, a), dy=dy, need_x=need_x and kernels.CARRIES
     )
     da = []
@@ -151,13 +151,13 @@ def _eca(kernels, x, kernel, a):
     x = dense(x)
     avg, _, _ = kernels.channel_pool(x, maximum=False)
     c = kernels.spatial_conv(*_row(avg, kernel)).squeeze(1).sigmoid_()
-    return kernels.channel_gate(x, identity.part(c, a)), c, avg
+    return kernels.channel_scale(x, identity.part(c, a)), c, avg
 
 
 def _eca_equations(x, kernel, a):
     (avg,) = reference.channel_pool(x)
     c = F.conv1d(avg[:, None], kernel, padding=kernel.shape[2] // 2).squeeze(1).sigmoid()
-    return reference.channel_gate(x, c, a), c
+    return reference.channel_scale(x, c, a), c
 
 
 def _eca_grads(ctx, saved, dy, gc):

@@ -101,10 +101,10 @@ def _coord(kernels, x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch
     h = _samples(torch.addmm(bh[:, None], wh, ah), n).sigmoid_()
     w = _samples(torch.addmm(bw[:, None], ww, aw), n).sigmoid_()
     if a is None:
-        y = kernels.coord_gate(x, h, w)
+        y = kernels.coord_scale(x, h, w)
     else:
         plus, rows = identity.part_of_rows(h, a)
-        y = kernels.coord_gate(x, rows, w, plus)
+        y = kernels.coord_scale(x, rows, w, plus)
     return y, h, w, moments, [strips, v, u, mean, var]
 
 
@@ -130,7 +130,7 @@ def _equations(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps
     ah, aw = F.hardswish(v).split((ch.shape[2], cw.shape[2]), 2)
     h = (torch.matmul(wh, ah) + bh[:, None]).sigmoid()
     w = (torch.matmul(ww, aw) + bw[:, None]).sigmoid()
-    return reference.coord_gate(x, h, w, a), h, w, moments
+    return reference.coord_scale(x, h, w, a), h, w, moments
 
 
 def _keep(ctx, args, outputs):
@@ -156,11 +156,11 @@ def _backward(
     strips, v, u, mean, var = saved
     carried, rows, in_part, da = need_x and kernels.CARRIES, h, (), []
     if a is None:
-        carry, dh, dw = kernels.coord_gate_grad(x, h, w, dy=dy, need_x=carried)
+        carry, dh, dw = kernels.coord_scale_grad(x, h, w, dy=dy, need_x=carried)
     else:
         plus, rows = identity.part_of_rows(h, a)
         in_part = (plus,)
-        carry, dv, dw, du = kernels.coord_gate_grad(x, rows, w, plus, dy=dy, need_x=carried)
+        carry, dv, dw, du = kernels.coord_scale_grad(x, rows, w, plus, dy=dy, need_x=carried)
         dh, *da = identity.part_of_rows_grad(du, dv, h, a)
     dh = _columns(layers.sigmoid_grad(dh if gh is None else dh + gh, h))
     dw = _columns(layers.sigmoid_grad(dw if gw is None else dw + gw, w))

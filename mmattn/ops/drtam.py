@@ -18,8 +18,8 @@ from .check import check_map, check_shapes
 from .dispatch import by_kernels, keeps_lists, knows_identity, runs_kernels, stats_dtype
 from .library import Gradient, define
 from .pool import saved_like, strip_pool
-from .scale import rank1_gate
-from .tensors import acc, dense, flat, ints, is_last, some
+from .scale import rank1_scale
+from .tensors import acc, dense, ints, is_last, some
 
 
 class Norm(NamedTuple):
@@ -127,12 +127,7 @@ def _pool_fake(planes, weights, taken, chunks):
     return *out, [acc(x, n, rows, h), acc(x, n, rows, w), ints(x, n, h), ints(x, n, w)]
 
 
-def _lists(groups):
-    return [[flat(t) for t in group] for group in groups]
-
-
 def _pool_kernel(kernels, planes, weights, taken, chunks):
-    planes, weights, taken = _lists((planes, weights, taken))
     out, saved = kernels.rank1_pool(planes, weights, tuple(chunks), taken or None)
     return *out, list(saved)
 
@@ -152,9 +147,8 @@ def _pool_grads(ctx, saved, *grads):
 
 
 def _pool_backward(kernels, grads, planes, weights, taken, chunks, saved):
-    planes, weights, taken, saved = _lists((planes, weights, taken, saved))
     dplanes, dweights, dtaken = kernels.rank1_pool_grad(
-        planes, weights, tuple(chunks), taken or None, [flat(g) for g in grads], saved
+        planes, weights, tuple(chunks), taken or None, grads, saved
     )
     return [*dplanes, *dweights, *(dtaken or ())]
 
@@ -294,7 +288,7 @@ def _composed(
         moments += found
     zeros = x.new_zeros(2, dtype=stats_dtype(x))
     moments = [zeros if pair is None else pair for pair in moments]
-    y = rank1_gate(x, *factors, impl=impl, identity_scale=a)
+    y = rank1_scale(x, *factors, impl=impl, identity_scale=a)
     return y, torch.stack(moments)
 
 
@@ -307,7 +301,6 @@ def _fake(x, params, running, by_batch, eps, chunks, a):
 
 
 def _kernel(kernels, x, params, running, by_batch, eps, chunks, a):
-    params = [p if p.is_contiguous() else p.contiguous() for p in params]
     # Batch norms that move by all of the batch's moments leave these.
     moments = acc(x, len(eps), 2).zero_()
     to = moments.view(-1, 1).unbind()
@@ -341,7 +334,6 @@ def _grads(ctx, saved, dy):
 
 
 def _backward(kernels, dy, x, params, a, by_batch, eps, chunks, saved, last, need_x):
-    params = [p if p.is_contiguous() else p.contiguous() for p in params]
     rules = [(1.0 if mine else None, e) for mine, e in zip(by_batch, eps, strict=True)]
     dx, dparams, *da = kernels.rank1_attention_grad(
         dense(x, last), params, rules, tuple(chunks), saved, *_in_part(x, a),

@@ -67,7 +67,7 @@ class Maker:
         return [self.around(hidden, c), self.rand(hidden), self.around(c, hidden), self.rand(c)]
 
 
-def _gate(name, axes):
+def _scale(name, axes):
     def make(m):
         sizes = dict(zip('nchw', m.shape, strict=True))
         return m.x(), [m.rand(*(sizes[a] for a in names)) for names in axes.split()]
@@ -136,13 +136,13 @@ ARGUMENTS: dict[str, Callable[[Maker], tuple[Any, ...]]] = {
     'rank1_pool': _rank1_pool,
     'min_max': lambda m: (m.rand(m.shape[0], 1, m.shape[2] * m.shape[3]), 0.0, 1.0),
     'spatial_conv': _spatial_conv,
-    **_gate('channel_gate', 'nc'),
-    **_gate('spatial_gate', 'nhw'),
-    **_gate('product_gate', 'nc nhw'),
-    **_gate('sum_gate', 'nc nhw'),
-    **_gate('affine_gate', 'nc nc nhw'),
-    **_gate('coord_gate', 'nch ncw'),
-    **_gate('rank1_gate', 'nc nh nw nc nh nw'),
+    **_scale('channel_scale', 'nc'),
+    **_scale('spatial_scale', 'nhw'),
+    **_scale('product_scale', 'nc nhw'),
+    **_scale('sum_scale', 'nc nhw'),
+    **_scale('affine_scale', 'nc nc nhw'),
+    **_scale('coord_scale', 'nch ncw'),
+    **_scale('rank1_scale', 'nc nh nw nc nh nw'),
 }
 
 

@@ -61,6 +61,8 @@ BATCHED = (
 decompositions: dict[Any, Callable] = {}
 # Every operator's kernel by its name, to be called with a backend.
 kernels: dict[str, Callable] = {}
+# Which of its arguments are maps, by their numbers.
+_maps: dict[str, frozenset[int]] = {}
 
 
 class Gradient(NamedTuple):
@@ -90,7 +92,8 @@ def define(
 
     Args:
         schema: its name, arguments and results, as `torch.library` takes them.
-        kernel: called with a backend and the arguments. Tensors may have any strides.
+        kernel: called with a backend and the arguments. The maps `x` and `dy` may have any
+            strides; all other tensors come contiguous.
         fake: called with the arguments, gives tensors like the results.
         equations: called with the arguments, gives the results in operators of PyTorch. Results
             without a gradient may be left out. A backward has none.
@@ -106,6 +109,7 @@ def define(
     op = getattr(torch.ops.mmattn, name).default
 
     kernels[name] = kernel
+    _maps[name] = frozenset(i for i, a in enumerate(op._schema.arguments) if a.name in ('x', 'dy'))
     several = len(op._schema.returns) > 1
     written: Any = None if gradient is None else _padded(op, equations, fake)
 
@@ -145,10 +149,20 @@ def define(
 
 def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
     """An operator by a backend: its own whole one, or the kernel that is made of its functions."""
+    # A compiler may restride what is kept for backward: Inductor makes all that is 4-D
+    # channels_last behind a convolution.
+    maps = _maps[name]
+    args = [arg if i in maps else _contiguous(arg) for i, arg in enumerate(args)]
     whole = getattr(backend, 'operator', None)
     own = None if whole is None else whole(name)
     found = NotImplemented if own is None else own(*args)
     return kernels[name](backend, *args) if found is NotImplemented else found
+
+
+def _contiguous(arg):
+    if isinstance(arg, Tensor):
+        return arg.contiguous()
+    return [_contiguous(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
 
 
 def _knows(name, part, x, args):

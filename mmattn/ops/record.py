@@ -73,11 +73,8 @@ class Record:
         else:
             axes = dict(c=(..., None, None), s=(slice(None), None))
             parts = [f[name][at] for name, at in axes.items() if name in f]
-            whole = (
-                sum(parts)
-                if self.scale == 'sum'
-                else torch.stack(torch.broadcast_tensors(*parts)).prod(0)
-            )
+            stacked = torch.stack(torch.broadcast_tensors(*parts))
+            whole = stacked.sum(0) if self.scale == 'sum' else stacked.prod(0)
         return whole if a is None else 1 + a.to(whole) * (whole - 1)
 
     def rank1(self) -> tuple[Tensor, Tensor | None]:
@@ -121,6 +118,7 @@ def is_on() -> bool:
 def running(gate: Any) -> Iterator[None]:
     """What is noted inside belongs to this gate. Only where `is_on`."""
     recorder = _recorder.get()
+    assert recorder is not None
     made = Record(gate)
     recorder.records.append(made)
     recorder.running.append(made)
@@ -138,6 +136,7 @@ def note(
 ) -> None:
     """Add to the record of the gate that runs, or make one. Only where `is_on`."""
     recorder = _recorder.get()
+    assert recorder is not None
     if recorder.running:
         made = recorder.running[-1]
     else:

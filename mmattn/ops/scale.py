@@ -1,14 +1,14 @@
 """Factors onto a feature map x (N, C, H, W): y = x * f, rounded once.
 
-channel_gate   f = c                   c (N, C)
-spatial_gate   f = s                   s (N, H, W)
-product_gate   f = c s                 CBAM
-sum_gate       f = c + s               CAT
-coord_gate     f = h w                 h (N, C, H), w (N, C, W): CoordAttention
-rank1_gate     f = A or A + (1 - A) A2, A = c o h o w of c (N, C), h (N, H), w (N, W): DRTAM
+channel_scale   f = c                   c (N, C)
+spatial_scale   f = s                   s (N, H, W)
+product_scale   f = c s                 CBAM
+sum_scale       f = c + s               CAT
+coord_scale     f = h w                 h (N, C, H), w (N, C, W): CoordAttention
+rank1_scale     f = A or A + (1 - A) A2, A = c o h o w of c (N, C), h (N, H), w (N, W): DRTAM
 
 With an `identity_scale` a, (1,) or (C,), each gives y = x + a (x f - x) (`identity`), by the
-operators channel_gate, affine_gate (f = u + v s), coord_gate (f = u + h w) and rank1_gate.
+operators channel_scale, affine_scale (f = u + v s), coord_scale (f = u + h w) and rank1_scale.
 """
 
 from collections.abc import Sequence
@@ -23,28 +23,28 @@ from .library import Gradient, define
 from .tensors import dense, flat, is_last, some
 
 
-def channel_gate(
+def channel_scale(
     x: Tensor, c: Tensor, impl: str | None = None, *, identity_scale: Tensor | None = None
 ) -> Tensor:
     """`x * c`, one factor a channel."""
     (c,) = factors_of(x, 'nc', c)
     a = _share(x, identity_scale)
     if record.is_on():
-        _note('channel_gate', [c], a)
-    return _scaled('channel_gate', x, impl, [identity.part(c, a)])
+        _note('channel_scale', [c], a)
+    return _scaled('channel_scale', x, impl, [identity.part(c, a)])
 
 
-def spatial_gate(
+def spatial_scale(
     x: Tensor, s: Tensor, impl: str | None = None, *, identity_scale: Tensor | None = None
 ) -> Tensor:
     """`x * s`, one factor a position."""
     (s,) = factors_of(x, 'nhw', s)
     if identity_scale is None:
-        return _scale('spatial_gate', x, impl, [s])
-    return _in_part('spatial_gate', x, impl, identity_scale, s)
+        return _scale('spatial_scale', x, impl, [s])
+    return _in_part('spatial_scale', x, impl, identity_scale, s)
 
 
-def product_gate(
+def product_scale(
     x: Tensor,
     c: Tensor,
     s: Tensor,
@@ -55,11 +55,11 @@ def product_gate(
     """`x * c * s`."""
     c, s = factors_of(x, 'nc nhw', c, s)
     if identity_scale is None:
-        return _scale('product_gate', x, impl, [c, s])
-    return _in_part('product_gate', x, impl, identity_scale, c, s)
+        return _scale('product_scale', x, impl, [c, s])
+    return _in_part('product_scale', x, impl, identity_scale, c, s)
 
 
-def sum_gate(
+def sum_scale(
     x: Tensor,
     c: Tensor,
     s: Tensor,
@@ -70,11 +70,11 @@ def sum_gate(
     """`x * (c + s)`."""
     c, s = factors_of(x, 'nc nhw', c, s)
     if identity_scale is None:
-        return _scale('sum_gate', x, impl, [c, s])
-    return _in_part('sum_gate', x, impl, identity_scale, c, s)
+        return _scale('sum_scale', x, impl, [c, s])
+    return _in_part('sum_scale', x, impl, identity_scale, c, s)
 
 
-def coord_gate(
+def coord_scale(
     x: Tensor,
     h: Tensor,
     w: Tensor,
@@ -85,11 +85,11 @@ def coord_gate(
     """`x * h * w` with `h` (N, C, H) and `w` (N, C, W)."""
     h, w = factors_of(x, 'nch ncw', h, w)
     if identity_scale is None:
-        return _scale('coord_gate', x, impl, [h, w])
-    return _in_part('coord_gate', x, impl, identity_scale, h, w)
+        return _scale('coord_scale', x, impl, [h, w])
+    return _in_part('coord_scale', x, impl, identity_scale, h, w)
 
 
-def rank1_gate(
+def rank1_scale(
     x: Tensor,
     first: Sequence[Tensor],
     second: Sequence[Tensor] | None = None,
@@ -105,8 +105,8 @@ def rank1_gate(
     if second is not None:
         factors += factors_of(x, 'nc nh nw', *second)
     if identity_scale is None:
-        return _scale('rank1_gate', x, impl, factors)
-    return _in_part('rank1_gate', x, impl, identity_scale, *factors)
+        return _scale('rank1_scale', x, impl, factors)
+    return _in_part('rank1_scale', x, impl, identity_scale, *factors)
 
 
 # What takes a scale's place with a share of the identity: an operator, and the factors it takes
@@ -134,16 +134,16 @@ def _rank1_in_part(x, a, c, h, w, *second):
 
 
 _PARTS = dict(
-    spatial_gate=('affine_gate', _affine_of_spatial),
-    product_gate=('affine_gate', _affine_of_product),
-    sum_gate=('affine_gate', _affine_of_sum),
-    coord_gate=('coord_gate', _coord_in_part),
-    rank1_gate=('rank1_gate', _rank1_in_part),
+    spatial_scale=('affine_scale', _affine_of_spatial),
+    product_scale=('affine_scale', _affine_of_product),
+    sum_scale=('affine_scale', _affine_of_sum),
+    coord_scale=('coord_scale', _coord_in_part),
+    rank1_scale=('rank1_scale', _rank1_in_part),
 )
 
 
 # How many factors an operator has that leaves a share of the identity.
-_IN_PART = dict(affine_gate=3, coord_gate=3, rank1_gate=7)
+_IN_PART = dict(affine_scale=3, coord_scale=3, rank1_scale=7)
 
 
 def _share(x, a):
@@ -159,12 +159,12 @@ def _note(name, factors, a=None):
 
 
 _NAMES = dict(
-    channel_gate='c',
-    spatial_gate='s',
-    product_gate='cs',
-    sum_gate='cs',
-    coord_gate='hw',
-    rank1_gate=('c', 'h', 'w', 'c2', 'h2', 'w2'),
+    channel_scale='c',
+    spatial_scale='s',
+    product_scale='cs',
+    sum_scale='cs',
+    coord_scale='hw',
+    rank1_scale=('c', 'h', 'w', 'c2', 'h2', 'w2'),
 )
 
 
@@ -174,7 +174,7 @@ def _in_part(name, x, impl, a, *factors):
         _note(name, factors, a)
     if not runs_kernels(x, impl, factors, a) or not knows_identity(op, x):
         written = getattr(reference, name)
-        if name == 'rank1_gate':
+        if name == 'rank1_scale':
             return written(x, factors[:3], factors[3:] or None, a)
         return written(x, *factors, a)
     return getattr(torch.ops.mmattn, op)(x, list(made_of(x, a, *factors)))
@@ -194,9 +194,9 @@ def _scaled(name, x, impl, factors):
 
 def _equations(name):
     written = getattr(reference, name)
-    if name == 'rank1_gate':
+    if name == 'rank1_scale':
         return lambda x, f: written(x, f[:3], f[3:6] or None, *f[6:])
-    if name == 'coord_gate':
+    if name == 'coord_scale':
         return lambda x, f: written(x, *f[:2], None, *f[2:])
     return lambda x, factors: written(x, *factors)
 
@@ -250,7 +250,7 @@ def _define(name):
 
 
 for _name in (
-    'channel_gate', 'spatial_gate', 'product_gate', 'sum_gate', 'affine_gate', 'coord_gate',
-    'rank1_gate',
+    'channel_scale', 'spatial_scale', 'product_scale', 'sum_scale', 'affine_scale', 'coord_scale',
+    'rank1_scale',
 ):  # fmt: skip
     _define(_name)

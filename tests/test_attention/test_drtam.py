@@ -177,7 +177,7 @@ def test_maxima_run_as_equations_between_the_fast_passes(maxima, monkeypatch):
     """No kernel of the planes runs, those of the feature map do, and the numbers are the same."""
     native = pytest.importorskip('mmattn.ops.native')
     ran = []
-    for name in ('strip_pool', 'rank1_pool', 'rank1_attention', 'rank1_gate'):
+    for name in ('strip_pool', 'rank1_pool', 'rank1_attention', 'rank1_scale'):
         run = getattr(native, name)
         monkeypatch.setattr(
             native, name, lambda *a, name=name, run=run, **k: ran.append(name) or run(*a, **k)
@@ -192,7 +192,7 @@ def test_maxima_run_as_equations_between_the_fast_passes(maxima, monkeypatch):
         out = gate(y)
         out.square().sum().backward()
         results.append([out, y.grad, *(p.grad for p in gate.parameters()), *gate.buffers()])
-    assert ran == (['strip_pool', 'rank1_gate'] if has_kernels else [])
+    assert ran == (['strip_pool', 'rank1_scale'] if has_kernels else [])
     torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
 
 

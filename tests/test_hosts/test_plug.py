@@ -21,7 +21,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from mmattn import CAT, CBAM, ECA, SE, plug, unplug
+from mmattn import CAT, CBAM, DRTAM, ECA, SE, CoordAttention, plug, unplug
 from mmattn.attention.gate import Gate
 from mmattn.hosts.identity import identity_scales
 from mmattn.hosts.plug import places
@@ -403,10 +403,11 @@ def test_compile():
 @pytest.mark.skipif(
     shutil.which(os.environ.get('CXX') or 'g++') is None, reason='no C++ compiler for Inductor'
 )
-def test_compile_and_train():
+@pytest.mark.parametrize('gate', (SE, ECA, CBAM, CoordAttention, CAT, DRTAM))
+def test_compile_and_train(gate):
     results = []
     for compiled in (False, True):
-        model = plugged(gate=SE, start='identity').train()
+        model = plugged(gate=gate, start='identity').train()
         run = torch.compile(model, fullgraph=True) if compiled else model
         run(images()).square().sum().backward()
         results.append([p.grad for p in model.parameters()])

@@ -45,16 +45,16 @@ def does_not_compile(found):
 
 
 SPOILS = dict(
-    value=('channel_gate', wrong_value),
-    nan=('channel_gate', lambda y: y * float('nan')),
-    gradient=('channel_gate_grad', wrong_gradient),
-    compile=('channel_gate', does_not_compile),
+    value=('channel_scale', wrong_value),
+    nan=('channel_scale', lambda y: y * float('nan')),
+    gradient=('channel_scale_grad', wrong_gradient),
+    compile=('channel_scale', does_not_compile),
 )
 
 
 def examine_spoiled(spoil):
     with spoiled(*SPOILS[spoil]):
-        return examine('channel_gate', shapes=[(2, 3, 4, 5)])
+        return examine('channel_scale', shapes=[(2, 3, 4, 5)])
 
 
 def use_spoiled(spoil):
@@ -79,13 +79,13 @@ def use_spoiled(spoil):
             stack.enter_context(spoiled(*SPOILS[spoil]))
         said = stack.enter_context(warnings.catch_warnings(record=True))
         warnings.simplefilter('always')
-        x, factors = examples.arguments('channel_gate', (2, 3, 4, 5), FLOAT, False)
+        x, factors = examples.arguments('channel_scale', (2, 3, 4, 5), FLOAT, False)
         # In the check itself, operators run unchecked: it is another process.
         stack.enter_context(mock.patch.object(selfcheck, 'passes', _outside(selfcheck.passes)))
         off = 0.0
         for _ in range(2):
-            y = ops.channel_gate(x, *factors)
-            exact = ops.channel_gate(x, *factors, impl='reference')
+            y = ops.channel_scale(x, *factors)
+            exact = ops.channel_scale(x, *factors, impl='reference')
             for a, b in zip(
                 torch.autograd.grad(y.square().sum(), [x, *factors]),
                 torch.autograd.grad(exact.square().sum(), [x, *factors]),
@@ -93,9 +93,9 @@ def use_spoiled(spoil):
             ):
                 off = max(off, float((a - b).abs().max()))
             with torch.inference_mode():
-                z = ops.channel_gate(torch.ones(2, 3, 4, 5), torch.full((2, 3), 0.5))
+                z = ops.channel_scale(torch.ones(2, 3, 4, 5), torch.full((2, 3), 0.5))
             off = max(off, float((y - exact).abs().max()), float((z - 0.5).abs().max()))
-        runs = ops.backend_of(x, 'channel_gate')
+        runs = ops.backend_of(x, 'channel_scale')
         texts = [str(w.message) for w in said]
         return off, [text for text in texts if 'mmattn' in text], asked, runs
 
@@ -119,25 +119,25 @@ def a_stale_program():
     """The error of a forward that was compiled with an operator that has failed since."""
     with (
         mock.patch.object(selfcheck, 'CHECKED', {'cpu'}),
-        mock.patch.dict(selfcheck._verdicts, {('channel_gate', CPU, FLOAT): 'it is off'}),
+        mock.patch.dict(selfcheck._verdicts, {('channel_scale', CPU, FLOAT): 'it is off'}),
         torch._C._AutoDispatchBelowAutograd(),
     ):
         try:
-            torch.ops.mmattn.channel_gate(torch.ones(1, 2, 3, 3), [torch.ones(1, 2)])
+            torch.ops.mmattn.channel_scale(torch.ones(1, 2, 3, 3), [torch.ones(1, 2)])
         except RuntimeError as error:
             return str(error)
 
 
 def compile_failed():
     """How far off compiled code is, of an operator that has failed."""
-    x, factors = examples.arguments('channel_gate', (2, 3, 4, 5), FLOAT, False)
+    x, factors = examples.arguments('channel_scale', (2, 3, 4, 5), FLOAT, False)
     results = []
     with (
         mock.patch.object(selfcheck, 'CHECKED', {'cpu'}),
-        mock.patch.dict(selfcheck._verdicts, {('channel_gate', CPU, FLOAT): 'it is off'}),
+        mock.patch.dict(selfcheck._verdicts, {('channel_scale', CPU, FLOAT): 'it is off'}),
         spoiled(*SPOILS['value']),
     ):
-        made = torch.compile(ops.channel_gate, backend='aot_eager', fullgraph=True)
-        for y in (made(x, *factors), ops.channel_gate(x, *factors, impl='reference')):
+        made = torch.compile(ops.channel_scale, backend='aot_eager', fullgraph=True)
+        for y in (made(x, *factors), ops.channel_scale(x, *factors, impl='reference')):
             results.append([y, *torch.autograd.grad(y.square().sum(), [x, *factors])])
     return max(float((a - b).detach().abs().max()) for a, b in zip(*results, strict=True))

@@ -92,12 +92,13 @@ def test_compiled_without_gradients(name):
 @pytest.mark.slow
 @each_gate
 def test_inductor_in_a_network(name):
-    """Between layers that are fused."""
+    """Between layers that are fused, and convolutions: for these Inductor lays out what is 4-D as
+    channels_last, and what the gate keeps for backward with it."""
     torch._dynamo.reset()
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
-        getattr(attention, name)(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        getattr(attention, name)(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1),
     )  # fmt: skip
     x, results = torch.randn(2, 3, 12, 10), []
     for model in (copy.deepcopy(net), torch.compile(copy.deepcopy(net), fullgraph=True)):

@@ -144,7 +144,7 @@ def test_a_map_used_twice():
         (avg,) = ops.channel_pool(x, impl=impl)
         other = x * 2
         other.register_hook(kept.append)
-        return (ops.channel_gate(x, avg, impl=impl) * other).sum()
+        return (ops.channel_scale(x, avg, impl=impl) * other).sum()
 
     x = torch.randn(2, 5, 6, 7, dtype=torch.float64, requires_grad=True)
     (fast,) = torch.autograd.grad(loss(x, 'fast'), x)

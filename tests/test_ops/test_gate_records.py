@@ -129,7 +129,7 @@ def test_other_threads_tell_nothing(x):
 def test_ops_outside_of_gates(x):
     with ops.record() as records:
         ops.strip_pool(x, channel=True)
-        ops.sum_gate(x, torch.rand(N, C).double(), torch.rand(N, H, W).double())
+        ops.sum_scale(x, torch.rand(N, C).double(), torch.rand(N, H, W).double())
     pools, scale = records
     assert pools.gate is None and list(pools.pools) == ['ch', 'cw', 'hw']
     with pytest.raises(ValueError, match='no factors were recorded'):

@@ -171,13 +171,13 @@ def test_scales(layout, impl, count):
         return tuple(map(factor, ('nc', 'nh', 'nw')))
 
     cases = (
-        (ops.channel_gate, [factor('nc')]),
-        (ops.spatial_gate, [factor('nhw')]),
-        (ops.product_gate, [factor('nc'), factor('nhw')]),
-        (ops.sum_gate, [factor('nc'), factor('nhw')]),
-        (ops.coord_gate, [factor('nch'), factor('ncw')]),
-        (ops.rank1_gate, [rank1()]),
-        (ops.rank1_gate, [rank1(), rank1()]),
+        (ops.channel_scale, [factor('nc')]),
+        (ops.spatial_scale, [factor('nhw')]),
+        (ops.product_scale, [factor('nc'), factor('nhw')]),
+        (ops.sum_scale, [factor('nc'), factor('nhw')]),
+        (ops.coord_scale, [factor('nch'), factor('ncw')]),
+        (ops.rank1_scale, [rank1()]),
+        (ops.rank1_scale, [rank1(), rank1()]),
     )
     for op, factors in cases:
         leaves = [x, a]

@@ -44,13 +44,13 @@ def test_bytes(op):
 def test_the_count_is_that_of_the_launches_made(monkeypatch):
     """Nothing is left behind by counting: the kernels' own launch is in its place."""
     from mmattn.ops import dispatch
-    from mmattn.ops.triton import common, gate
+    from mmattn.ops.triton import common, scale
 
     before = dispatch.backend
     launches.count('se', (2, 8, 4, 4))
     with pytest.raises(RuntimeError, match='two devices'):
-        gate.launch(gate.gate_kernel, 1, torch.ones(1), torch.ones(1, device='meta'))
-    assert gate.launch is common.launch
+        scale.launch(scale.scale_kernel, 1, torch.ones(1), torch.ones(1, device='meta'))
+    assert scale.launch is common.launch
     assert dispatch.backend is before
 
 
@@ -66,8 +66,8 @@ def test_the_model():
 @pytest.mark.parametrize('target', machine_code.TARGETS)
 def test_machine_code(target, monkeypatch, pytestconfig):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(pytestconfig.cache.mkdir('triton')))
-    forward, backward = machine_code.compiled('channel_gate', target)
-    assert (forward.kernel, backward.kernel) == ('gate_kernel', 'gate_grad_kernel')
+    forward, backward = machine_code.compiled('channel_scale', target)
+    assert (forward.kernel, backward.kernel) == ('scale_kernel', 'scale_grad_kernel')
     for code in (forward, backward):
         assert (code.target, code.spills, code.stack) == (target, 0, 0)
         assert 8 <= code.registers <= 255

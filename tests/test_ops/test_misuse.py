@@ -91,13 +91,13 @@ def test_factors_on_another_device_are_refused():
     x = torch.randn(2, 16, 9, 8)
     def t(*size): return torch.rand(size, device='meta')
     c, s, h, w = t(2, 16), t(2, 9, 8), t(2, 9), t(2, 8)
-    refuse(lambda: ops.channel_gate(x, c))
-    refuse(lambda: ops.spatial_gate(x, s))
+    refuse(lambda: ops.channel_scale(x, c))
+    refuse(lambda: ops.spatial_scale(x, s))
     refuse(lambda: ops.spatial_pool(x, c))
-    refuse(lambda: ops.product_gate(x, torch.rand(2, 16), s))
-    refuse(lambda: ops.sum_gate(x, c, torch.rand(2, 9, 8)))
-    refuse(lambda: ops.coord_gate(x, t(2, 16, 9), torch.rand(2, 16, 8)))
-    refuse(lambda: ops.rank1_gate(x, (torch.rand(2, 16), h, w)))
+    refuse(lambda: ops.product_scale(x, torch.rand(2, 16), s))
+    refuse(lambda: ops.sum_scale(x, c, torch.rand(2, 9, 8)))
+    refuse(lambda: ops.coord_scale(x, t(2, 16, 9), torch.rand(2, 16, 8)))
+    refuse(lambda: ops.rank1_scale(x, (torch.rand(2, 16), h, w)))
     planes = [torch.rand(s) for s in ((2, 16, 9), (2, 16, 8), (2, 9, 8))]
     weights = [torch.rand(s) for s in ((1, 12), (1, 5, 3), (1, 5, 3))]
     refuse(lambda: ops.rank1_pool([*planes[:2], s], weights, (3, 1)))
@@ -128,8 +128,8 @@ def test_a_gpu_kernel_is_given_tensors_of_one_device():
     os.environ['TRITON_INTERPRET'] = '1'
     from mmattn.ops import triton as kernels
     x, c = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
-    assert kernels.channel_gate(x, c).eq(1).all()
-    refused(lambda: kernels.channel_gate(x, c.to('meta')), RuntimeError, {_SAME!r})
+    assert kernels.channel_scale(x, c).eq(1).all()
+    refused(lambda: kernels.channel_scale(x, c.to('meta')), RuntimeError, {_SAME!r})
     """)
 
 
@@ -139,14 +139,14 @@ def test_a_tensor_without_memory_is_refused():
     alone("""
     x = torch.randn(2, 16, 9, 8, requires_grad=True)
     c = torch.rand(2, 16, requires_grad=True)
-    y = ops.channel_gate(x, c)
+    y = ops.channel_scale(x, c)
     c.untyped_storage().resize_(0)
     refused(lambda: torch.autograd.grad(y.sum(), x), RuntimeError, 'has no memory')
-    refused(lambda: ops.channel_gate(x, c), RuntimeError, 'has no memory')
-    y = ops.channel_gate(x, torch.rand(2, 16))
+    refused(lambda: ops.channel_scale(x, c), RuntimeError, 'has no memory')
+    y = ops.channel_scale(x, torch.rand(2, 16))
     zeros = torch._efficientzerotensor(y.shape)  # of which PyTorch makes ordinary ones
     assert not torch.autograd.grad(y, x, zeros)[0].any()
-    assert not ops.channel_gate(zeros, torch.rand(2, 16)).any()
+    assert not ops.channel_scale(zeros, torch.rand(2, 16)).any()
     """)
 
 
@@ -199,11 +199,11 @@ def test_only_what_a_kernel_can_read_becomes_a_pointer():
         (c.as_subclass(type('Special', (torch.Tensor,), {})), TypeError, 'got Special'),
     ):
         with pytest.raises(error, match=words):
-            native.channel_gate(x, bad)
+            native.channel_scale(x, bad)
     with pytest.raises(ValueError, match='channels_last'):
-        native.channel_gate_grad(last, c, dy=x, need_x=True)
+        native.channel_scale_grad(last, c, dy=x, need_x=True)
     with pytest.raises(ValueError, match='contiguous'):
-        native.channel_gate_grad(x, c, dy=last, need_x=True)
+        native.channel_scale_grad(x, c, dy=last, need_x=True)
 
 
 @needs_kernels
@@ -237,7 +237,7 @@ def test_a_linear_op_has_an_exact_second_derivative():
     """It is zero, so that a gradient without history is right."""
     x = torch.randn(2, 6, 7, 5, requires_grad=True)
     (avg,) = ops.channel_pool(x, impl='fast')
-    y = ops.channel_gate(x, torch.rand(2, 6), impl='fast')
+    y = ops.channel_scale(x, torch.rand(2, 6), impl='fast')
     (dx,) = torch.autograd.grad(y.sum() + avg.sum(), x, create_graph=True)
     assert not dx.requires_grad
     scale = torch.ones((), requires_grad=True)  # the gradient of a scaled loss has the scale in it
@@ -252,7 +252,7 @@ def test_a_forward_derivative_of_a_backward_is_exact_or_refused():
     x, c = torch.randn(2, 6, 7, 5, requires_grad=True), torch.rand(2, 6)
     forward_ad = torch.autograd.forward_ad
     for factor in (c, c.clone().requires_grad_()):
-        y = ops.channel_gate(x, factor, impl='fast')
+        y = ops.channel_scale(x, factor, impl='fast')
         with forward_ad.dual_level():
             dy = forward_ad.make_dual(torch.ones_like(y), torch.ones_like(y))
             if factor is c:  # linear
@@ -289,8 +289,8 @@ X = torch.ones(2, 16, 9, 8)
         (lambda **k: ops.channel_pool(X[0], **k), 'map'),
         (lambda **k: ops.channel_pool(X.int(), **k), 'floating-point'),
         (lambda **k: ops.strip_pool(X.flatten(2), **k), 'map'),
-        (lambda **k: ops.channel_gate(X[0], torch.ones(16, 9), **k), 'map'),
-        (lambda **k: ops.channel_gate(X, torch.ones(2, 16, dtype=torch.complex64), **k), 'real'),
+        (lambda **k: ops.channel_scale(X[0], torch.ones(16, 9), **k), 'map'),
+        (lambda **k: ops.channel_scale(X, torch.ones(2, 16, dtype=torch.complex64), **k), 'real'),
         (lambda **k: ops.entropy_pool(X, torch.ones(4), **k), 'odd'),
         (lambda **k: ops.entropy_pool(X, torch.ones(0), **k), 'odd'),
         (lambda **k: ops.entropy_pool(X, torch.ones(3, 3), **k), '1-D'),
@@ -348,10 +348,10 @@ def test_a_tensor_whose_sign_is_a_flag():
     z = torch.complex(torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)).conj().imag
     assert z.is_neg() and z.is_contiguous()
     one = torch.ones(1, 1, 1, 1, requires_grad=True)
-    assert ops.channel_gate(z, torch.ones(1, 1), impl='fast').item() == -1
-    y = ops.channel_gate(one, z.view(1, 1), impl='fast')
+    assert ops.channel_scale(z, torch.ones(1, 1), impl='fast').item() == -1
+    y = ops.channel_scale(one, z.view(1, 1), impl='fast')
     assert y.item() == -1
-    y = ops.channel_gate(one, torch.ones(1, 1), impl='fast')
+    y = ops.channel_scale(one, torch.ones(1, 1), impl='fast')
     y = torch.complex(torch.zeros(1, 1, 1, 1), y).conj().imag
     assert torch.autograd.grad(y.sum(), one)[0].item() == -1
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from needs import needs_kernels
 from torch.library import opcheck
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mmattn.attention as attention
 from mmattn import ops
@@ -46,16 +47,16 @@ def cases(dtype, layout, grad):
         'strip_pool-channel': (x(), True),
         'entropy_pool': (x(), taps, True, True, True, True, True),
         'entropy_pool-few': (x(), taps, True, False, False, True, False),
-        'channel_gate': (x(), [rand(N, C)]),
-        'spatial_gate': (x(), [rand(N, H, W)]),
-        'product_gate': (x(), [rand(N, C), rand(N, H, W)]),
-        'sum_gate': (x(), [rand(N, C), rand(N, H, W)]),
-        'affine_gate': (x(), [rand(N, C), rand(N, C), rand(N, H, W)]),
-        'coord_gate': (x(), [rand(N, C, H), rand(N, C, W)]),
-        'coord_gate-identity': (x(), [rand(N, C, H), rand(N, C, W), rand(N, C)]),
-        'rank1_gate': (x(), rank1()),
-        'rank1_gate-dual': (x(), rank1() + rank1()),
-        'rank1_gate-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
+        'channel_scale': (x(), [rand(N, C)]),
+        'spatial_scale': (x(), [rand(N, H, W)]),
+        'product_scale': (x(), [rand(N, C), rand(N, H, W)]),
+        'sum_scale': (x(), [rand(N, C), rand(N, H, W)]),
+        'affine_scale': (x(), [rand(N, C), rand(N, C), rand(N, H, W)]),
+        'coord_scale': (x(), [rand(N, C, H), rand(N, C, W)]),
+        'coord_scale-identity': (x(), [rand(N, C, H), rand(N, C, W), rand(N, C)]),
+        'rank1_scale': (x(), rank1()),
+        'rank1_scale-dual': (x(), rank1() + rank1()),
+        'rank1_scale-identity': (x(), [*rank1(), *rank1(), rand(N, C)]),
         'drtam': (x(), mlp + module, running[:6], [True] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-eval': (x(), mlp + module, running[:6], [False] * 3, [1e-5] * 3, [3, 1], None),
         'drtam-dual': (
@@ -205,12 +206,51 @@ def test_gradients_are_those_of_the_equations(name):
         torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b)
 
 
+class _Calls(TorchDispatchMode):
+    """Notes the operators of mmattn that are called, and with what."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == 'mmattn':
+            self.found.append((function, args))
+        return function(*args, **(kwargs or {}))
+
+
+def of_other_strides(arg):
+    """The same values with the first axis innermost."""
+    if isinstance(arg, torch.Tensor):
+        axes = [*reversed(range(arg.dim()))]
+        return arg.detach().permute(axes).contiguous().permute(axes)
+    return [of_other_strides(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_tensors_of_any_strides(name):
+    """Of a backward as well: a compiler may restride what is kept for it."""
+    args = cases(torch.float64, 'contiguous', True)[name]
+    with _Calls() as calls:
+        loss(operator(name), args).backward()
+    assert len(calls.found) == 2
+    for function, given in calls.found:
+        with torch.no_grad():
+            expected, found = function(*given), function(*map(of_other_strides, given))
+        torch.testing.assert_close(_flat(found), _flat(expected))
+
+
+def _flat(found):
+    found = found if isinstance(found, (list, tuple)) else [found]
+    return [t for item in found for t in (item if isinstance(item, list) else [item])]
+
+
 @pytest.mark.parametrize('name', NAMES)
 def test_an_empty_map(name):
     if name in ('min_max', 'spatial_conv', 'rank1_pool'):
         pytest.skip('these take no map')
     x, *rest = cases(torch.float32, 'contiguous', False)[name]
-    if '_gate' in name:
+    if '_scale' in name:
         rest = [[factor[:0] for factor in rest[0]]]
     if name == 'spatial_pool':
         rest = [rest[0][:0]]

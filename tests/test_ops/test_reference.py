@@ -43,10 +43,10 @@ def tensors(*axes, grad=False):
 
 
 GATES = {
-    'channel_gate': (('nc',), 'nchw,nc->nchw'),
-    'spatial_gate': (('nhw',), 'nchw,nhw->nchw'),
-    'product_gate': (('nc', 'nhw'), 'nchw,nc,nhw->nchw'),
-    'coord_gate': (('nch', 'ncw'), 'nchw,nch,ncw->nchw'),
+    'channel_scale': (('nc',), 'nchw,nc->nchw'),
+    'spatial_scale': (('nhw',), 'nchw,nhw->nchw'),
+    'product_scale': (('nc', 'nhw'), 'nchw,nc,nhw->nchw'),
+    'coord_scale': (('nch', 'ncw'), 'nchw,nch,ncw->nchw'),
 }
 
 
@@ -58,15 +58,15 @@ def test_products(op):
     assert torch.autograd.gradcheck(getattr(reference, op), tensors(*axes, grad=True))
 
 
-def test_sum_gate():
+def test_sum_scale():
     c, s = FACTORS['nc'], FACTORS['nhw']
     expected = np.einsum('nchw,nc->nchw', X, c) + np.einsum('nchw,nhw->nchw', X, s)
-    np.testing.assert_allclose(reference.sum_gate(*tensors('nc', 'nhw')).numpy(), expected)
-    assert torch.autograd.gradcheck(reference.sum_gate, tensors('nc', 'nhw', grad=True))
+    np.testing.assert_allclose(reference.sum_scale(*tensors('nc', 'nhw')).numpy(), expected)
+    assert torch.autograd.gradcheck(reference.sum_scale, tensors('nc', 'nhw', grad=True))
 
 
 @pytest.mark.parametrize('dual', (False, True))
-def test_rank1_gate(dual):
+def test_rank1_scale(dual):
     first = [FACTORS[a] for a in ('nc', 'nh', 'nw')]
     second = [np.cos(f) for f in first] if dual else None
     expected = np.empty_like(X)
@@ -78,7 +78,7 @@ def test_rank1_gate(dual):
     flat = [torch.from_numpy(a.copy()).requires_grad_() for a in (X, *first, *(second or ()))]
 
     def run(x, *factors):
-        return reference.rank1_gate(x, factors[:3], factors[3:] or None)
+        return reference.rank1_scale(x, factors[:3], factors[3:] or None)
 
     np.testing.assert_allclose(run(*flat).detach().numpy(), expected)
     assert torch.autograd.gradcheck(run, flat)
@@ -193,16 +193,16 @@ def test_one_rounding(dtype):
         *reference.spatial_pool(x, c),
     ):
         assert stat.dtype == torch.float32
-    y = reference.product_gate(x, c, s)
+    y = reference.product_scale(x, c, s)
     assert y.dtype == dtype
     exact = x.double() * c.double()[:, :, None, None] * s.double()[:, None]
     torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
-@pytest.mark.parametrize('op', ('channel_gate', 'spatial_gate', 'product_gate', 'sum_gate'))
+@pytest.mark.parametrize('op', ('channel_scale', 'spatial_scale', 'product_scale', 'sum_scale'))
 def test_wrong_factor(op):
     x, c, s = tensors('nc', 'nhw')
-    right = dict(channel_gate=(c,), spatial_gate=(s,)).get(op, (c, s))
+    right = dict(channel_scale=(c,), spatial_scale=(s,)).get(op, (c, s))
     getattr(ops, op)(x, *right)
     for i, factor in enumerate(right):
         wrong = list(right)

@@ -136,9 +136,9 @@ def test_compilation_keeps_the_choice(kernels):
 def test_factors_are_brought_to_the_precision_of_statistics():
     x = torch.ones(1, 2, 3, 3)
     c = torch.ones(1, 2, dtype=torch.float16)
-    assert ops.channel_gate(x, c).dtype == torch.float32
-    assert ops.channel_gate(x.half(), c.float()).dtype == torch.float16
-    assert ops.channel_gate(x.double(), c).dtype == torch.float64
+    assert ops.channel_scale(x, c).dtype == torch.float32
+    assert ops.channel_scale(x.half(), c.float()).dtype == torch.float16
+    assert ops.channel_scale(x.double(), c).dtype == torch.float64
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         assert ops.stats_dtype(x.to(dtype)) == torch.float32
     assert ops.stats_dtype(x.double()) == torch.float64

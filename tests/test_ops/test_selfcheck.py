@@ -59,7 +59,7 @@ def test_kernels_as_they_are_pass(run, op):
 
 
 @pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16), ids=str)
-@pytest.mark.parametrize('op', ('se', 'eca', 'coord', 'channel_pool', 'rank1_gate'))
+@pytest.mark.parametrize('op', ('se', 'eca', 'coord', 'channel_pool', 'rank1_scale'))
 def test_kernels_pass_in_16_bits(run, op, dtype):
     assert run(selfcheck_cases.examine, op, dtype, selfcheck.INTERPRETED[:1]) is None
 
@@ -90,10 +90,10 @@ def test_a_spoiled_kernel_is_replaced_with_one_warning(run):
     off, said, asked, runs = run(selfcheck_cases.use_spoiled, 'value')
     assert off < 1e-5
     assert runs == 'reference'
-    assert asked == ['channel_gate']
+    assert asked == ['channel_scale']
     assert len(said) == 1, said
     (message,) = said
-    assert "the equations of 'channel_gate' in float32 on cpu" in message
+    assert "the equations of 'channel_scale' in float32 on cpu" in message
     assert 'result 0 is off by' in message
     assert 'report' in message
     # And kept: nobody asks again.
@@ -222,7 +222,7 @@ def test_no_random_number_is_drawn(made_up):
 def test_the_check_itself(monkeypatch, tmp_path):
     """The process of a check, in the interpreter."""
     monkeypatch.setenv('TRITON_INTERPRET', '1')
-    assert selfcheck.run_check('channel_gate', CPU, FLOAT) == (None, True)
+    assert selfcheck.run_check('channel_scale', CPU, FLOAT) == (None, True)
 
 
 def test_a_device_that_is_not_there_is_no_verdict():

@@ -95,7 +95,7 @@ def test_nan(run, name, last):
 @pytest.mark.parametrize('shape', ((1, 1, 1, 1), (2, 3, 1, 4), (1, 9, 3, 1)), ids=str)
 @pytest.mark.parametrize(
     'name',
-    ('dual_gate', 'coord_gate', 'channel_pool', 'strip_pool', 'spatial_pool', 'entropy_pool'),
+    ('dual_scale', 'coord_scale', 'channel_pool', 'strip_pool', 'spatial_pool', 'entropy_pool'),
 )
 def test_thin_shapes(run, name, shape):
     run(cases.compare, name, shape, torch.float32, shape[0] == 1)

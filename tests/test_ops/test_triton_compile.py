@@ -12,8 +12,8 @@ from mmattn.analysis import launches, machine_code  # noqa: E402
 from mmattn.ops import examples  # noqa: E402
 
 KERNELS = {
-    'gate_kernel',
-    'gate_grad_kernel',
+    'scale_kernel',
+    'scale_grad_kernel',
     'mlp_kernel',
     'mlp_grad_kernel',
     'mlp_weights_kernel',
@@ -44,8 +44,8 @@ KERNELS = {
     'coord_factors_grad_kernel',
     'coord_strips_grad_kernel',
     'coord_weights_kernel',
-    'coord_gate_kernel',
-    'coord_gate_grad_kernel',
+    'coord_scale_kernel',
+    'coord_scale_grad_kernel',
     'cat_factors_kernel',
     'cat_factors_grad_kernel',
     'cat_maps_grad_kernel',
@@ -107,14 +107,14 @@ def test_every_kernel_compiles_for_other_gpus(compiled, target, last):
 @pytest.mark.parametrize(
     'name',
     (
-        'rank1_gate',
+        'rank1_scale',
         'channel_pool',
         'strip_pool',
         'rank1_pool',
         'spatial_pool',
         'spatial_conv',
         'min_max',
-        'coord_gate',
+        'coord_scale',
         'drtam',
         'entropy_pool',
     ),
@@ -124,7 +124,7 @@ def test_shapes_of_the_benchmark_compile(compiled, name):
 
 
 @pytest.mark.parametrize(
-    'name', ('rank1_gate', 'strip_pool', 'rank1_pool', 'drtam', 'entropy_pool')
+    'name', ('rank1_scale', 'strip_pool', 'rank1_pool', 'drtam', 'entropy_pool')
 )
 def test_odd_shapes_compile(compiled, name):
     assert compiled([name], (1, 3, 1, 5), torch.bfloat16, False)

@@ -149,7 +149,7 @@ def test_more_than_two_to_the_31_elements(last):
         memory_format=(torch.channels_last if last else torch.contiguous_format),
     ).normal_()
     c = torch.rand(shape[:2], device='cuda')
-    y = cases.kernels.channel_gate(x, c)
+    y = cases.kernels.channel_scale(x, c)
     expected = (x[-1].double() * c[-1].double()[:, None, None]).cpu()
     cases.close(y[-1], expected, 4 * torch.finfo(x.dtype).eps, 'y')
     ch, cw, hw = cases.kernels.strip_pool(x, channel=True)

@@ -19,15 +19,15 @@ from mmattn.ops import triton as kernels
 from mmattn.ops.triton import selfcheck
 
 TAPS = (0.05, 0.2, 0.5, 0.2, 0.05)
-# Axes of the factors of each gate.
+# Axes of the factors of each scale.
 GATES = {
-    'channel_gate': ('nc',),
-    'spatial_gate': ('nhw',),
-    'product_gate': ('nc', 'nhw'),
-    'sum_gate': ('nc', 'nhw'),
-    'coord_gate': ('nch', 'ncw'),
-    'rank1_gate': ('nc', 'nh', 'nw'),
-    'dual_gate': ('nc', 'nh', 'nw', 'nc', 'nh', 'nw'),
+    'channel_scale': ('nc',),
+    'spatial_scale': ('nhw',),
+    'product_scale': ('nc', 'nhw'),
+    'sum_scale': ('nc', 'nhw'),
+    'coord_scale': ('nch', 'ncw'),
+    'rank1_scale': ('nc', 'nh', 'nw'),
+    'dual_scale': ('nc', 'nh', 'nw', 'nc', 'nh', 'nw'),
 }
 POOLS = {
     'mean_pool': ('channel_pool', {}),
@@ -70,10 +70,10 @@ def call(module, name, x, factors, taps):
         op, kwargs = POOLS[name]
         more = (taps,) if op == 'entropy_pool' else factors
         return list(flat(getattr(module, op)(*head, x, *more, **kwargs)))
-    if name == 'dual_gate':
-        return [module.rank1_gate(*head, x, factors[:3], factors[3:])]
-    if name == 'rank1_gate':
-        return [module.rank1_gate(*head, x, factors)]
+    if name == 'dual_scale':
+        return [module.rank1_scale(*head, x, factors[:3], factors[3:])]
+    if name == 'rank1_scale':
+        return [module.rank1_scale(*head, x, factors)]
     return [getattr(module, name)(*head, x, *factors)]
 
 
@@ -282,11 +282,11 @@ def compare_planes_with_nan(shape, chunks, taken):
 
 
 def digest(shape, device='cpu'):
-    """All bits of the values and gradients of an entropy pool and a gate, as one number."""
+    """All bits of the values and gradients of an entropy pool and a scale, as one number."""
     torch.manual_seed(0)
     x = torch.randn(shape).to(device).requires_grad_()
     stats = list(flat(on_kernels.entropy_pool(kernels, x, torch.tensor(TAPS, device=device))))
-    y = on_kernels.sum_gate(kernels, x, stats[0], stats[3])
+    y = on_kernels.sum_scale(kernels, x, stats[0], stats[3])
     (grad,) = torch.autograd.grad([y, *stats], x, [torch.ones_like(t) for t in (y, *stats)])
     return hash(tuple(t.detach().cpu().numpy().tobytes() for t in (y, grad, *stats)))
 

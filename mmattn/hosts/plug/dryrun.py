@@ -75,7 +75,7 @@ def record(model: nn.Module, scope: str, inputs: Any) -> tuple[Calls, Exception 
         for name in names[module]:
             calls.setdefault(name, []).append(call)
         if isinstance(module, nn.Conv2d) and isinstance(output, Tensor):
-            convs.append((names[module][0], tuple(output.shape[-2:])))
+            convs.append((names[module][0], (output.shape[-2], output.shape[-1])))
 
     for module in names:
         handles.append(module.register_forward_hook(note, with_kwargs=True))
@@ -113,7 +113,7 @@ def _declared_sizes(model: nn.Module) -> Iterator[tuple[int, int]]:
             if isinstance(size, int) and not isinstance(size, bool):
                 yield size, size
             elif isinstance(size, (tuple, list)) and len(size) in (2, 3):
-                yield tuple(int(v) for v in size[-2:])
+                yield int(size[-2]), int(size[-1])
 
 
 def _as_meta(inputs: Any, larger: bool = False) -> Any:
@@ -167,14 +167,14 @@ def dry_runs(
     try:
         made = meta_copy(model)
         made.train(False)
-    except Exception as error:
-        return DryRuns([{}], f'the model cannot be copied ({_short(error)})')
+    except Exception as found:
+        return DryRuns([{}], f'the model cannot be copied ({_short(found)})')
     if example is not None:
-        calls, error = record(made, '', _as_meta(example))
+        seen, error = record(made, '', _as_meta(example))
         larger, failed = record(made, '', _as_meta(example, larger=True))
         tensors = [t for t in leaves(example).values() if isinstance(t, Tensor) and t.dim()]
         batch = tensors[0].shape[0] if tensors else BATCH
-        return DryRuns([calls] if failed or error else [calls, larger], _ended(error), batch)
+        return DryRuns([seen] if failed or error else [seen, larger], _ended(error), batch)
     best = DryRuns([{}])
     for scope in _scopes(names):
         for sizes in _sizes(made, input_size):
@@ -191,7 +191,7 @@ def dry_runs(
 
 def _sizes(model: nn.Module, said: tuple[int, int] | None) -> Iterator[tuple[tuple[int, int], ...]]:
     if said is not None:
-        yield (tuple(said),)
+        yield ((said[0], said[1]),)
         return
     yield SIZES
     fixed = [*_declared_sizes(model), *((size, size) for size in SQUARES)]

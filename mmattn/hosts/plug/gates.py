@@ -60,7 +60,7 @@ def _from_registry(cfg: dict[str, Any], channels: int, number: int) -> tuple[nn.
     holder = nn.Module()
     name = plugin.add_to(holder, channels)
     plugin.init_weights()
-    return holder._modules.pop(name), name
+    return holder.get_submodule(name), name
 
 
 def _ours(cfg: dict[str, Any]) -> Callable[[int], nn.Module]:

@@ -29,7 +29,7 @@ def unguard_init(model: nn.Module) -> None:
 
 def _init_weights(model: nn.Module, *args: Any, **kwargs: Any) -> None:
     with gates_apart(model):
-        type(model).init_weights(model, *args, **kwargs)
+        getattr(type(model), _NAME)(model, *args, **kwargs)
     for module in model.modules():
         for cfg in _pretrained(module):
             from mmengine.model import initialize
@@ -42,7 +42,7 @@ def _pretrained(module: nn.Module) -> list[dict[str, Any]]:
     cfgs = getattr(module, 'init_cfg', None)
     cfgs = cfgs if isinstance(cfgs, (list, tuple)) else [cfgs]
     found = [c for c in cfgs if isinstance(c, dict) and c.get('type') == 'Pretrained']
-    return found if found and [*placed(module)] else []
+    return found if found and any(True for _ in placed(module)) else []
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """How a gate, which maps (N, C, H, W) to the same, is run on what a module gives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ def leaves(value: Any, path: Path = ()) -> dict[Path, Any]:
     """Tensors and pairs of integers in an output of tuples, lists and dicts, by their paths."""
     if isinstance(value, Tensor) or is_pair(value):
         return {path: value}
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = value.items()
     elif isinstance(value, (tuple, list)):
@@ -47,7 +48,8 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
     key, rest = path[0], path[1:]
     inner = replaced(value[key], rest, new)
     if isinstance(value, Mapping):
-        return type(value)((k, inner if k == key else v) for k, v in value.items())
+        kind: Callable[..., Any] = type(value)
+        return kind((k, inner if k == key else v) for k, v in value.items())
     items = [inner if i == key else v for i, v in enumerate(value)]
     return type(value)(*items) if hasattr(value, '_fields') else type(value)(items)
 
@@ -91,6 +93,8 @@ class Spot:
     name: str = ''
 
     def find_grid(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if self.grid is None:
+            return None
         kind, where = self.grid
         if kind == 'output':
             return at_path(output, where)
@@ -123,7 +127,7 @@ class Spot:
                 f'{grid}, got {x.shape[1]}; allowed: images of the size that it was plugged '
                 'at (input_size=), or a place that knows its grid'
             )
-        maps = tokens.transpose(1, 2).unflatten(2, tuple(grid))
+        maps = tokens.transpose(1, 2).unflatten(2, tuple(grid or ()))
         tokens = gate(maps).flatten(2).transpose(1, 2)
         if self.prefix:
             return torch.cat((x[:, : self.prefix], tokens), 1)

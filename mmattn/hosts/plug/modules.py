@@ -61,7 +61,7 @@ class Behind(nn.Module):
     @property
     def host(self) -> nn.Module:
         """The layer."""
-        return self._modules[HOST]
+        return self.get_submodule(HOST)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.place(self, args, kwargs, self.host(*args, **kwargs))

@@ -137,10 +137,11 @@ def _layout(shape: tuple[int, ...], changed: set[int]) -> str | None:
 
 def _grid(call: Call, other: Call | None, path: Path, length: int) -> tuple[str, Any, int] | None:
     """Where the (H, W) of so many tokens is: kind and place as in `Spot`, tokens before them."""
-    after = (*path[:-1], path[-1] + 1) if path and isinstance(path[-1], int) else None
-    pair = call.output.get(after)
-    if is_pair(pair) and pair[0] * pair[1] == length:
-        return 'output', after, 0
+    if path and isinstance(path[-1], int):
+        after = (*path[:-1], path[-1] + 1)
+        pair = call.output.get(after, ())
+        if is_pair(pair) and pair[0] * pair[1] == length:
+            return 'output', after, 0
     for kind, given in (('args', call.args), ('kwargs', call.kwargs)):
         for where, pair in given.items():
             if len(where) == 1 and is_pair(pair) and 0 <= length - pair[0] * pair[1] < MOST_PREFIX:

@@ -53,8 +53,10 @@ def resolved(model: nn.Module, name: str) -> Plugged:
     """
     behind, module = name, model.get_submodule(name)
     kind = type(module).__name__
-    while type(module).forward is nn.Sequential.forward and len(module) > 0:
-        last, module = [*module.named_children()][-1]
+    while type(module).forward is nn.Sequential.forward and (
+        children := [*module.named_children()]
+    ):
+        last, module = children[-1]
         behind = f'{behind}.{last}'
     return Plugged(name, behind, kind)
 

@@ -17,7 +17,7 @@ SMALL = 2**17  # elements
 CARRIES = False
 # What can leave a share of the identity, by the operators that a gate may take whole.
 IDENTITY = frozenset(
-    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_gate', 'coord_gate', 'rank1_gate')
+    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_scale', 'coord_scale', 'rank1_scale')
 )
 _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL, _AFFINE, _PART_OF_DUAL = range(7)
 _FACTORS = 5  # channel, position, channel, position, channel
@@ -35,7 +35,7 @@ def takes(device, dtype):
 def declines(op, x, maximum=False, **_):
     """On small maps PyTorch's own mean and product take less time than calling ours."""
     return (
-        op in ('channel_pool', 'channel_gate', 'se')
+        op in ('channel_pool', 'channel_scale', 'se')
         and not maximum
         and x.numel() < SMALL
         and x.dtype in (torch.float32, torch.float64)
@@ -57,58 +57,58 @@ def _ints(x, *shape):
     return x.new_empty(shape, dtype=torch.int32)
 
 
-def _gate(kind, x, *factors):
+def _scale(kind, x, *factors):
     y = torch.empty_like(x)
-    run('gate', x, kind, x, y, *_meta(x), *factors, *[None] * (_FACTORS - len(factors)))
+    run('scale', x, kind, x, y, *_meta(x), *factors, *[None] * (_FACTORS - len(factors)))
     return y
 
 
-def _gate_grad(kind, x, factors, dy, need_x):
+def _scale_grad(kind, x, factors, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     grads = [None if f is None else torch.empty_like(f) for f in factors]
     spare = [None] * (_FACTORS - len(factors))
-    run('gate_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
+    run('scale_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
     return dx, *[g for g in grads if g is not None]
 
 
-def channel_gate(x, c):
-    return _gate(_CHANNEL, x, c)
+def channel_scale(x, c):
+    return _scale(_CHANNEL, x, c)
 
 
-def channel_gate_grad(x, c, *, dy, need_x):
-    return _gate_grad(_CHANNEL, x, (c, None), dy, need_x)
+def channel_scale_grad(x, c, *, dy, need_x):
+    return _scale_grad(_CHANNEL, x, (c, None), dy, need_x)
 
 
-def spatial_gate(x, s):
-    return _gate(_SPATIAL, x, None, s)
+def spatial_scale(x, s):
+    return _scale(_SPATIAL, x, None, s)
 
 
-def spatial_gate_grad(x, s, *, dy, need_x):
-    return _gate_grad(_SPATIAL, x, (None, s), dy, need_x)
+def spatial_scale_grad(x, s, *, dy, need_x):
+    return _scale_grad(_SPATIAL, x, (None, s), dy, need_x)
 
 
-def product_gate(x, c, s):
-    return _gate(_PRODUCT, x, c, s)
+def product_scale(x, c, s):
+    return _scale(_PRODUCT, x, c, s)
 
 
-def product_gate_grad(x, c, s, *, dy, need_x):
-    return _gate_grad(_PRODUCT, x, (c, s), dy, need_x)
+def product_scale_grad(x, c, s, *, dy, need_x):
+    return _scale_grad(_PRODUCT, x, (c, s), dy, need_x)
 
 
-def sum_gate(x, c, s):
-    return _gate(_SUM, x, c, s)
+def sum_scale(x, c, s):
+    return _scale(_SUM, x, c, s)
 
 
-def sum_gate_grad(x, c, s, *, dy, need_x):
-    return _gate_grad(_SUM, x, (c, s), dy, need_x)
+def sum_scale_grad(x, c, s, *, dy, need_x):
+    return _scale_grad(_SUM, x, (c, s), dy, need_x)
 
 
-def affine_gate(x, u, v, s):
-    return _gate(_AFFINE, x, u, s, v)
+def affine_scale(x, u, v, s):
+    return _scale(_AFFINE, x, u, s, v)
 
 
-def affine_gate_grad(x, u, v, s, *, dy, need_x):
-    dx, du, ds, dv = _gate_grad(_AFFINE, x, (u, s, v), dy, need_x)
+def affine_scale_grad(x, u, v, s, *, dy, need_x):
+    dx, du, ds, dv = _scale_grad(_AFFINE, x, (u, s, v), dy, need_x)
     return dx, du, dv, ds
 
 
@@ -126,35 +126,37 @@ def _outer_grad(x, h, w, dq):
     return dh, dw
 
 
-def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None, a=None):
+def rank1_scale(x, c, h, w, c2=None, h2=None, w2=None, a=None):
     q = _outer(x, h, w)
     if c2 is None:
-        return _gate(_PRODUCT, x, c, q)
+        return _scale(_PRODUCT, x, c, q)
     q2 = _outer(x, h2, w2)
-    return _gate(_DUAL, x, c, q, c2, q2) if a is None else _gate(_PART_OF_DUAL, x, c, q, c2, q2, a)
+    if a is None:
+        return _scale(_DUAL, x, c, q, c2, q2)
+    return _scale(_PART_OF_DUAL, x, c, q, c2, q2, a)
 
 
-def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
+def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
     q = _outer(x, h, w)
     if c2 is None:
-        dx, dc, dq = _gate_grad(_PRODUCT, x, (c, q), dy, need_x)
+        dx, dc, dq = _scale_grad(_PRODUCT, x, (c, q), dy, need_x)
         return dx, dc, *_outer_grad(x, h, w, dq)
     factors = (c, q, c2, _outer(x, h2, w2))
     if a is None:
-        dx, dc, dq, dc2, dq2 = _gate_grad(_DUAL, x, factors, dy, need_x)
+        dx, dc, dq, dc2, dq2 = _scale_grad(_DUAL, x, factors, dy, need_x)
         da = ()
     else:
-        dx, dc, dq, dc2, dq2, *da = _gate_grad(_PART_OF_DUAL, x, (*factors, a), dy, need_x)
+        dx, dc, dq, dc2, dq2, *da = _scale_grad(_PART_OF_DUAL, x, (*factors, a), dy, need_x)
     return dx, dc, *_outer_grad(x, h, w, dq), dc2, *_outer_grad(x, h2, w2, dq2), *da
 
 
-def coord_gate(x, h, w, u=None):
+def coord_scale(x, h, w, u=None):
     y = torch.empty_like(x)
     run('coord', x, x, None, y, *_meta(x), h, w, u, None, None, None)
     return y
 
 
-def coord_gate_grad(x, h, w, u=None, *, dy, need_x):
+def coord_scale_grad(x, h, w, u=None, *, dy, need_x):
     dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
     du = None if u is None else torch.empty_like(u)
     run('coord', x, x, dy, dx, *_meta(x), h, w, u, dh, dw, du)

@@ -70,16 +70,16 @@ template <class A> struct Rank1 {
     }
     return found;
   }
-  // f(gate, row factors, lane factors) with the maps q, q2 of the positions (N, H * W).
-  template <class F> void gated(A* const* q, F&& f) const {
+  // f(scale, row factors, lane factors) with the maps q, q2 of the positions (N, H * W).
+  template <class F> void scaled(A* const* q, F&& f) const {
     A* c[3] = {stages[0].out[0], modules > 1 ? stages[1].out[0] : nullptr, share};
     if (share) {
       Scratch<A> none(modules > 1 ? 0 : m.n * m.c);
       if (modules == 1) c[1] = none + 0, std::fill_n(c[1], m.n * m.c, A(0));
       if (last) f(Either<PartDual, true>{}, q, c);
       else f(Either<PartDual, false>{}, c, q);
-    } else if (modules > 1) f(DualGate{}, last ? q : c, last ? c : q);
-    else f(ProductGate{}, last ? q : c, last ? c : q);
+    } else if (modules > 1) f(DualScale{}, last ? q : c, last ? c : q);
+    else f(ProductScale{}, last ? q : c, last ? c : q);
   }
 };
 
@@ -99,7 +99,7 @@ template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r
     outer<A>(s.out[1], s.out[2], q[i], r.m);
   }
   Shape shape = r.shape();
-  r.gated(q, [&](auto g, auto a, auto b) { gate<decltype(g)>(x, y, shape, a, b, threads); });
+  r.scaled(q, [&](auto g, auto a, auto b) { scale<decltype(g)>(x, y, shape, a, b, threads); });
 }
 
 // dx may be null; dparams: as the parameters; dshare: as share.
@@ -124,8 +124,8 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
   Scratch<A> nowhere(r.share && r.modules == 1 ? sizes[0] + places : 0);
   A* dc[3] = {dout[0][0], dout[r.modules - 1][0], dshare};
   if (r.modules == 1) q[1] = q[0], dq[1] = nowhere + sizes[0], dc[1] = nowhere + 0;
-  r.gated(q, [&](auto g, auto a, auto b) {
-    gate_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
+  r.scaled(q, [&](auto g, auto a, auto b) {
+    scale_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
   });
   A* const dplanes[3] = {planes + 0, planes + m.n * m.c * m.h, planes + m.n * m.c * (m.h + m.w)};
   i64 weights = r.layers().channels * r.hidden;
@@ -149,8 +149,8 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
   }
   if (!dx) return;
   bool past = streams(dx, shape.n * shape.rows * shape.lanes, shape.lanes);
-  r.gated(q, [&](auto gate, auto a, auto b) {
-    Gated<decltype(gate), T> incoming{dy, shape, a, b};
+  r.scaled(q, [&](auto g, auto a, auto b) {
+    Scaled<decltype(g), T> incoming{dy, shape, a, b};
     auto finish = past ? strips_grad<true, T, decltype(incoming)>
                        : strips_grad<false, T, decltype(incoming)>;
     finish(incoming, dx, m, r.last, dplanes[0], dplanes[1], dplanes[2], threads);

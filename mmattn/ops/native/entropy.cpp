@@ -538,9 +538,9 @@ void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element
     const A_ *channels[2] = {(const A_*)fc, (const A_*)fv}, *positions[1] = {(const A_*)fp};
     const A_ *const *a = last ? positions : channels, *const *b = last ? channels : positions;
     if (!fc) return run(Plain<T>{(const T*)dy, s.lanes});
-    if (!fv) run(Gated<SumGate, T>{(const T*)dy, s, a, b});
-    else if (last) run(Gated<Either<Affine, true>, T>{(const T*)dy, s, a, b});
-    else run(Gated<Either<Affine, false>, T>{(const T*)dy, s, a, b});
+    if (!fv) run(Scaled<SumScale, T>{(const T*)dy, s, a, b});
+    else if (last) run(Scaled<Either<Affine, true>, T>{(const T*)dy, s, a, b});
+    else run(Scaled<Either<Affine, false>, T>{(const T*)dy, s, a, b});
   });
 }
 

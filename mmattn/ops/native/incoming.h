@@ -7,7 +7,7 @@ namespace {
 
 // What comes in at a row of the sample matrices (the rows of all samples counted on), in vectors: dy * f
 // of a gate's factors, or a gradient itself, or nothing (a null pointer).
-template <class G, class T> struct Gated {
+template <class G, class T> struct Scaled {
   using A = Acc<T>;
   using V = Vec<A>;
   struct Lanes { V b[kMost]; };  // of all rows of a sample

@@ -283,8 +283,8 @@ void mmattn_pool_grad(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i
                    (const A_*)gmax, (const int32_t*)at, !last, threads);
     };
     if (!factor) run(Plain<T>{(const T*)dy, s.lanes});
-    else if (last) run(Gated<LaneGate, T>{(const T*)dy, s, f, f});
-    else run(Gated<RowGate, T>{(const T*)dy, s, f, f});
+    else if (last) run(Scaled<LaneScale, T>{(const T*)dy, s, f, f});
+    else run(Scaled<RowScale, T>{(const T*)dy, s, f, f});
   });
 }
 

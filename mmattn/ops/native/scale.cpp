@@ -7,11 +7,11 @@ namespace {
 
 template <class F> void kinds(int kind, bool last, F&& f) {
   switch (kind) {
-    case 0: return last ? f(LaneGate{}) : f(RowGate{});
-    case 1: return last ? f(RowGate{}) : f(LaneGate{});
-    case 2: return f(ProductGate{});
-    case 3: return f(SumGate{});
-    case 4: return f(DualGate{});
+    case 0: return last ? f(LaneScale{}) : f(RowScale{});
+    case 1: return last ? f(RowScale{}) : f(LaneScale{});
+    case 2: return f(ProductScale{});
+    case 3: return f(SumScale{});
+    case 4: return f(DualScale{});
     case 5: return last ? f(Either<Affine, true>{}) : f(Either<Affine, false>{});
     default: return last ? f(Either<PartDual, true>{}) : f(Either<PartDual, false>{});
   }
@@ -22,7 +22,7 @@ template <class F> void kinds(int kind, bool last, F&& f) {
 
 // Factors and their gradients come as (channel 0, position 0, channel 1, position 1, channel 2); the
 // kinds: 0 channel, 1 position, 2 product, 3 sum, 4 dual, 5 affine, 6 part of dual.
-void mmattn_gate(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
+void mmattn_scale(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
                  int last, const Sum* c0, const Sum* p0, const Sum* c1, const Sum* p1,
                  const Sum* c2, int threads) {
   SHAPE;
@@ -31,11 +31,11 @@ void mmattn_gate(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c
     const A_* fc[3] = {(const A_*)c0, (const A_*)c1, (const A_*)c2};
     const A_* fp[3] = {(const A_*)p0, (const A_*)p1};
     auto a = last ? fp : fc, b = last ? fc : fp;
-    kinds(kind, last, [&](auto g) { gate<decltype(g)>((const T*)x, (T*)y, s, a, b, threads); });
+    kinds(kind, last, [&](auto g) { scale<decltype(g)>((const T*)x, (T*)y, s, a, b, threads); });
   });
 }
 
-void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, Element* dx, i64 n,
+void mmattn_scale_grad(int dtype, int kind, const Element* x, const Element* dy, Element* dx, i64 n,
                       i64 c, i64 h, i64 w, int last, const Sum* c0, const Sum* p0, const Sum* c1,
                       const Sum* p1, const Sum* c2, Sum* gc0, Sum* gp0, Sum* gc1, Sum* gp1,
                       Sum* gc2, int threads) {
@@ -48,7 +48,7 @@ void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, 
     A_ *gc[3] = {(A_*)gc0, (A_*)gc1, (A_*)gc2}, *gp[3] = {(A_*)gp0, (A_*)gp1};
     auto da = last ? gp : gc, db = last ? gc : gp;
     kinds(kind, last, [&](auto g) {
-      gate_grad<decltype(g)>((const T*)x, (const T*)dy, (T*)dx, s, a, b, da, db, threads);
+      scale_grad<decltype(g)>((const T*)x, (const T*)dy, (T*)dx, s, a, b, da, db, threads);
     });
   });
 }
@@ -56,5 +56,5 @@ void mmattn_gate_grad(int dtype, int kind, const Element* x, const Element* dy, 
 }  // namespace
 
 SHOW(
-    ENTRY(gate),
-    ENTRY(gate_grad))
+    ENTRY(scale),
+    ENTRY(scale_grad))

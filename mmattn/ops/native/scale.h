@@ -7,17 +7,17 @@ namespace {
 
 // y = x * f(a, b): a belongs to the row, b to the lane. `back` adds P * df/da to ra and
 // P * df/db to lb, with P = dy * x.
-struct RowGate {
+struct RowScale {
   static constexpr int rows = 1, lanes = 0;
   template <class V> static INLINE V f(const V* a, const V*) { return a[0]; }
   template <class V> static INLINE void back(V p, const V*, const V*, V* ra, V*) { ra[0] += p; }
 };
-struct LaneGate {
+struct LaneScale {
   static constexpr int rows = 0, lanes = 1;
   template <class V> static INLINE V f(const V*, const V* b) { return b[0]; }
   template <class V> static INLINE void back(V p, const V*, const V*, V*, V* lb) { lb[0] += p; }
 };
-struct ProductGate {
+struct ProductScale {
   static constexpr int rows = 1, lanes = 1;
   template <class V> static INLINE V f(const V* a, const V* b) { return a[0] * b[0]; }
   template <class V> static INLINE void back(V p, const V* a, const V* b, V* ra, V* lb) {
@@ -25,7 +25,7 @@ struct ProductGate {
     lb[0] += p * a[0];
   }
 };
-struct SumGate {
+struct SumScale {
   static constexpr int rows = 1, lanes = 1;
   template <class V> static INLINE V f(const V* a, const V* b) { return a[0] + b[0]; }
   template <class V> static INLINE void back(V p, const V*, const V*, V* ra, V* lb) {
@@ -33,7 +33,7 @@ struct SumGate {
     lb[0] += p;
   }
 };
-struct DualGate {  // A + (1 - A) * A2 with A = a0 b0, A2 = a1 b1: DRTAM, eq. (1)
+struct DualScale {  // A + (1 - A) * A2 with A = a0 b0, A2 = a1 b1: DRTAM, eq. (1)
   static constexpr int rows = 2, lanes = 2;
   template <class V> static INLINE V f(const V* a, const V* b) {
     V u = a[0] * b[0], v = a[1] * b[1];
@@ -68,7 +68,7 @@ struct Affine {  // u + v s, with u and v of the channels, s of the positions
     ds[0] += p * c[1];
   }
 };
-struct PartDual {  // 1 - a (1 - A) (1 - A2), A and A2 as of DualGate, a after them
+struct PartDual {  // 1 - a (1 - A) (1 - A2), A and A2 as of DualScale, a after them
   static constexpr int channels = 3, positions = 2;
   template <class V> static INLINE V f(const V* c, const V* s) {
     return 1 - c[2] * ((1 - c[0] * s[0]) * (1 - c[1] * s[1]));
@@ -86,7 +86,7 @@ constexpr int kMost = 3;  // factors of the rows, and of the lanes
 
 // K rows at once, so that a lane's factors are fetched once for all of them.
 template <class G, int K, bool Past, class T>
-INLINE void gate_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
+INLINE void scale_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
                       const Acc<T>* const* b) {
   using A = Acc<T>;
   using V = Vec<A>;
@@ -101,7 +101,7 @@ INLINE void gate_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
 }
 
 template <class G, class T>
-void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const* b, int threads) {
+void scale(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const* b, int threads) {
   constexpr i64 K = 4;
   bool together = G::lanes && long_rows<T>(s.lanes);
   bool past = streams(y, s.n * s.rows * s.lanes, s.lanes);
@@ -112,8 +112,8 @@ void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const
     auto step = [&](auto k) FLAT {
       for (int i = 0; i < G::rows; ++i) ar[i] = a[i] + r;
       for (int i = 0; i < G::lanes; ++i) br[i] = b[i] + n * s.lanes;
-      auto f = past ? gate_rows<G, decltype(k)::value, true, T>
-                    : gate_rows<G, decltype(k)::value, false, T>;
+      auto f = past ? scale_rows<G, decltype(k)::value, true, T>
+                    : scale_rows<G, decltype(k)::value, false, T>;
       f(x + r * s.lanes, y + r * s.lanes, s.lanes, ar, br);
       r += decltype(k)::value;
     };
@@ -125,7 +125,7 @@ void gate(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const
 
 // The same for the gradients.
 template <class G, int K, class T>
-INLINE void gate_grad_rows(const T* x, const T* dy, T* dx, i64 pitch, i64 begin, i64 end,
+INLINE void scale_grad_rows(const T* x, const T* dy, T* dx, i64 pitch, i64 begin, i64 end,
                            const Acc<T>* const* a, const Acc<T>* const* b, double (*row_sum)[kMost],
                            Acc<T>* const* lane_sum) {
   using A = Acc<T>;
@@ -152,7 +152,7 @@ INLINE void gate_grad_rows(const T* x, const T* dy, T* dx, i64 pitch, i64 begin,
 }
 
 template <class G, class T>
-void gate_grad(const T* x, const T* dy, T* dx, Shape s, const Acc<T>* const* a,
+void scale_grad(const T* x, const T* dy, T* dx, Shape s, const Acc<T>* const* a,
                const Acc<T>* const* b, Acc<T>* const* da, Acc<T>* const* db, int threads) {
   using A = Acc<T>;
   Cut cut(s.n, s.rows);
@@ -177,7 +177,7 @@ void gate_grad(const T* x, const T* dy, T* dx, Shape s, const Acc<T>* const* a,
         const A* ar[kMost];
         for (int i = 0; i < G::rows; ++i) ar[i] = a[i] + at;
         i64 off = at * s.lanes;
-        gate_grad_rows<G, decltype(k)::value>(x + off, dy + off, dx ? dx + off : dx, s.lanes, l0,
+        scale_grad_rows<G, decltype(k)::value>(x + off, dy + off, dx ? dx + off : dx, s.lanes, l0,
                                               l1, ar, br, row_sum + (r - r0), lane_sum);
         r += decltype(k)::value;
       };

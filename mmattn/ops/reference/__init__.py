@@ -1,15 +1,5 @@
 """The equations as written in the papers, in eager PyTorch, differentiated by autograd."""
 
-from .gating import (
-    affine_gate,
-    channel_gate,
-    coord_gate,
-    product_gate,
-    rank1,
-    rank1_gate,
-    spatial_gate,
-    sum_gate,
-)
 from .pooling import (
     channel_pool,
     entropy_pool,
@@ -20,22 +10,32 @@ from .pooling import (
     spatial_pool,
     strip_pool,
 )
+from .scaling import (
+    affine_scale,
+    channel_scale,
+    coord_scale,
+    product_scale,
+    rank1,
+    rank1_scale,
+    spatial_scale,
+    sum_scale,
+)
 
 __all__ = [
-    'affine_gate',
-    'channel_gate',
+    'affine_scale',
+    'channel_scale',
     'channel_pool',
-    'coord_gate',
+    'coord_scale',
     'entropy_pool',
     'min_max',
-    'product_gate',
+    'product_scale',
     'rank1',
-    'rank1_gate',
+    'rank1_scale',
     'rank1_layers',
     'rank1_pool',
     'spatial_conv',
-    'spatial_gate',
+    'spatial_scale',
     'spatial_pool',
     'strip_pool',
-    'sum_gate',
+    'sum_scale',
 ]

@@ -10,7 +10,7 @@ Passes over memory in units of the input (read + write), vectors and maps left o
     strip_pool               1        1
     spatial_pool             1        2 (x, dx)
     entropy_pool             2        2; forward 1 with means and entropies, or maxima, alone
-    any gate                 2        3 (x, dy, dx)
+    any scale                2        3 (x, dy, dx)
     se, eca, coord, drtam    3        4 (x, dy; dy, dx)
     cbam                     4        5 (x, dy; x; dy, dx)
     cat                      4        5 (x, dy; x, dy, dx)
@@ -27,19 +27,19 @@ import warnings
 import torch
 
 _MODULES = {
-    'gate': (
-        'channel_gate',
-        'channel_gate_grad',
-        'spatial_gate',
-        'spatial_gate_grad',
-        'product_gate',
-        'product_gate_grad',
-        'sum_gate',
-        'affine_gate',
-        'affine_gate_grad',
-        'sum_gate_grad',
-        'rank1_gate',
-        'rank1_gate_grad',
+    'scale': (
+        'channel_scale',
+        'channel_scale_grad',
+        'spatial_scale',
+        'spatial_scale_grad',
+        'product_scale',
+        'product_scale_grad',
+        'sum_scale',
+        'affine_scale',
+        'affine_scale_grad',
+        'sum_scale_grad',
+        'rank1_scale',
+        'rank1_scale_grad',
     ),
     'pool': (
         'channel_pool',
@@ -50,7 +50,7 @@ _MODULES = {
         'cbam_dx',
     ),
     'coord': ('coord_strips',),
-    'strip': ('strip_pool', 'strip_pool_grad', 'coord_gate', 'coord_gate_grad', 'coord_dx'),
+    'strip': ('strip_pool', 'strip_pool_grad', 'coord_scale', 'coord_scale_grad', 'coord_dx'),
     'planes': ('rank1_pool',),
     'planes_grad': ('rank1_pool_grad',),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
@@ -82,7 +82,7 @@ def __getattr__(name):
 
 # What knows the identity in part (`mmattn.ops.identity`).
 IDENTITY = frozenset(
-    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_gate', 'coord_gate', 'rank1_gate')
+    ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_scale', 'coord_scale', 'rank1_scale')
 )
 # The last pass of a backward scales dy itself.
 CARRIES = False

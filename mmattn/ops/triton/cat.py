@@ -11,17 +11,17 @@ import triton.language as tl
 
 from .. import identity
 from ..pool import saved_like
-from ..tensors import dense, flat, some
+from ..tensors import dense, some
 from . import mlp
 from .common import channels_last, floats, ints, launch, nan_max, nan_min, pow2, total
 from .conv import conv, conv_grad
 from .entropy import entropy_dx
-from .gate import affine_gate, affine_grad_parts, sum_gate, two_sided_grad_parts
 from .maxima import FILTERS, maxima_parts
 from .moments import merged_moments, moments_parts
 from .norm import EPS, store_min_max_grad
 from .pool import first_of_parts
 from .products import products, relu, summed
+from .scale import affine_grad_parts, affine_scale, sum_scale, two_sided_grad_parts
 
 
 @triton.jit
@@ -419,8 +419,7 @@ def _or(x, *tensors):
 def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     if not _whole(w1, taps, pools):
         return NotImplemented
-    x, taps, kernel, w1, w2 = dense(x), *map(flat, (taps, kernel, w1, w2))
-    alpha, beta, outer = map(flat, (alpha, beta, outer))
+    x = dense(x)
     (n, c, height, width), hidden = x.shape, w1.shape[0]
     size, count, sides = height * width, sum(pools), kernel.shape[1] > 1
     avg, peak, ent = pools
@@ -451,7 +450,7 @@ def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation,
     weight = None if outer is None else outer[1:]
     z, s = conv(maps, kernel, 'equation' if equation else 'algorithm', weight=weight)
     by = (factor,) if a is None else identity.part_of_sum(factor, a)
-    y = (sum_gate if a is None else affine_gate)(x, *by, s)
+    y = (sum_scale if a is None else affine_scale)(x, *by, s)
     return y, factor, s, [inner, z, channel, spatial, kept, *ents, *saved]
 
 
@@ -461,8 +460,7 @@ def cat_backward(
 ):  # fmt: skip
     if not _whole(w1, taps, pools):
         return NotImplemented
-    x, taps, kernel, w1, w2 = dense(x, last), *map(flat, (taps, kernel, w1, w2))
-    alpha, beta, outer, gc, gs = map(flat, (alpha, beta, outer, gc, gs))
+    x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     inner, z, channel, spatial, kept, c_ent, s_ent, *pooled = saved
     (n, count, hidden), (channels, size) = kept.shape, (c.shape[1], s[0].numel())

@@ -13,9 +13,9 @@ from ..tensors import dense, flat, some
 from . import mlp
 from .common import channels_last, floats, launch, pow2, total
 from .conv import conv, conv_grad, merged_moments
-from .gate import affine_gate, affine_grad_parts, product_gate, two_sided_grad_parts
 from .pool import cbam_dx, pool_parts, spatial_maps, spatial_pool_grad_parts
 from .products import summed
+from .scale import affine_grad_parts, affine_scale, product_scale, two_sided_grad_parts
 
 
 @triton.jit(do_not_specialize=['size', 'parts', 'eps'])
@@ -109,7 +109,7 @@ def _spatial(maps, kernel, norm, by_batch, eps):
         v, s = conv(maps, kernel, 'norm', (mean, var, weight, bias), eps)
         return v, s, mean, var, torch.zeros_like(floats(maps, 2))
     v, parts = conv(maps, kernel, 'moments')
-    s, mean, var, moments = torch.empty_like(v), *(floats(v, k) for k in (1, 1, 2))
+    s, mean, var, moments = torch.empty_like(v), floats(v, 1), floats(v, 1), floats(v, 2)
     size, programs = v[0].numel(), parts.shape[0]
     launch(
         cbam_norm_kernel, v.shape[0], v, parts, weight, bias, s, mean, var, moments, size, programs,
@@ -128,7 +128,7 @@ def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     v, s, mean, var, moments = _spatial(maps, kernel, norm, by_batch, eps)
     saved = [pooled, channel_at, hidden, maps, at, v, mean, var]
     by = (c,) if a is None else identity.part_of_product(c, a)
-    y = (product_gate if a is None else affine_gate)(x, *by, s)
+    y = (product_scale if a is None else affine_scale)(x, *by, s)
     return y, c, s, moments, saved
 
 

@@ -8,9 +8,9 @@ from .. import identity
 from ..tensors import dense, flat, some
 from . import mlp
 from .common import channels_last, floats, launch, pow2, total
-from .gate import channel_gate, channel_grad_parts
 from .pool import channel_dx, pool_parts
 from .products import summed
+from .scale import channel_grad_parts, channel_scale
 
 
 def _arranged(x, dy, last):
@@ -34,7 +34,7 @@ def se(x, w1, b1, w2, b2, a):
     x = dense(x)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
     c, v, _, hidden = mlp.factors(avgs, None, None, *map(flat, (w1, b1, w2, b2)))
-    return channel_gate(x, identity.part(c, a)), c, v.view_as(c), hidden
+    return channel_scale(x, identity.part(c, a)), c, v.view_as(c), hidden
 
 
 def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
@@ -128,7 +128,7 @@ def eca(x, kernel, a):
         eca_kernel, n, avgs, kernel, avg, c, channels, splits, kernel.numel(),
         B=pow2(channels, 1024),
     )  # fmt: skip
-    return channel_gate(x, identity.part(c, a)), c, avg
+    return channel_scale(x, identity.part(c, a)), c, avg
 
 
 def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):

@@ -14,7 +14,7 @@ from ..tensors import dense, flat, some
 from . import mlp
 from .common import cdiv, floats, launch, pow2, total
 from .products import summed
-from .strip import coord_dx, coord_gate, coord_grad_parts, strip_pool_parts
+from .strip import coord_dx, coord_grad_parts, coord_scale, strip_pool_parts
 
 # Rows that a program of the weights' gradients sums, if it must be many.
 ROWS = 2048
@@ -562,7 +562,7 @@ def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
         moments, *sizes, eps, BY_BATCH=by_batch, BP=pow2(2 * n, 128), **block,
     )  # fmt: skip
     plus, rows = (None, h) if a is None else identity.part_of_rows(h, a)
-    y = coord_gate(x, rows, w, plus)
+    y = coord_scale(x, rows, w, plus)
     return y, h, w, moments, [strips, v, u, mean, var]
 
 

@@ -12,10 +12,10 @@ import triton.language as tl
 from .. import identity
 from ..tensors import dense, some
 from .common import cdiv, floats, launch, pow2, total
-from .gate import channel_grads, rank1_gate, rank1_grad_parts
 from .planes import convolve, pool_strips
 from .planes_grad import convolve_grad, lengths_of_weights, pool_grad
 from .products import outer_sums, products, relu, store_row_sums, summed
+from .scale import channel_grads, rank1_grad_parts, rank1_scale
 from .strip import strip_pool_grad, strip_pool_parts
 
 RULES = 'by_batch_c', 'by_batch_h', 'by_batch_w', 'eps_c', 'eps_h', 'eps_w'
@@ -404,7 +404,7 @@ def drtam(x, params, running, by_batch, eps, chunks, a):
         )  # fmt: skip
         factors.append(out)
         saved += [*vectors, *pooled, *out, kept, v, inner]
-    y = rank1_gate(x, *_in_part([f for out in factors for f in out], a))
+    y = rank1_scale(x, *_in_part([f for out in factors for f in out], a))
     return y, moments, [*planes, *saved]
 
 

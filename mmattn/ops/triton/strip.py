@@ -204,7 +204,7 @@ def strip_pool_grad_kernel(
 
 
 @triton.jit(do_not_specialize=['na', 'nb', 'groups'])
-def coord_gate_kernel(
+def coord_scale_kernel(
     x_ptr,
     y_ptr,
     h_ptr,
@@ -245,7 +245,7 @@ def coord_gate_kernel(
 
 
 @triton.jit(do_not_specialize=['samples', 'na', 'nb', 'groups', 'splits'])
-def coord_gate_grad_kernel(
+def coord_scale_grad_kernel(
     x_ptr,
     dy_ptr,
     dx_ptr,
@@ -442,13 +442,13 @@ def _dx(dx, dy, scale, planes, factors, share):
     return dx
 
 
-def coord_gate(x, h, w, u=None):
+def coord_scale(x, h, w, u=None):
     y = torch.empty_like(x)
     n, na, nb, nk = box(x)
     vec = vector(nk, x)
     block = _shares(na, nb, nk)
     launch(
-        coord_gate_kernel,
+        coord_scale_kernel,
         _plane_blocks(n, na, nb, nk, block),
         x,
         y,
@@ -466,7 +466,7 @@ def coord_gate(x, h, w, u=None):
     return y
 
 
-def coord_gate_grad(x, h, w, u=None, *, dy, need_x):
+def coord_scale_grad(x, h, w, u=None, *, dy, need_x):
     dx, *grads = coord_grad_parts(x, h, w, dy, need_x, u)
     return dx, *(total(d, 0) for d in grads)
 
@@ -485,7 +485,7 @@ def coord_grad_parts(x, h, w, dy, need_x=False, u=None):
     if u is not None:
         du = floats(x, b_blocks * (splits if last else k_blocks), *u.shape)
     launch(
-        coord_gate_grad_kernel,
+        coord_scale_grad_kernel,
         n * splits * b_blocks * k_blocks,
         x,
         dy,

@@ -1,4 +1,4 @@
-"""Gates whose factor has a part for each row and one for each column of a sample's matrix.
+"""Scales whose factor has a part for each row and one for each column of a sample's matrix.
 
 A channel vector is one number a row in the contiguous format and one a column in channels_last,
 a spatial map the other way round; a factor that treats both alike needs one kernel for the two
@@ -43,7 +43,7 @@ def _col_part(ptr, w_ptr, n, cols, k, mask, width, MODE: tl.constexpr, OUTER: tl
 
 
 @triton.jit(do_not_specialize=['rows', 'groups', 'width'])
-def gate_kernel(
+def scale_kernel(
     x_ptr,
     y_ptr,
     r_ptr,
@@ -104,7 +104,7 @@ def gate_kernel(
 
 
 @triton.jit(do_not_specialize=['samples', 'rows', 'groups', 'splits', 'width'])
-def gate_grad_kernel(
+def scale_grad_kernel(
     x_ptr,
     dy_ptr,
     dx_ptr,
@@ -251,7 +251,7 @@ def outer_grad_kernel(
     BH: tl.constexpr,
     BW: tl.constexpr,
 ):
-    """From the spatial sums (parts, samples, splits, H, W) of gate_grad_kernel, the gradients of
+    """From the spatial sums (parts, samples, splits, H, W) of scale_grad_kernel, the gradients of
     h and w, whose outer products were the spatial maps. One program a sample."""
     n = tl.program_id(0).to(tl.int64)
     size = height * width
@@ -301,7 +301,7 @@ def _outer(x, w):
 
 
 def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
-    """The gate of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None. With w
+    """The scale of row parts r, r2 and column parts q, q2; a part that `mode` lacks is None. With w
     and w2 those of positions are h and h2, of the maps h o w and h2 o w2."""
     y = torch.empty_like(x)
     n, rows, cols = matrix(x)
@@ -310,7 +310,7 @@ def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
     block_rows = pow2(rows, 2048 // block_cols)
     outer, width = _outer(x, w)
     launch(
-        gate_kernel,
+        scale_kernel,
         n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
         x,
         y,
@@ -329,7 +329,7 @@ def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
 
 
 def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
-    """dx and the sums of gate_grad_kernel, as it leaves them: over each block of columns (parts,
+    """dx and the sums of scale_grad_kernel, as it leaves them: over each block of columns (parts,
     N, blocks, rows), and over each split of the rows (parts, N, splits, cols)."""
     n, rows, cols = matrix(x)
     vec = vector(cols, x)
@@ -348,7 +348,7 @@ def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None
     tensors = (x if t is None else t for t in (dx, r, q, r2, q2, w, w2, share, by_rows, by_cols))
     outer, width = _outer(x, w)
     launch(
-        gate_grad_kernel,
+        scale_grad_kernel,
         n * splits * blocks,
         x,
         dy,
@@ -383,11 +383,11 @@ def two_sided_grad_parts(x, mode, c, s, dy):
     return (by_cols[0], by_rows[0]) if channels_last(x) else (by_rows[0], by_cols[0])
 
 
-def channel_gate(x, c):
+def channel_scale(x, c):
     return _apply(x, 'col', None, c) if channels_last(x) else _apply(x, 'row', c)
 
 
-def channel_gate_grad(x, c, dy, *, need_x):
+def channel_scale_grad(x, c, dy, *, need_x):
     if channels_last(x):
         dx, _, dc = apply_grad(x, dy, need_x, 'col', None, c)
     else:
@@ -395,11 +395,11 @@ def channel_gate_grad(x, c, dy, *, need_x):
     return dx, total(dc, 2)[0]
 
 
-def spatial_gate(x, s):
+def spatial_scale(x, s):
     return _apply(x, 'row', s) if channels_last(x) else _apply(x, 'col', None, s)
 
 
-def spatial_gate_grad(x, s, dy, *, need_x):
+def spatial_scale_grad(x, s, dy, *, need_x):
     if channels_last(x):
         dx, ds, _ = apply_grad(x, dy, need_x, 'row', s)
     else:
@@ -419,19 +419,19 @@ def _two_sided_grad(x, mode, c, s, dy, need_x):
     return dx, dc, ds.view_as(s)
 
 
-def product_gate(x, c, s):
+def product_scale(x, c, s):
     return _two_sided(x, 'product', c, s)
 
 
-def product_gate_grad(x, c, s, dy, *, need_x):
+def product_scale_grad(x, c, s, dy, *, need_x):
     return _two_sided_grad(x, 'product', c, s, dy, need_x)
 
 
-def sum_gate(x, c, s):
+def sum_scale(x, c, s):
     return _two_sided(x, 'sum', c, s)
 
 
-def sum_gate_grad(x, c, s, dy, *, need_x):
+def sum_scale_grad(x, c, s, dy, *, need_x):
     return _two_sided_grad(x, 'sum', c, s, dy, need_x)
 
 
@@ -440,7 +440,7 @@ def _affine(x, u, v, s):
     return ('cols', s, u, None, v) if channels_last(x) else ('rows', u, s, v)
 
 
-def affine_gate(x, u, v, s):
+def affine_scale(x, u, v, s):
     return _apply(x, *_affine(x, u, v, s))
 
 
@@ -450,7 +450,7 @@ def affine_grad_parts(x, u, v, s, dy):
     return (by_cols, by_rows[0]) if channels_last(x) else (by_rows, by_cols[0])
 
 
-def affine_gate_grad(x, u, v, s, *, dy, need_x):
+def affine_scale_grad(x, u, v, s, *, dy, need_x):
     dx, by_rows, by_cols = apply_grad(x, dy, need_x, *_affine(x, u, v, s))
     by_rows, by_cols = total(by_rows, 2), total(by_cols, 2)
     (du, dv), (ds,) = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
@@ -464,7 +464,7 @@ def _rank1(x, c, h, w, c2, h2, w2, share):
     return mode, *parts, w, w2, share
 
 
-def rank1_gate(x, c, h, w, c2=None, h2=None, w2=None, a=None):
+def rank1_scale(x, c, h, w, c2=None, h2=None, w2=None, a=None):
     return _apply(x, *_rank1(x, c, h, w, c2, h2, w2, a))
 
 
@@ -520,7 +520,7 @@ def channel_grads(channel, c, c2, a):
     return dc * a, dc2 * a, c * dc + c2 * channel[1] - channel[3]
 
 
-def rank1_gate_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
+def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
     factors = (c, h, w) if c2 is None else (c, h, w, c2, h2, w2)
     dx, [(dh, dw), *second], channel = rank1_grad_parts(x, factors, dy, need_x, a)
     dc, dc2, da = channel_grads(total(channel, 2), c, c2, a)

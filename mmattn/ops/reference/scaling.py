@@ -14,27 +14,27 @@ def _scale(x, factor, a=None):
     return (x.to(dtype) * factor).to(x.dtype)
 
 
-def channel_gate(x, c, identity_scale=None):
+def channel_scale(x, c, identity_scale=None):
     return _scale(x, c[:, :, None, None], identity_scale)
 
 
-def spatial_gate(x, s, identity_scale=None):
+def spatial_scale(x, s, identity_scale=None):
     return _scale(x, s[:, None], identity_scale)
 
 
-def product_gate(x, c, s, identity_scale=None):
+def product_scale(x, c, s, identity_scale=None):
     return _scale(x, c[:, :, None, None] * s[:, None], identity_scale)
 
 
-def sum_gate(x, c, s, identity_scale=None):
+def sum_scale(x, c, s, identity_scale=None):
     return _scale(x, c[:, :, None, None] + s[:, None], identity_scale)
 
 
-def affine_gate(x, u, v, s):
+def affine_scale(x, u, v, s):
     return _scale(x, u[:, :, None, None] + v[:, :, None, None] * s[:, None])
 
 
-def coord_gate(x, h, w, identity_scale=None, plus=None):
+def coord_scale(x, h, w, identity_scale=None, plus=None):
     factor = h[..., None] * w[:, :, None]
     if plus is not None:  # (N, C)
         factor = factor + plus[..., None, None]
@@ -45,7 +45,7 @@ def rank1(c, h, w):
     return c[:, :, None, None] * h[:, None, :, None] * w[:, None, None]
 
 
-def rank1_gate(x, first, second=None, identity_scale=None):
+def rank1_scale(x, first, second=None, identity_scale=None):
     attention = rank1(*first)
     if second is not None:
         attention = attention + (1 - attention) * rank1(*second)
