@@ -242,6 +242,35 @@ def test_an_example_for_the_dry_run():
     assert len(gates(model)) == 1
 
 
+@pytest.mark.parametrize(
+    'gate, message',
+    [
+        (SE(4, reduction=2), r'does not run .*SE takes \(N, 4, H, W\)'),
+        (lambda channels: nn.Conv2d(channels, 5, 1), r'gives \(2, 5, .*for \(2, 8, .*keeps'),
+        (lambda channels: nn.AvgPool2d(2), 'keeps the shape'),
+        (lambda channels: nn.LSTM(1, 1), 'does not run .*the dry run ended in'),
+    ],
+)
+def test_a_gate_that_does_not_fit_is_refused(gate, message):
+    model = net()
+    keys = [*model.state_dict()]
+    for at in ('layer2', 'stem.0'):
+        with pytest.raises(ValueError, match=message):
+            plug(model, gate, at)
+        assert [*model.state_dict()] == keys
+
+
+def test_arguments_of_another_type_are_refused():
+    for wrong, message in (
+        (dict(at=None), 'at must be a pattern .* got None'),
+        (dict(at=3), 'at must be a pattern .* got 3'),
+        (dict(at='layer2', input_size=64), r'input_size must be \(H, W\) of images, got 64'),
+        (dict(at='layer2', input_size=(3, 64, 64)), 'input_size must be'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plug(net(), SE, **wrong)
+
+
 def test_weights_and_random_numbers_stay():
     bare, model = net(), net()
     torch.manual_seed(5)

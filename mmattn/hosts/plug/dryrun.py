@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .layouts import Path, leaves
+from .layouts import Path, is_pair, leaves
 
 BATCH = 2
 # Height and width differ, and both differ between the two: channels are what stays the same.
@@ -163,7 +163,12 @@ def dry_runs(
         names (list[str]): The modules that matter; all of them are returned.
         example: What the model is called with: a tensor, a tuple of arguments, a dict of keywords.
         input_size (tuple[int, int], optional): H and W of the images that the model takes.
+
+    Raises:
+        ValueError: for another `input_size`.
     """
+    if input_size is not None and not is_pair(input_size):
+        raise ValueError(f'input_size must be (H, W) of images, got {input_size!r}')
     try:
         made = meta_copy(model)
         made.train(False)

@@ -47,7 +47,7 @@ def find(model: nn.Module, at: str | Iterable[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that fits none, with the names nearest to it.
     """
-    patterns = [at] if isinstance(at, str) else list(at)
+    patterns = [at] if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
     if not patterns or not all(isinstance(p, str) and p for p in patterns):
         raise ValueError(f'at must be a pattern of module names, or a list of such, got {at!r}')
     names = host_names(model)

@@ -8,7 +8,7 @@ from torch import nn
 
 from mmattn.hosts.identity import NAME, check_start, start_as_identity
 
-from .dryrun import dry_runs, meta_copy
+from .dryrun import DryRuns, dry_runs, meta_copy
 from .gates import Gate, build_gate
 from .initialising import guard_init, unguard_init
 from .layouts import GridKeeper, Spot
@@ -62,8 +62,9 @@ def plug(
 
     Raises:
         ValueError: for a pattern that fits no module, a module whose output is no map and no grid
-            of tokens or that never runs, a gate that cannot be built, an identity start in a stage
-            that the host freezes, a model that is wrapped or compiled. Nothing is changed then.
+            of tokens or that never runs, a gate that cannot be built or run there or that changes
+            the shape, an identity start in a stage that the host freezes, a model that is wrapped
+            or compiled. Nothing is changed then.
 
     Warns:
         UserWarning: for a gate in a frozen stage.
@@ -98,14 +99,14 @@ def plug(
             insert(model, place.behind, hook, gates, wrap=runs is None)
             _keep_grids(model, place.spots)
         if runs is not None:
-            wrong = _wrong(model, found, example, input_size)
+            trial = _trial(model, found, example, input_size)
+            wrong = _wrong(found, trial)
             for place, hook, gates in zip(found, hooks, built, strict=True):
                 if place in wrong:  # it runs its own children, the gate among them
                     take(model, [hook])
                     insert(model, place.behind, hook, gates, wrap=True)
                     _keep_grids(model, place.spots)
-            for place in _wrong(model, found, example, input_size) if wrong else ():
-                raise ValueError(f'the gate behind {place.at} does not run whenever that does')
+            _check_trial(found, _trial(model, found, example, input_size) if wrong else trial)
         _check_frozen(model, found, start)
     except BaseException:
         take(model, hooks)
@@ -206,13 +207,35 @@ def take(model: nn.Module, hooks: list[Place]) -> None:
                         del module._forward_hooks[number]
 
 
-def _wrong(
+def _trial(
     model: nn.Module, found: list[Plugged], example: Any, input_size: tuple[int, int] | None
-) -> list[Plugged]:
-    """The places with a gate that runs more or less often than its module, by a dry run."""
-    names = [name for place in found for name in place.gates]
-    calls = dry_runs(model, names, example, input_size).calls[0]
+) -> DryRuns:
+    """The gates' own calls, in a dry run of the model that has them."""
+    return dry_runs(model, [name for place in found for name in place.gates], example, input_size)
+
+
+def _wrong(found: list[Plugged], trial: DryRuns) -> list[Plugged]:
+    """The places with a gate that runs more or less often than its module."""
+    calls = trial.calls[0]
     return [p for p in found if any(len(calls.get(name, [])) != p.calls for name in p.gates)]
+
+
+def _check_trial(found: list[Plugged], trial: DryRuns) -> None:
+    """Raise ValueError for a gate that does not run, or gives another shape than it was given."""
+    for place in _wrong(found, trial):
+        reason = f': {trial.error}' if trial.error else ''
+        raise ValueError(f'the gate behind {place.at} does not run whenever that does{reason}')
+    for place in found:
+        for call in (call for name in place.gates for call in trial.calls[0][name]):
+            given, made = (
+                None if value is None else tuple(value.shape)
+                for value in (call.args.get((0,)), call.output.get(()))
+            )
+            if given != made:
+                raise ValueError(
+                    f'the gate behind {place.at} gives {made or "no map"} for {given}; allowed: a '
+                    'gate that keeps the shape'
+                )
 
 
 def _check_frozen(model: nn.Module, found: list[Plugged], start: str | None) -> None:
