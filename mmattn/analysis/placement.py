@@ -131,11 +131,13 @@ def candidates(
             entry = dict(cfg=gate, at=place.at, **started)
             found.append(Candidate(str(place), plug=entry))
     kept, seen = [], set()
+    reasons = {line: line for line in refused}  # each once, of the first place that has it
     for candidate in found:
         try:
             built = build(applied(config, [candidate]))
         except ValueError as error:
             refused.append(f'{candidate.where}: {error}')
+            reasons.setdefault(str(error), refused[-1])
             continue
         # One stage of a position that only one stage has is all of that position.
         position = candidate.plugin['position'] if candidate.plugin else candidate.plug['at']
@@ -144,7 +146,8 @@ def candidates(
             kept.append(candidate)
         seen.add(key)
     if not kept:
-        raise ValueError(f'no place for {gate}: {"; ".join(refused[:3]) or "it has none"}')
+        said = '; '.join([*reasons.values()][:3]) or 'it has none'
+        raise ValueError(f'no place for {gate}: {said}')
     return kept, refused
 
 

@@ -103,8 +103,9 @@ def test_a_backbone_that_is_no_host_becomes_one(tmp_path):
 def test_a_gate_that_fits_nowhere():
     pytest.importorskip('mmseg')
     config = Config.fromfile(FCN)
-    with pytest.raises(ValueError, match="no place for .*: .*unknown argument 'ratio'"):
+    with pytest.raises(ValueError, match="no place for .*: .*unknown argument 'ratio'") as info:
         placement.candidates(config, dict(type='SE', ratio=4))
+    assert str(info.value).count('ratio') == 2  # of the gate, and one reason for all places
 
 
 def test_a_config_of_the_chosen(tool, tmp_path):
