@@ -6,6 +6,7 @@ down slows all of them, and a ratio is the median of the rounds' ratios.
 
 import copy
 import ctypes
+import importlib
 import platform
 import statistics
 import time
@@ -163,6 +164,13 @@ def _timm(gate, channels):
     return made[gate]() if gate in made else None
 
 
+def _compile_often():
+    """All gates share the code of one forward, which Dynamo would compile eight times at most."""
+    config = importlib.import_module('torch._dynamo.config')
+    limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
+    setattr(config, limit, 128)
+
+
 def candidates(gates, channels, against=()):
     """name -> module: `mul`, each gate in both implementations, and public code where asked for."""
     found = {'mul': Mul()}
@@ -174,6 +182,7 @@ def candidates(gates, channels, against=()):
             module.identity_scale = nn.Parameter(torch.zeros(channels))
             found[f'{gate} identity'] = module
         if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
+            _compile_often()
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)
                 found[f'{gate} {name}'] = torch.compile(module, fullgraph=True)
