@@ -327,7 +327,8 @@ def compiled_here(name):
 def test_nothing_in_the_environment_was_compiled():
     names = [dist.metadata['Name'] for dist in importlib.metadata.distributions()]
     assert {'torch', 'onedl-mmcv'} <= set(names)
-    assert [name for name in names if compiled_here(name)] == []
+    # mmattn has its kernels compiled where there is a compiler, and does without one.
+    assert [name for name in names if compiled_here(name) and name != 'mmattn'] == []
 
 
 @pytest.mark.slow
