@@ -10,7 +10,7 @@
 #
 # By default it fills .venv in the checkout, stage by stage. A finished stage leaves a stamp with the
 # hash of its requirements, so an interrupted set-up goes on where it stopped and a finished one is
-# recognised in a second, without network. Nothing is compiled: mmattn supplies the operators that mmcv
+# recognised in a second, without network. Nothing of mmcv is compiled: mmattn supplies the operators that mmcv
 # would compile (docs/operators.md). --compiled-mmcv compiles them all the same, for good: that .venv
 # keeps them. MMATTN_LOCKED=1 takes every package from requirements/locked.txt, each held against its
 # SHA-256 (from PyPI: an index of CPU builds has other files). MMATTN_PYTHON=/path/to/python, or --no-venv (the `python` on PATH), uses an existing
