@@ -39,9 +39,7 @@ def spatial_scale(
 ) -> Tensor:
     """`x * s`, one factor a position."""
     (s,) = factors_of(x, 'nhw', s)
-    if identity_scale is None:
-        return _scale('spatial_scale', x, impl, [s])
-    return _in_part('spatial_scale', x, impl, identity_scale, s)
+    return _scale('spatial_scale', x, impl, [s], identity_scale)
 
 
 def product_scale(
@@ -54,9 +52,7 @@ def product_scale(
 ) -> Tensor:
     """`x * c * s`."""
     c, s = factors_of(x, 'nc nhw', c, s)
-    if identity_scale is None:
-        return _scale('product_scale', x, impl, [c, s])
-    return _in_part('product_scale', x, impl, identity_scale, c, s)
+    return _scale('product_scale', x, impl, [c, s], identity_scale)
 
 
 def sum_scale(
@@ -69,9 +65,7 @@ def sum_scale(
 ) -> Tensor:
     """`x * (c + s)`."""
     c, s = factors_of(x, 'nc nhw', c, s)
-    if identity_scale is None:
-        return _scale('sum_scale', x, impl, [c, s])
-    return _in_part('sum_scale', x, impl, identity_scale, c, s)
+    return _scale('sum_scale', x, impl, [c, s], identity_scale)
 
 
 def coord_scale(
@@ -84,9 +78,7 @@ def coord_scale(
 ) -> Tensor:
     """`x * h * w` with `h` (N, C, H) and `w` (N, C, W)."""
     h, w = factors_of(x, 'nch ncw', h, w)
-    if identity_scale is None:
-        return _scale('coord_scale', x, impl, [h, w])
-    return _in_part('coord_scale', x, impl, identity_scale, h, w)
+    return _scale('coord_scale', x, impl, [h, w], identity_scale)
 
 
 def rank1_scale(
@@ -104,9 +96,7 @@ def rank1_scale(
     factors = factors_of(x, 'nc nh nw', *first)
     if second is not None:
         factors += factors_of(x, 'nc nh nw', *second)
-    if identity_scale is None:
-        return _scale('rank1_scale', x, impl, factors)
-    return _in_part('rank1_scale', x, impl, identity_scale, *factors)
+    return _scale('rank1_scale', x, impl, factors, identity_scale)
 
 
 # What takes a scale's place with a share of the identity: an operator, and the factors it takes
@@ -180,7 +170,9 @@ def _in_part(name, x, impl, a, *factors):
     return getattr(torch.ops.mmattn, op)(x, list(made_of(x, a, *factors)))
 
 
-def _scale(name, x, impl, factors):
+def _scale(name, x, impl, factors, a):
+    if a is not None:
+        return _in_part(name, x, impl, a, *factors)
     if record.is_on():
         _note(name, factors)
     return _scaled(name, x, impl, factors)
