@@ -68,7 +68,9 @@ class Run:
 class Source(Protocol):
     """Where records come from: a folder, or a pack (see `mmattn.leaderboard.packs`)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of its file or folder."""
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Each record's (or would-be record's) place and contents."""
