@@ -65,9 +65,10 @@ def is_number(value: Any) -> TypeGuard[float]:
         return False
 
 
-def _metric(table, column):
+def _metric(table: Mapping[str, Any], column: str) -> Metric:
     task, dataset = table['task'], table['dataset']
     step = table.get('granularity', {}).get(column)
+    allowed: tuple[str, ...]
     if task == 'image-classification':
         allowed = ('top1', 'top5', 'top1_error', 'top5_error')
         name = column.removesuffix('_error')
