@@ -191,7 +191,9 @@ def _values(runs: Iterable[Run], metric: Metric, which: str) -> dict[int, float]
     values = {}
     for run in runs:
         if run.counts:
-            value = metric.read((run.record['final'] or {}).get(which) or {})
+            final = run.record['final']
+            found = {} if final is None else final['best' if which == 'best' else 'last']
+            value = metric.read(found)
             if value is not None:
                 values[run.seed] = value
     return values

@@ -87,7 +87,7 @@ def curves_chart(row: Row, column: str) -> str:
     metric = row.cells[column].metric
     curves, unit = [], 'iteration'
     for run in row.runs:
-        points = []
+        points: list[Point] = []
         for item in run.record['evaluations']:
             value, at = metric.read(item['metrics']), item.get('epoch')
             unit, at = ('iteration', item['iter']) if not at else ('epoch', at)

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from mmattn.lines import one_line
 from mmattn.papers import alternatives, own
-from mmattn.papers.metrics import is_number
 from mmattn.papers.tables import config_root, entries
 from mmattn.runs.atomic import TEMPORARY
+from mmattn.runs.form import Record
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of
 
@@ -50,7 +50,7 @@ class Run:
     alternatives: tuple[str, ...]
     seed: int
     state: str
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
     modified: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     progress: float | None = None
@@ -263,7 +263,7 @@ def _contents(item: os.DirEntry[str]) -> bytes:
         return b''
 
 
-def _record(place: str, contents: bytes) -> dict[str, Any]:
+def _record(place: str, contents: bytes) -> Record:
     name = place.rsplit('/', 1)[-1]
     if name != RECORD:
         half = name.startswith(f'{RECORD}{TEMPORARY}')
@@ -285,7 +285,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_evaluations(record: dict[str, Any]) -> None:
+def _check_evaluations(record: Record) -> None:
     """A record whose evaluations and final metrics do not say the same was changed by hand."""
     evaluations, final = record['evaluations'], record['final']
     iters = [item['iter'] for item in evaluations]
@@ -309,9 +309,9 @@ def _drop_copies(runs: dict[tuple[str, tuple[str, ...], int], Run], faults: list
     """Runs whose checkpoints hold the same weights: at most one of them was trained."""
     same = {}
     for identity, run in runs.items():
-        if run.state == 'done':
-            sha = run.record['checkpoint']['weights_sha256']
-            same.setdefault(sha, []).append(identity)
+        checkpoint = run.record['checkpoint']
+        if run.state == 'done' and checkpoint is not None:
+            same.setdefault(checkpoint['weights_sha256'], []).append(identity)
     for identities in same.values():
         if len(identities) > 1:
             places = [runs.pop(identity).place for identity in identities]
@@ -320,16 +320,18 @@ def _drop_copies(runs: dict[tuple[str, tuple[str, ...], int], Run], faults: list
                 faults.append(Fault(place, f'the same weights as {others}: none counts'))
 
 
-def _progress(record: dict[str, Any], length: tuple[str, int] | None) -> float | None:
+def _progress(record: Record, length: tuple[str, int] | None) -> float | None:
     """How much of the training is done, from 0 to 1: by its last word, else its last evaluation."""
     if record['state'] == 'done':
         return 1.0
-    now: dict[str, Any] = record.get('progress') or {}
-    done, most = now.get('iter'), now.get('max_iters')
-    if is_number(done) and is_number(most) and most > 0:
-        return min(1.0, max(0.0, done / most))
-    if length is None:
+    now, done = record.get('progress'), 0
+    if now and now['max_iters'] > 0:
+        done, most = now['iter'], now['max_iters']
+    elif length is None:
         return None
-    unit, most = length
-    done = record['evaluations'][-1][unit] if record['evaluations'] else 0
+    else:
+        unit, most = length
+        if record['evaluations']:
+            last = record['evaluations'][-1]
+            done = last['epoch'] if unit == 'epoch' else last['iter']
     return min(1.0, max(0.0, done / most))

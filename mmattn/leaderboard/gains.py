@@ -1,6 +1,6 @@
 """What the rows of a board gain over their baselines, corrected over the table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mmattn.papers.metrics import Metric, is_number
@@ -97,5 +97,7 @@ def _pair(row: Row, base: Row, seed: int) -> bool:
     )
     if first['pretrained'] or second['pretrained'] or first['commit'] is None:
         return False
+    one: Mapping[str, object] = first
+    other: Mapping[str, object] = second
     keys = ('commit', 'diff_sha256', 'data_sha256', 'versions', 'processes', 'batch')
-    return all(first[key] == second[key] for key in keys)
+    return all(one[key] == other[key] for key in keys)

@@ -30,7 +30,7 @@ DATA_ROOT = Path('data/digits')
 WORK_DIR = Path('work_dirs/quickstart')
 PAGE = WORK_DIR / 'leaderboard.html'
 SEED = 0
-DATA = {
+DATA: dict[str, dict[str, Any]] = {  # arguments of `digits.make`
     'imagenet': dict(num=2500, num_val=300, size=64),
     'cifar': dict(num=1500, num_val=300),
     'coco': dict(num=900, num_val=120, size=96),
