@@ -8,7 +8,7 @@ import torch
 from mmengine.visualization import Visualizer
 
 from mmattn.datasets import digits
-from mmattn.runs import checkpoint
+from mmattn.runs import checkpoint, endings
 
 ROOT = Path(__file__).parents[2]
 
