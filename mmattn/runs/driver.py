@@ -9,10 +9,11 @@ on several machines, may work on one folder: a run's lease (leases.py) goes to o
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from mmattn.papers import config_root
@@ -180,10 +181,10 @@ class Driver(Generic[J]):
         return found
 
     @contextmanager
-    def _signals(self):
+    def _signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM let the trainings save a checkpoint and end; a second one kills."""
 
-        def stop(signum, frame):
+        def stop(signum: int, frame: FrameType | None) -> None:
             self.asked_to_stop += 1
             for job in self.jobs.values():
                 self.stop(job, now=self.asked_to_stop > 1)

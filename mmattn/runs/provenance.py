@@ -28,7 +28,7 @@ def code(root: str | Path | None = None) -> tuple[str | None, str | None]:
     """
     root = Path(__file__).resolve().parents[2] if root is None else Path(root)
 
-    def git(*args):
+    def git(*args: str) -> bytes:
         return subprocess.run(['git', '-C', root, *args], capture_output=True, check=True).stdout
 
     try:

@@ -10,9 +10,9 @@ import json
 import math
 import reprlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config
 
@@ -234,7 +234,7 @@ def check(record: Any) -> None:
         raise RecordError('it says done, without a config and a checkpoint')
 
 
-def _check(item, keys, optional, what):
+def _check(item: Any, keys: Mapping[str, Any], optional: Mapping[str, Any], what: str) -> None:
     if not isinstance(item, dict) or not keys.keys() <= item.keys() <= {**keys, **optional}.keys():
         found = reprlib.repr(sorted(map(str, item)) if isinstance(item, dict) else item)
         raise RecordError(f'{what} must have the keys {sorted(keys)}, got {found}')
@@ -247,7 +247,7 @@ def _check(item, keys, optional, what):
         _check_size(key, value)
 
 
-def _check_metrics(metrics):
+def _check_metrics(metrics: dict[str, Any]) -> None:
     for name, value in metrics.items():
         if value is not None and (not isinstance(value, NUMBER) or isinstance(value, bool)):
             what = f'the metric {reprlib.repr(name)}'
@@ -255,23 +255,23 @@ def _check_metrics(metrics):
         _check_size(name, value)
 
 
-def _check_size(name, value):
+def _check_size(name: str, value: Any) -> None:
     """JSON has integers of any length, and reads 1e999 as infinity."""
     if isinstance(value, NUMBER) and not -(2**63) <= value < 2**63:
         raise RecordError(f'{reprlib.repr(name)} must be a number of 64 bits')
 
 
-def _refuse(constant):
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f'{constant} is no number of JSON')
 
 
-def _name(value):
+def _name(value: Any) -> str:
     """What JSON has no form for: a class or function of a config, by its name."""
     name = getattr(value, '__qualname__', None)
     return f'{value.__module__}.{name}' if name else repr(value)
 
 
-def _moved(item, root):
+def _moved(item: Any, root: str) -> Any:
     """Paths below `root`, as below `data`."""
     if isinstance(item, dict):
         return {key: _moved(value, root) for key, value in item.items()}

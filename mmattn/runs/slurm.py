@@ -193,7 +193,7 @@ class Driver(driver.Driver[Job]):
         package = Path(snapshot.PACKAGE)
         config, *rest = arguments
 
-        def copied(path):
+        def copied(path: str | Path) -> str:
             """Where the snapshot has a file of ours; a user's own stays where it is."""
             path = Path(path).resolve()
             inside = path.is_relative_to(config_root().resolve()) or path == TRAIN.resolve()
