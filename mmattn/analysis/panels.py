@@ -12,6 +12,8 @@ from .gates import Seen
 
 # Panels of a spatial map that may be laid over the picture.
 OVER = ('gate', 'ratio')
+# What the map is multiplied by, or would be: numbers whose size means something.
+FACTORS = ('s', 'c', 'h', 'w', 'S_A', 'a_i', 'a_c', *OVER)
 
 
 class Panel(NamedTuple):

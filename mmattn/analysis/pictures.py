@@ -31,11 +31,13 @@ class Picture:
         name (str): For titles and files.
         rgb (ndarray): (H, W, 3) of bytes, as the test pipeline left it.
         data (dict): As a data loader gives it, a batch of one.
+        label (int, optional): The class of one of a classifier's test set.
     """
 
     name: str
     rgb: np.ndarray
     data: dict[str, Any]
+    label: int | None = None
 
 
 def enter_scope(cfg: Config) -> str:
@@ -136,7 +138,9 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     if rgb.shape[2] == 1:
         rgb = rgb.repeat(3, 2)
     rgb = np.ascontiguousarray(rgb[..., ::-1] if bgr else rgb).astype(np.uint8)
-    return Picture(name, rgb, pseudo_collate([packed]))
+    label = getattr(packed['data_samples'], 'gt_label', None)
+    known = isinstance(label, Tensor) and label.numel() == 1 and kind == 'test'
+    return Picture(name, rgb, pseudo_collate([packed]), int(label) if known else None)
 
 
 def _file(source):

@@ -42,6 +42,9 @@ def parse_args():
     parser.add_argument(
         '--titles', nargs='+', help='what to call the models (default: the configs)'
     )
+    parser.add_argument(
+        '--stretch', action='store_true', help='all colours for factors that hardly vary, too'
+    )
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='resize files first')
     parser.add_argument('--out', type=Path, default=Path('attention_maps'), help='folder')
     parser.add_argument('--no-parts', action='store_true', help='the figures without single files')
@@ -65,7 +68,9 @@ def main():
             cfg = config_at(config, args)
             networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
             networks[-1].title = title or networks[-1].title
-        written = draw(networks, args.images, args.out, args.size, args.maps, not args.no_parts)
+        written = draw(
+            networks, args.images, args.out, args.size, args.maps, not args.no_parts, args.stretch
+        )
         for path in written:
             print(path)
 
