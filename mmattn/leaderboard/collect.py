@@ -58,10 +58,12 @@ class Run:
 
     @property
     def counts(self) -> bool:
+        """Whether its result is one of the row: done, by the repository's config."""
         return self.state == 'done' and not self.modified
 
     @property
     def identity(self) -> tuple[str, tuple[str, ...], int]:
+        """What no two runs share: config, alternatives and seed."""
         return self.config, self.alternatives, self.seed
 
 
@@ -87,6 +89,7 @@ class Folder:
 
     @property
     def name(self) -> str:
+        """The path of the root."""
         return str(self.root)
 
     def records(self) -> Iterator[tuple[str, bytes]]:
@@ -101,6 +104,7 @@ class Folder:
         yield from self._below(self.root, '', 0)
 
     def last_lines(self, place: str) -> str:
+        """Of the newest log of the run whose record has that place; empty if there is none."""
         logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
         if not logs or logs[-1].is_symlink() or not logs[-1].is_file():
             return ''
@@ -132,6 +136,7 @@ class Known:
 
     @staticmethod
     def of_papers() -> 'Known':
+        """The rows of the papers' tables."""
         root, listed = config_root(), entries()
         names = [entry.config for entry in listed]
         names += [entry.pretrained for entry in listed if entry.pretrained]

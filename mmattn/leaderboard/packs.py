@@ -42,6 +42,7 @@ class Pack:
 
     @property
     def name(self) -> str:
+        """The path of the file."""
         return str(self.path)
 
     def records(self) -> Iterator[tuple[str, bytes]]:
@@ -54,6 +55,7 @@ class Pack:
         yield from self._members[0].items()
 
     def last_lines(self, place: str) -> str:
+        """Of the newest log of the run whose record has that place; empty if there is none."""
         folder = place.rsplit('/', 1)[0]
         logs = sorted(name for name in self._members[1] if name.startswith(f'{folder}/'))
         return '\n'.join(self._members[1][logs[-1]].splitlines()[-TAIL_LINES:]) if logs else ''

@@ -40,6 +40,8 @@ DATA: dict[str, dict[str, Any]] = {  # arguments of `digits.make`
 
 
 class Task(NamedTuple):
+    """A training of the quickstart: its config, the digits it trains on, what it is called."""
+
     config: str
     data: str
     name: str
