@@ -21,8 +21,9 @@ with redirect_stdout(sys.stderr):
     from mmattn import quiet
     from mmattn.leaderboard import packs
     from mmattn.leaderboard.build import boards
-    from mmattn.leaderboard.collect import Folder, Known, collect
+    from mmattn.leaderboard.collect import Known, collect
     from mmattn.leaderboard.render import FORMATS, render, show
+    from mmattn.leaderboard.sources import Folder
     from mmattn.lines import one_line
     from mmattn.papers import own
     from mmattn.runs.atomic import write_text

@@ -23,7 +23,8 @@ from mmattn.papers.metrics import is_number
 from mmattn.runs.atomic import replacing
 from mmattn.runs.record import NAME
 
-from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
+from .collect import Fault, Run
+from .sources import MOST_BYTES, TAIL_LINES, Folder
 
 LOGS = re.compile(r'[^/]+\.log|(.*/)?[^/]+\.json')
 # Of one member and of all together: logs of hundreds of runs.

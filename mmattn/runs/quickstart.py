@@ -19,8 +19,8 @@ from mmengine.config import Config
 
 from mmattn.datasets import digits
 from mmattn.leaderboard.build import boards
-from mmattn.leaderboard.collect import Folder
 from mmattn.leaderboard.render import render, show
+from mmattn.leaderboard.sources import Folder
 from mmattn.papers import own
 from mmattn.runs import atomic, locks, record
 from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
