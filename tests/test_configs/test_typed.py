@@ -32,7 +32,8 @@ def is_kernel(function):
 def public(node):
     """Functions, and methods of public classes, whose names do not begin with one underscore."""
     for child in ast.iter_child_nodes(node):
-        private = getattr(child, 'name', '').startswith('_') and child.name != '__init__'
+        name = getattr(child, 'name', None) or ''
+        private = name.startswith('_') and name != '__init__'
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             if not private and not is_kernel(child):
                 yield child
@@ -74,6 +75,7 @@ def test_nobody_waits_in_vain(room):
         ('class _A:\n    def f(self, x): ...', {}),
         ('if 1:\n    def f(**x): ...', {'f': ['x', 'return']}),
         ('def f() -> None:\n    def g(x): ...', {}),
+        ('try: ...\nexcept E:\n    def f(x): ...', {'f': ['x', 'return']}),
         ('@triton.jit\ndef f(x, BLOCK: tl.constexpr): ...', {}),
     ],
 )
