@@ -142,7 +142,7 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
     span = span_of(panel, stretch)
     colours = dict(cmap=COLOURS, vmin=span[0], vmax=span[1])
     if not cell.over:
-        _draw_scale(axis, panel, colours)
+        _draw_scale(axis, panel, colours, _aspect(shot))
     if panel.kind == 'strip':
         axis.imshow(panel.values, aspect='auto', interpolation='nearest', **colours)
         axis.set_box_aspect(_aspect(shot))
@@ -160,22 +160,24 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
         axis.set_ylim(shot.rgb.shape[0] - 0.5, -0.5)
 
 
-def _draw_scale(axis, panel, colours):
+def _draw_scale(axis, panel, colours, aspect):
     """Below a map its colours from the least to the most, with these two numbers."""
+    lower, upper = -0.11 / aspect, -0.05 / aspect
     ends = float(panel.values.min()), float(panel.values.max())
     top = axis.transAxes
     axis.imshow(
-        np.linspace(*ends, 64)[None], extent=(0.3, 0.7, -0.11, -0.05), transform=top,
+        np.linspace(*ends, 64)[None], extent=(0.3, 0.7, lower, upper), transform=top,
         aspect='auto', clip_on=False, **colours,
     )  # fmt: skip
     for x, text, side in zip((0.28, 0.72), _numbers(*ends), ('right', 'left'), strict=True):
-        axis.text(x, -0.08, text, transform=top, fontsize=6, ha=side, va='center_baseline')
+        y = (lower + upper) / 2
+        axis.text(x, y, text, transform=top, fontsize=6, ha=side, va='center_baseline')
 
 
 def _numbers(low, high):
     """Two numbers with as many digits as tell them apart, three at least, six at most."""
     for digits in range(3, 7):
-        texts = f'{low:.{digits}g}', f'{high:.{digits}g}'
+        texts = [f'{x:.1g}' if abs(x) < 1e-3 else f'{x:.{digits}g}' for x in (low, high)]
         if texts[0] != texts[1]:
             break
     return texts

@@ -11,6 +11,7 @@ from mmattn.runs.errors import UserError
 
 from .attention_figure import Shot, attention_figure, save_parts
 from .gates import gates_of, recording, select
+from .outputs import folder
 from .panels import panels
 from .pictures import enter_scope, load_model, look, picture
 
@@ -79,7 +80,7 @@ def draw(
     that of `attention_figure`. A second picture of a name is written as `<picture>-2`.
     """
     out, written = Path(out), []
-    out.mkdir(parents=True, exist_ok=True)  # before what takes time
+    folder(out)
     keys, names = list(keys or ()), Counter()
     for source in sources:
         looks = [network.look(source, size) for network in networks]
@@ -92,12 +93,8 @@ def draw(
         written.append(path)
         if parts:
             for number, shot in enumerate(shots):
-                folder = (
-                    out / name
-                    if len(shots) == 1
-                    else out / name / f'{number + 1}-{_as_name(shot.title)}'
-                )
-                save_parts(folder, shot, stretch)
+                own = '' if len(shots) == 1 else f'{number + 1}-{_as_name(shot.title)}'
+                save_parts(out / name / own, shot, stretch)
     return written
 
 

@@ -77,8 +77,8 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
             if key in known:
                 add(key, title, 'bars', known[key])
     if seen.kind == 'CoordAttention' and 'h' in factors:
-        add('h', 'height factor', 'strip', factors['h'].T)
-        add('w', 'width factor', 'strip', factors['w'])
+        add('h', 'height factor (h, c)', 'strip', factors['h'].T)
+        add('w', 'width factor (c, w)', 'strip', factors['w'])
     attention = seen.attention(sample)
     if attention is not None:
         add('gate', 'gate', 'map', attention.mean(0))

@@ -120,11 +120,15 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     dataset = cfg.get('test_dataloader') and cfg.test_dataloader.get('dataset')
     if not dataset:
         raise UserError('the config has no test_dataloader, whose pipeline makes the pictures')
+    if size is not None and min(size) < 1:
+        raise UserError(f'the size of a picture must be 1 or more, got {size[0]} {size[1]}')
     kind, _, number = source.partition(':')
     if kind == 'test' and number.isdecimal():
         packed, name, bgr = _from_test_set(dataset, int(number))
     else:
         path, name = _file(source)
+        if mmcv.imread(str(path)) is None:
+            raise UserError(f'{source} is no picture that can be read')
         pipeline = innermost(dataset).pipeline
         bgr, given = _is_bgr(pipeline), dict(img_path=str(path), img_id=0)
         if not any(map(_loads, pipeline)):  # a data set of arrays (CIFAR), which are RGB

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmattn.analysis.attention_maps import Network, draw
 from mmattn.analysis.config_of import config_at
+from mmattn.analysis.outputs import folder
 from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
 from mmattn.runs.errors import UserError
 
@@ -62,6 +63,7 @@ def main():
         titles = args.titles or [None] * len(pairs)
         if len(titles) != len(pairs):
             raise UserError(f'{len(titles)} --titles for {len(pairs)} models')
+        folder(args.out)
         networks = []
         for (config, checkpoint), title in zip(pairs, titles, strict=True):
             check_file(checkpoint, 'checkpoint')

@@ -15,6 +15,7 @@ from pathlib import Path
 with redirect_stdout(sys.stderr):
     from mmattn.analysis import cam, cam_figure
     from mmattn.analysis.config_of import config_at
+    from mmattn.analysis.outputs import figure_file
     from mmattn.analysis.pictures import enter_scope, load_model, look, picture
     from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
     from mmattn.runs.errors import UserError
@@ -72,7 +73,8 @@ def main():
             raise UserError('give pictures to draw, or --faithfulness N')
         if args.faithfulness is not None and args.faithfulness < 1:
             raise UserError(f'--faithfulness must be 1 or more, got {args.faithfulness}')
-        args.out.parent.mkdir(parents=True, exist_ok=True)
+        if args.images:
+            figure_file(args.out)
         with redirect_stdout(sys.stderr):
             models, titles = build(args)
             rows = []
