@@ -144,7 +144,7 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
     span = span_of(panel, stretch)
     colours = dict(cmap=COLOURS, vmin=span[0], vmax=span[1])
     if not cell.over:
-        _draw_scale(axis, panel, colours, _aspect(shot))
+        _draw_scale(axis, panel, colours, _height(shot, panel))
     if panel.kind == 'strip':
         axis.imshow(panel.values, aspect='auto', interpolation='nearest', **colours)
         axis.set_box_aspect(_aspect(shot))
@@ -162,9 +162,15 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
         axis.set_ylim(shot.rgb.shape[0] - 0.5, -0.5)
 
 
-def _draw_scale(axis: Any, panel: Panel, colours: dict[str, Any], aspect: float) -> None:
+def _height(shot: Shot, panel: Panel) -> float:
+    """Of a panel's axes, over a cell's width."""
+    height, width = shot.rgb.shape[:2]
+    return min(height / width, 2.5) if panel.kind == 'map' else _aspect(shot)
+
+
+def _draw_scale(axis: Any, panel: Panel, colours: dict[str, Any], height: float) -> None:
     """Below a map its colours from the least to the most, with these two numbers."""
-    lower, upper = -0.11 / aspect, -0.05 / aspect
+    lower, upper = -0.11 / height, -0.05 / height
     ends = float(panel.values.min()), float(panel.values.max())
     top = axis.transAxes
     axis.imshow(

@@ -48,6 +48,6 @@ def cam_figure(titles: Sequence[str], rows: Sequence[CamRow]) -> Figure:
     for axis, title in zip(axes[0], ['picture', *titles], strict=True):
         axis.set_title(title, fontsize=7.5, wrap=True)
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), COLOURS)
-    bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, aspect=30, ticks=[0, 1])
+    bar = figure.colorbar(scale, ax=axes, fraction=0.03, pad=0.01, shrink=0.5, ticks=[0, 1])
     bar.ax.set_yticklabels(['least', 'most'], fontsize=6.5)
     return figure
