@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 
 from .. import identity
-from ..tensors import dense, flat, some
+from ..tensors import dense, dense_pair, flat, some
 from . import mlp
 from .common import channels_last, floats, launch, pow2, total
 from .conv import conv, conv_grad, merged_moments
-from .pool import cbam_dx, pool_parts, spatial_maps, spatial_pool_grad_parts
+from .pool import pool_parts, spatial_maps
+from .pool_grad import cbam_dx, spatial_pool_grad_parts
 from .products import summed
-from .scale import affine_grad_parts, affine_scale, product_scale, two_sided_grad_parts
+from .scale import affine_scale, product_scale
+from .scale_grad import affine_grad_parts, two_sided_grad_parts
 
 
 @triton.jit(do_not_specialize=['size', 'parts', 'eps'])
@@ -137,8 +139,7 @@ def cbam_backward(
 ):
     if not mlp.fits(w1):
         return NotImplemented
-    x, kernel, gs = dense(x, last), flat(kernel), flat(gs)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    (x, dy), kernel, gs = dense_pair(x, dy, last), flat(kernel), flat(gs)
     c, s, pooled, channel_at, hidden, maps, at, v, mean, var = saved
     da = []
     if a is None:

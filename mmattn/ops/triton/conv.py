@@ -4,18 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, floats, launch, pow2
+from .common import block_of, cdiv, floats, launch, pow2
 
 
 @triton.jit
 def _block(height, width, BH: tl.constexpr, BW: tl.constexpr):
     """Sample, rows and columns of this program, and which of them there are."""
-    columns = tl.cdiv(width, BW)
-    blocks = tl.cdiv(height, BH) * columns
-    pid = tl.program_id(0)
-    i = (pid % blocks) // columns * BH + tl.arange(0, BH)
-    j = pid % columns * BW + tl.arange(0, BW)
-    return (pid // blocks).to(tl.int64), i, j, (i < height)[:, None] & (j < width)[None, :]
+    _, j, pid = block_of(tl.program_id(0), width, BW)
+    _, i, pid = block_of(pid, height, BH)
+    return pid.to(tl.int64), i, j, (i < height)[:, None] & (j < width)[None, :]
 
 
 @triton.jit
