@@ -105,13 +105,13 @@ def _spatial(maps, kernel, norm, by_batch, eps):
     if not norm:
         v, s = conv(maps, kernel, 'sigmoid')
         return v, s, floats(maps, 0), floats(maps, 0), torch.zeros_like(floats(maps, 2))
-    weight, bias, mean, var = norm
+    weight, bias, *running = norm
+    mean, var, moments = floats(maps, 1), floats(maps, 1), floats(maps, 2)
     if not by_batch:
-        mean, var = mean.clone(), var.clone()
-        v, s = conv(maps, kernel, 'norm', (mean, var, weight, bias), eps)
-        return v, s, mean, var, torch.zeros_like(floats(maps, 2))
+        v, s = conv(maps, kernel, 'norm', (*running, weight, bias, mean, var, moments), eps)
+        return v, s, mean, var, moments
     v, parts = conv(maps, kernel, 'moments')
-    s, mean, var, moments = torch.empty_like(v), floats(v, 1), floats(v, 1), floats(v, 2)
+    s = torch.empty_like(v)
     size, programs = v[0].numel(), parts.shape[0]
     launch(
         cbam_norm_kernel, v.shape[0], v, parts, weight, bias, s, mean, var, moments, size, programs,

@@ -5,7 +5,6 @@ over the batch that the weights' gradients are, each end a launch. What is kept 
 memory side by side: strips (N, C, H), then (N, C, W), and the same of v and u with K rows.
 """
 
-import torch
 import triton
 import triton.language as tl
 
@@ -153,8 +152,8 @@ def coord_factors_kernel(
     moments_ptr,
     weight_ptr,
     bias_ptr,
-    mean_ptr,
-    var_ptr,
+    running_mean_ptr,
+    running_var_ptr,
     wh_ptr,
     bh_ptr,
     ww_ptr,
@@ -162,6 +161,8 @@ def coord_factors_kernel(
     u_ptr,
     h_ptr,
     w_ptr,
+    mean_ptr,
+    var_ptr,
     batch_ptr,
     samples,
     channels,
@@ -175,8 +176,9 @@ def coord_factors_kernel(
     BL: tl.constexpr,
     BP: tl.constexpr,
 ):
-    """u = norm(v), and the factors h and w: sigmoid(W hardswish(u) + b). BY_BATCH: mean and var are
-    the batch's, which are stored, and batch (2, K) what running ones move to; else given."""
+    """u = norm(v), and the factors h and w: sigmoid(W hardswish(u) + b). Stored are the mean and
+    var that it took, of the batch (BY_BATCH) or running ones, and batch (2, K), what running ones
+    move to, or zeros."""
     n, side, length, before = side_of(samples, height, width)
     second_ptr = of_side(side, wh_ptr, ww_ptr)
     b_ptr = of_side(side, bh_ptr, bw_ptr)
@@ -189,15 +191,18 @@ def coord_factors_kernel(
         if BY_BATCH:
             mean, squares, total = _batch(moments_ptr, k, samples, hidden, height, width, BK, BP)
             var = squares / total
-            if tl.program_id(0) == 0:
-                tl.store(batch_ptr + k, mean, mask=in_k)
-                unbiased = squares / tl.maximum(total - 1, 1.0)
-                tl.store(batch_ptr + hidden + k, unbiased, mask=in_k)
-                tl.store(mean_ptr + k, mean, mask=in_k)
-                tl.store(var_ptr + k, var, mask=in_k)
+            level = mean
+            unbiased = squares / tl.maximum(total - 1, 1.0)
         else:
-            mean = tl.load(mean_ptr + k, mask=in_k, other=0.0)
-            var = tl.load(var_ptr + k, mask=in_k, other=1.0)
+            mean = tl.load(running_mean_ptr + k, mask=in_k, other=0.0)
+            var = tl.load(running_var_ptr + k, mask=in_k, other=1.0)
+            level = tl.zeros([BK], tl.float32)
+            unbiased = level
+        if tl.program_id(0) == 0:
+            tl.store(mean_ptr + k, mean, mask=in_k)
+            tl.store(var_ptr + k, var, mask=in_k)
+            tl.store(batch_ptr + k, level, mask=in_k)
+            tl.store(batch_ptr + hidden + k, unbiased, mask=in_k)
         scale = tl.load(weight_ptr + k, mask=in_k, other=0.0) / tl.sqrt(var + eps)
         bias = tl.load(bias_ptr + k, mask=in_k, other=0.0)
         for start in range(0, length, BL):
@@ -244,18 +249,16 @@ def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
     launch(
         coord_kernel, 2 * n, ch, cw, w1, b1, strips, v, parts, *sizes, len(ch), len(cw), **block
     )  # fmt: skip
-    if by_batch:
-        mean, var, moments = floats(x, hidden), floats(x, hidden), floats(x, 2, hidden)
-    else:
-        mean, var, moments = mean.clone(), var.clone(), torch.zeros_like(floats(x, 2, hidden))
     h, w = floats(x, n, c, height), floats(x, n, c, width)
+    mean_in_use, var_in_use, batch = floats(x, hidden), floats(x, hidden), floats(x, 2, hidden)
     launch(
         coord_factors_kernel, 2 * n, v, parts, weight, bias, mean, var, wh, bh, ww, bw, u, h, w,
-        moments, *sizes, eps, BY_BATCH=by_batch, BP=pow2(2 * n, 128), **block,
+        mean_in_use, var_in_use, batch, *sizes, eps, BY_BATCH=by_batch, BP=pow2(2 * n, 128),
+        **block,
     )  # fmt: skip
     plus, rows = (None, h) if a is None else identity.part_of_rows(h, a)
     y = coord_scale(x, rows, w, plus)
-    return y, h, w, moments, [strips, v, u, mean, var]
+    return y, h, w, batch, [strips, v, u, mean_in_use, var_in_use]
 
 
 def coord_strips(x, w1, strips):
