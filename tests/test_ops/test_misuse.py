@@ -1,14 +1,13 @@
 """Ops used one step beside what they are made for: an error in words or the right numbers, never a
 crash of the process."""
 
-import os
 import textwrap
 import warnings
 
 import fast_cases
+import forked
 import pytest
 import torch
-from forked import context
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from needs import needs_kernels
@@ -37,8 +36,7 @@ def refused(run, error=RuntimeError, words=''):
 """
 
 
-def _run(code, said):
-    os.dup2(os.open(said, os.O_WRONLY), 2)
+def _run(code):
     warnings.simplefilter('ignore')
     exec(_HEAD + textwrap.dedent(code), {})
 
@@ -48,14 +46,9 @@ def alone(tmp_path):
     """Runs code in a process of its own, whose death is a failure of this test alone."""
 
     def run(code):
-        said = tmp_path / 'stderr'
-        said.touch()
-        process = context.Process(target=_run, args=(code, said))
-        process.start()
-        process.join(240)
-        process.kill()
-        process.join()
-        assert process.exitcode == 0, f'exit code {process.exitcode}: {said.read_text()[-2000:]}'
+        log = tmp_path / 'log'
+        code = forked.alone(log, _run, code)
+        assert code == 0, f'exit code {code}: {log.read_text()[-2000:]}'
 
     return run
 
