@@ -96,6 +96,9 @@ def test_refusals(x):
         cam.Cam(Classifier(), 'mmpretrain', 'Cam')
     with pytest.raises(UserError, match='no layer is called layer9; there are backbone.layer1'):
         cam.Cam(Classifier(), 'mmpretrain', layer='layer9')
+    for layer in ('fc', 'backbone'):  # a vector, and what is not called
+        with pytest.raises(UserError, match=layer + r' gives no map \(N, C, H, W\)'):
+            cam.Cam(Classifier(), 'mmpretrain', layer=layer).look(x)
     with pytest.raises(UserError, match='--target must be from 0 to 4, got 9'):
         cam.Cam(Classifier(), 'mmpretrain').look(x, category=9)
 

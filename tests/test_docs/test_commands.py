@@ -82,7 +82,7 @@ def test_commands_run(block, checkout, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(SECONDS)
+@pytest.mark.timeout(4 * SECONDS)  # of which a page needs a tenth on two idle cores
 @pytest.mark.parametrize('page', sorted({b.page for b in BASH if b.mark == 'slow'}))
 def test_slow_commands_run(page, checkout, environment):
     """All of a page in one folder, one after the other, as a reader has them."""
