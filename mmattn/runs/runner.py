@@ -10,6 +10,7 @@ from mmengine.runner import Runner as MMEngineRunner
 from mmattn import mmcv_ops
 from mmattn.hosts.building import plugged_versions, warn_of_fresh
 from mmattn.hosts.decay import spare_identity_scales
+from mmattn.hosts.frozen import FrozenGatesHook
 from mmattn.hosts.plug import plug_entries
 from mmattn.ops.native import build
 from mmattn.registry import register
@@ -39,7 +40,8 @@ class Runner(MMEngineRunner):
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
     - With ``plug`` in the config it puts gates behind modules of the model
-      (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay.
+      (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay, and
+      must not be frozen (:mod:`mmattn.hosts.frozen`).
     - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
       ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
@@ -66,6 +68,7 @@ class Runner(MMEngineRunner):
             SeedIterationHook(),
             NonFiniteHook(self.cfg.get('skip_nonfinite', 0)),
             unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
+            FrozenGatesHook(),
             StopHook(),
         ):
             self.register_hook(hook)
@@ -142,7 +145,7 @@ class Runner(MMEngineRunner):
         model = super().build_model(model)
         inner = model.module if isinstance(model, BaseTTAModel) else model
         for place in plug_entries(inner, self.cfg.get('plug') or ()):
-            self.logger.info(f'plugged: {place}')
+            self.logger.info(f'plugged: {", ".join(place.gates)} behind {place}')
         return model
 
     def build_optim_wrapper(self, optim_wrapper):
