@@ -83,7 +83,9 @@ def _row(seen: Seen, keys: Sequence[str] | None) -> list[Cell]:
     return cells
 
 
-def _draw(part, shot, grid, columns, high, stretch):
+def _draw(
+    part: Any, shot: Shot, grid: Sequence[Sequence[Cell]], columns: int, high: int, stretch: bool
+) -> None:
     part.suptitle(shot.title, fontsize=9, y=0.995, va='top')
     left = LABEL / (LABEL + CELL * columns)
     inches = part.get_figure().get_figheight()
@@ -171,13 +173,13 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
         axis.set_ylim(shot.rgb.shape[0] - 0.5, -0.5)
 
 
-def _height(shot, panel):
+def _height(shot: Shot, panel: Panel) -> float:
     """Of a panel's axes, over a cell's width."""
     height, width = shot.rgb.shape[:2]
     return min(height / width, 2.5) if panel.kind == 'map' else _aspect(shot)
 
 
-def _draw_scale(axis, panel, colours, height):
+def _draw_scale(axis: Any, panel: Panel, colours: dict[str, Any], height: float) -> None:
     """Below a map its colours from the least to the most, with these two numbers."""
     lower, upper = -0.11 / height, -0.05 / height
     ends = float(panel.values.min()), float(panel.values.max())
@@ -191,13 +193,13 @@ def _draw_scale(axis, panel, colours, height):
         axis.text(x, y, text, transform=top, fontsize=6, ha=side, va='center_baseline')
 
 
-def _numbers(low, high):
+def _numbers(low: float, high: float) -> tuple[str, str]:
     """Two numbers with as many digits as tell them apart, three at least, six at most."""
     for digits in range(3, 7):
-        texts = [f'{x:.1g}' if abs(x) < 1e-3 else f'{x:.{digits}g}' for x in (low, high)]
-        if texts[0] != texts[1]:
+        first, second = (f'{x:.1g}' if abs(x) < 1e-3 else f'{x:.{digits}g}' for x in (low, high))
+        if first != second:
             break
-    return texts
+    return first, second
 
 
 def draw_bars(axis: Any, panel: Panel) -> None:
@@ -215,7 +217,7 @@ def draw_bars(axis: Any, panel: Panel) -> None:
         axis.spines[side].set_visible(False)
 
 
-def _ends_of_bars(panel):
+def _ends_of_bars(panel: Panel) -> tuple[float, float]:
     low, high = min(0.0, float(panel.values.min())), max(0.0, float(panel.values.max()))
     return low, max(high, 1.0) if panel.key in FACTORS else high
 
@@ -233,12 +235,13 @@ def save_parts(folder: Path, shot: Shot, stretch: bool = False) -> int:
         over = [key for key in OVER if key in found]
         for key in over:
             _save_panel(own / f'{key}_overlay.png', found[key], shot, stretch, over=True)
-        np.savez_compressed(own / 'maps.npz', **{k: p.values for k, p in found.items()})
+        arrays: dict[str, Any] = {key: panel.values for key, panel in found.items()}
+        np.savez_compressed(own / 'maps.npz', **arrays)
         count += len(found) + len(over) + 1
     return count
 
 
-def _save_panel(path, panel, shot, stretch, over=False):
+def _save_panel(path: Path, panel: Panel, shot: Shot, stretch: bool, over: bool = False) -> None:
     """Without matplotlib's axes, which take a tenth of a second each."""
     if panel.kind == 'bars':
         pixels = _bar_pixels(panel)
@@ -260,12 +263,12 @@ def _save_panel(path, panel, shot, stretch, over=False):
     Image.fromarray(pixels).save(path)
 
 
-def _coloured(values, low, high):
+def _coloured(values: np.ndarray, low: float, high: float) -> np.ndarray:
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return matplotlib.colormaps[COLOURS](unit, bytes=True)[..., :3]
 
 
-def _bar_pixels(panel):
+def _bar_pixels(panel: Panel) -> np.ndarray:
     """Bars from 0 on white, (EDGE, EDGE, 3)."""
     low, high = _ends_of_bars(panel)
     levels = np.linspace(high, low, EDGE)[:, None]

@@ -61,7 +61,8 @@ class Network:
         if silent:
             raise UserError(f'{silent[0]} does not run on whole pictures')
         rows = [(place, seen[place.name]) for place in self.places]
-        shot = Shot(self.title, seen_picture.rgb, tuple(inputs.shape[-2:]), rows)
+        height, width = inputs.shape[-2:]
+        shot = Shot(self.title, seen_picture.rgb, (height, width), rows)
         return seen_picture.name, shot
 
 
@@ -98,13 +99,13 @@ def draw(
     return written
 
 
-def _check_keys(keys, shots):
+def _check_keys(keys: Iterable[str], shots: Iterable[Shot]) -> None:
     known = dict.fromkeys(key for shot in shots for _, seen in shot.rows for key in panels(seen))
     for key in keys:
         if key not in known:
             raise UserError(f'no map is called {key}; there are {", ".join(known)}')
 
 
-def _as_name(title):
+def _as_name(title: str) -> str:
     """A title as a part of a file's name."""
     return re.sub(r'[^\w.+-]+', '_', title)

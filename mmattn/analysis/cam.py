@@ -51,7 +51,8 @@ class Scores(nn.Module):
 
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
-        self.model, self.scope = model, scope
+        self.model: Any = model
+        self.scope = scope
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scope == 'mmdet':
@@ -225,7 +226,7 @@ def faithfulness(cam: Cam, cfg: Config, count: int, batch: int = 16) -> Faithful
     return Faithfulness(np.array(road), np.array(change), np.array(before))
 
 
-def _score(label):
+def _score(label: int) -> Callable[[Tensor], Tensor]:
     return lambda out: out[label]
 
 

@@ -1,7 +1,7 @@
 """Class activation maps as a figure: a row a picture, a column a model."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.cm
 import matplotlib.colors
@@ -33,7 +33,8 @@ def cam_figure(titles: Sequence[str], rows: Sequence[CamRow]) -> Figure:
         layout='compressed',
     )
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0)
+    engine: Any = figure.get_layout_engine()  # that of `layout`
+    engine.set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0)
     axes = figure.subplots(len(rows), columns, squeeze=False, height_ratios=aspects)
     for line, row in zip(axes, rows, strict=True):
         for axis, (values, words) in zip(line, [(None, row.words), *row.maps], strict=True):

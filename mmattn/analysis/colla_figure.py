@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.cm
@@ -110,7 +111,7 @@ def over_training(courses: Sequence[Course]) -> Figure:
     return figure
 
 
-def _start_line(axis, exterior):
+def _start_line(axis: Any, exterior: bool) -> None:
     """Where the factors of an axis start from."""
     axis.axhline(0.5 if exterior else 0, color='black', linewidth=0.6, linestyle=':', zorder=1)
 
@@ -130,7 +131,7 @@ def _wrapped(label: str, most: int = 26) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _tidy(axis):
+def _tidy(axis: Any) -> None:
     axis.tick_params(labelsize=6)
     axis.grid(alpha=0.3, linewidth=0.5)
     for side in ('top', 'right'):

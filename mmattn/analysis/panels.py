@@ -3,10 +3,11 @@
 Entropies are drawn as the gate takes them, normalised (CAT, eq. 4) where the operator tells so.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .gates import Seen
 
@@ -56,7 +57,7 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     """
     found = []
 
-    def add(key, title, kind, values):
+    def add(key: str, title: str, kind: str, values: Any) -> None:
         found.append(Panel(key, title, kind, np.asarray(values, dtype=np.float32)))
 
     pools = {name: t[sample] for name, t in seen.pools.items()}
@@ -87,7 +88,11 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     return {panel.key: panel for panel in found}
 
 
-def _drtam(pools, factors, add):
+def _drtam(
+    pools: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    add: Callable[[str, str, str, Any], None],
+) -> None:
     """The first module's descriptors, before their norms, and the maps (1): A_I, A_C."""
     for axis in 'chw':
         if f'{axis}1' in pools:

@@ -1,7 +1,7 @@
 """A trained model of any of the codebases, and pictures as its own test pipeline makes them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -143,11 +143,13 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
         rgb = rgb.repeat(3, 2)
     rgb = np.ascontiguousarray(rgb[..., ::-1] if bgr else rgb).astype(np.uint8)
     label = getattr(packed['data_samples'], 'gt_label', None)
-    known = isinstance(label, Tensor) and label.numel() == 1 and kind == 'test'
-    return Picture(name, rgb, pseudo_collate([packed]), int(label) if known else None)
+    known = None
+    if isinstance(label, Tensor) and label.numel() == 1 and kind == 'test':
+        known = int(label)
+    return Picture(name, rgb, pseudo_collate([packed]), known)
 
 
-def _file(source):
+def _file(source: str) -> tuple[Path, str]:
     if source in SAMPLES:
         try:
             import sklearn.datasets
@@ -160,16 +162,18 @@ def _file(source):
     return path, path.stem
 
 
-def _loads(step):
+def _loads(step: Mapping[str, Any]) -> bool:
     return step['type'].rpartition('.')[2] == 'LoadImageFromFile'
 
 
-def _is_bgr(pipeline):
+def _is_bgr(pipeline: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the pipeline's pictures are BGR, as mmcv's loader makes them; arrays are RGB."""
     return any(map(_loads, pipeline))
 
 
-def _without_labels(pipeline, size):
+def _without_labels(
+    pipeline: Sequence[Mapping[str, Any]], size: tuple[int, int] | None
+) -> list[Mapping[str, Any]]:
     """The steps of a test pipeline that a picture without labels goes through."""
     steps = [step for step in pipeline if 'Annotations' not in step['type']]
     if size is not None:
@@ -179,7 +183,7 @@ def _without_labels(pipeline, size):
     return steps
 
 
-def _from_test_set(dataset, number):
+def _from_test_set(dataset: Mapping[str, Any], number: int) -> tuple[Any, str, bool]:
     built = DATASETS.build(dataset)
     if not 0 <= number < len(built):
         raise UserError(f'test:{number}: the test set has {len(built)} pictures, from test:0')
@@ -189,13 +193,14 @@ def _from_test_set(dataset, number):
 def look(model: nn.Module, seen: Picture) -> tuple[Tensor, Callable[[], Any]]:
     """The network's input of a picture, (1, 3, H, W), normalised and padded, and what runs it:
     backbone and neck alone, once, whatever the model's way of testing (a sliding window, ...)."""
-    data = model.data_preprocessor(seen.data, False)
+    network: Any = model  # of one of the codebases
+    data = network.data_preprocessor(seen.data, False)
     inputs = data['inputs']
 
-    def run():
+    def run() -> Any:
         with torch.no_grad():
-            if hasattr(model, 'extract_feat'):
-                return model.extract_feat(inputs)
-            return model(inputs, mode='tensor')
+            if hasattr(network, 'extract_feat'):
+                return network.extract_feat(inputs)
+            return network(inputs, mode='tensor')
 
     return inputs, run

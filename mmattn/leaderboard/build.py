@@ -11,8 +11,9 @@ from mmattn.papers.tables import PAPERS, Entry
 
 from . import judge
 from .board import NO_PAPER, Board, Cell, Row
-from .collect import Fault, Known, Run, Source, collect
+from .collect import Fault, Known, Run, collect
 from .gains import with_gains
+from .sources import Source
 
 
 def boards(

@@ -23,7 +23,8 @@ from mmattn.papers.metrics import is_number
 from mmattn.runs.atomic import replacing
 from mmattn.runs.record import NAME
 
-from .collect import MOST_BYTES, TAIL_LINES, Fault, Folder, Run
+from .collect import Fault, Run
+from .sources import MOST_BYTES, TAIL_LINES, Folder
 
 LOGS = re.compile(r'[^/]+\.log|(.*/)?[^/]+\.json')
 # Of one member and of all together: logs of hundreds of runs.
@@ -42,6 +43,7 @@ class Pack:
 
     @property
     def name(self) -> str:
+        """The path of the file."""
         return str(self.path)
 
     def records(self) -> Iterator[tuple[str, bytes]]:
@@ -54,6 +56,7 @@ class Pack:
         yield from self._members[0].items()
 
     def last_lines(self, place: str) -> str:
+        """Of the newest log of the run whose record has that place; empty if there is none."""
         folder = place.rsplit('/', 1)[0]
         logs = sorted(name for name in self._members[1] if name.startswith(f'{folder}/'))
         return '\n'.join(self._members[1][logs[-1]].splitlines()[-TAIL_LINES:]) if logs else ''

@@ -113,6 +113,7 @@ def rules(boards: Sequence[Board]) -> list[str]:
 
 
 def heading(board: Board) -> str:
+    """A board's paper, number and caption."""
     return f'{board.title}: {board.caption}'
 
 

@@ -30,5 +30,6 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
+    """Replaces a file by one with this text, or makes it; raises OSError if that fails."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')

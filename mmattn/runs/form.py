@@ -36,6 +36,8 @@ class Start(TypedDict):
 
 
 class Evaluation(TypedDict):
+    """What an evaluation gave, after so many epochs and iterations."""
+
     epoch: int
     iter: int
     at: float
@@ -61,6 +63,8 @@ class Checkpoint(TypedDict):
 
 
 class Final(TypedDict):
+    """The result: metrics of the last evaluation and of the best."""
+
     last: Metrics
     best: Metrics
     best_epoch: int | None
@@ -91,6 +95,8 @@ class _Always(TypedDict):
 
 
 class Record(_Always, total=False):
+    """One run, as record.json has it."""
+
     progress: Progress | None  # of the running training
     best_checkpoint: Checkpoint | None  # None if the config keeps no best one
 

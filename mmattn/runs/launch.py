@@ -18,12 +18,14 @@ def stop(message: str) -> NoReturn:
 
 
 def free_port() -> int:
+    """The number of a port of this machine that nobody uses."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
 def port_is_busy(address: str, port: int) -> bool:
+    """Whether somebody listens at a port of an address of this machine."""
     with socket.socket() as probe:
         # As the server itself will: a port whose last connections are only closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -62,6 +64,7 @@ def rendezvous(nodes: int, node_rank: int) -> tuple[str, int]:
 
 
 def main() -> NoReturn:
+    """Reads the command line and the environment, and ends with the exit code of the processes."""
     count = sys.argv[1] if len(sys.argv) > 1 else ''
     if not is_number(count) or int(count) < 1:
         stop(f'the number of processes must be a positive integer, got {count[:40]!r}')

@@ -19,8 +19,8 @@ from mmengine.config import Config
 
 from mmattn.datasets import digits
 from mmattn.leaderboard.build import boards
-from mmattn.leaderboard.collect import Folder
 from mmattn.leaderboard.render import render, show
+from mmattn.leaderboard.sources import Folder
 from mmattn.papers import own
 from mmattn.runs import atomic, locks, record
 from mmattn.runs.errors import INTERRUPTED, USER_ERROR, UserError
@@ -40,6 +40,8 @@ DATA: dict[str, dict[str, Any]] = {  # arguments of `digits.make`
 
 
 class Task(NamedTuple):
+    """A training of the quickstart: its config, the digits it trains on, what it is called."""
+
     config: str
     data: str
     name: str

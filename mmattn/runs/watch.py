@@ -42,6 +42,7 @@ class Status:
     message: str = ''
 
     def cells(self) -> tuple[str, ...]:
+        """A table's cells, in the order of `NAMES`; what is unknown is empty."""
         part = f' {100 * self.done:.0f} %' if self.done is not None else ''
         metric = f'{self.metric[0]} {self.metric[1]:.4g}' if self.metric else ''
         return (

@@ -303,15 +303,14 @@ def on_cpu():
 
 def compare_in_small_blocks(*args, compare=compare):
     """`compare` with blocks of at most 4, so that small tensors take many of them."""
-    common = importlib.import_module('mmattn.ops.triton.common')
-    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in kernels.MODULES]
+    names = ('common', *kernels.MODULES)
+    modules = [importlib.import_module(f'mmattn.ops.triton.{name}') for name in names]
+    pow2, split = modules[0].pow2, modules[0].split
     try:
         for module in modules:
-            module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))
-            module.split = lambda programs, length, block, **_: common.split(
-                programs, length, block, 2
-            )
+            module.pow2 = lambda n, most: pow2(n, most if most > 4096 else min(most, 4))
+            module.split = lambda programs, length, block, **_: split(programs, length, block, 2)
         compare(*args)
     finally:
         for module in modules:
-            module.pow2, module.split = common.pow2, common.split
+            module.pow2, module.split = pow2, split

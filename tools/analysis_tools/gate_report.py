@@ -23,7 +23,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.runs.errors import UserError
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('checkpoint')
     parser.add_argument('config', nargs='?', help='default: the one that the checkpoint carries')
@@ -41,7 +41,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug):
         if args.images is not None and args.images < 1:

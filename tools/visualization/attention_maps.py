@@ -18,7 +18,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.runs.errors import UserError
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -60,7 +60,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug):
         pairs = [(args.config, args.checkpoint)] + ([args.compare] if args.compare else [])

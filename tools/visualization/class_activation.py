@@ -12,6 +12,9 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from mmengine.config import Config
+from torch import nn
+
 with redirect_stdout(sys.stderr):
     from mmattn.analysis import cam, cam_figure
     from mmattn.analysis.config_of import config_at
@@ -21,7 +24,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.runs.errors import UserError
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -52,7 +55,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def build(args):
+def build(args: argparse.Namespace) -> tuple[list[tuple[Config, nn.Module, cam.Cam]], list[str]]:
     """Of each model its config, weights and `Cam`."""
     pairs = [(args.config, args.checkpoint)] + ([args.compare] if args.compare else [])
     if args.titles and len(args.titles) != len(pairs):
@@ -66,7 +69,7 @@ def build(args):
     return found, args.titles or [Path(config).stem for config, _ in pairs]
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug):
         if not args.images and not args.faithfulness:

@@ -33,10 +33,12 @@ class Problem:
 
 
 def error(kind: str, file: Any, detail: str) -> Problem:
+    """What a training would stop at or learn wrongly from."""
     return Problem('error', kind, str(file), detail)
 
 
 def warning(kind: str, file: Any, detail: str) -> Problem:
+    """What a training would pass over."""
     return Problem('warning', kind, str(file), detail)
 
 

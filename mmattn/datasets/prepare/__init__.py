@@ -49,6 +49,7 @@ class Result:
 
     @property
     def right(self) -> bool:
+        """Whether all is there, and nothing else is amiss."""
         return not self.differences and all(count.right for count in self.counts)
 
 

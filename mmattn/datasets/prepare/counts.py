@@ -36,6 +36,7 @@ class Count:
 
     @property
     def right(self) -> bool:
+        """Whether it is the papers' number, without differences."""
         return self.found == self.wanted and not self.differences
 
 
