@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -238,6 +239,19 @@ def _moved(base: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return float(torch.cat(parts).mean())
 
 
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Evaluators log a table of all classes in each run."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_tables()
 def report(trial: Trial, say: Callable[[str], Any] = lambda text: None) -> Whole:
     """The report of a model; its test set is run once, and once more for each gate.
 
