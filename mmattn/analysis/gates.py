@@ -85,7 +85,7 @@ def select(
             known = ', '.join(place.name for place in places)
             raise ValueError(f'no gate is called {" or ".join(names)}; there are: {known}')
         return found
-    first = {}
+    first: dict[int | None, Place] = {}
     for place in places:
         first.setdefault(place.stage, place)
     missing = [stage for stage in stages if stage not in first]
@@ -142,7 +142,8 @@ def _kept(t: Tensor) -> Tensor:
 @contextmanager
 def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
     """Gives a dict that a forward pass inside fills: of each gate, by name, what it did last."""
-    found, handles = {}, []
+    found: dict[str, Seen] = {}
+    handles = []
 
     def listen(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], y: Any) -> None:

@@ -94,7 +94,7 @@ class ResNetSlots(PluginHost):
     """
 
     # Upstream's block class -> the same with slots.
-    plugin_blocks = {}
+    plugin_blocks: dict[type, type] = {}
 
     def __init__(
         self,

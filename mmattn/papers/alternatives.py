@@ -244,7 +244,7 @@ def render_evidence(paper: str) -> str:
 
 def render_alternatives(paper: str) -> str:
     """A paper's alternatives in Markdown; one that is the same in several tables in one line."""
-    lines = {}
+    lines: dict[tuple[str, str, str, str], list[str]] = {}
     for item in listed():
         if item.paper == paper:
             rows = ', '.join(f'`{glob}`' for glob in item.rows if glob != '*') or 'all'

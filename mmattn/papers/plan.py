@@ -114,7 +114,7 @@ def make(
             known = ', '.join(dict.fromkeys(entry.name for entry in found))
             raise PlanError(f'no row fits {glob!r}; the rows are {known}')
     _check_alternatives(chosen, alternatives)
-    runs = {}
+    runs: dict[str, Run] = {}
     for seed in range(seeds):
         for entry in chosen:
             names = _names(entry, alternatives)

@@ -136,7 +136,7 @@ def parse(text: str, path: str | Path) -> dict[int, dict[str, Any]]:
     Raises:
         ValueError: in one line, if it does not have the documented keys, or values of their kinds.
     """
-    tables = {}
+    tables: dict[int, dict[str, Any]] = {}
     for table in read_list(text, path):
         add_table(tables, table, path)
     return tables
