@@ -354,6 +354,7 @@ class Row:
 
     @property
     def flops_agree(self) -> bool:
+        """Whether the paper's number is the authors' count, to the printed digit."""
         return self.paper_flops == self.counted_flops
 
 

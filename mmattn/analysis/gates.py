@@ -118,10 +118,12 @@ class Seen:
 
     @property
     def pools(self) -> dict[str, Tensor]:
+        """Copies on the CPU, in float32, by name: (N, C), (N, H, W), ..."""
         return {name: _kept(t) for name, t in self.told.pools.items()}
 
     @property
     def factors(self) -> dict[str, Tensor]:
+        """The same of the factors."""
         return {name: _kept(t) for name, t in self.told.factors.items()}
 
     def attentions(self) -> Tensor | None:

@@ -64,6 +64,7 @@ class Run:
         return record.resolved(expected(self.path, self.alternatives))
 
     def folder(self, work_dir: str | Path) -> Path:
+        """Its folder below that of all runs."""
         return Path(work_dir) / self.name
 
     def arguments(self, work_dir: str | Path, checkpoint: str | None = None) -> list[str]:

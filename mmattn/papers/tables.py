@@ -77,6 +77,7 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The method, with its placement if it has one."""
         return f'{self.method} ({self.placement})' if self.placement else self.method
 
     def root_of(self, config: str) -> Path:
