@@ -35,6 +35,8 @@ class Shot(NamedTuple):
 
 
 class Cell(NamedTuple):
+    """A place of the figure: the picture, a map, or both."""
+
     title: str
     panel: Panel | None  # None is the picture
     over: bool = False

@@ -74,6 +74,7 @@ class Whole:
     all_replaced: tuple[float, float | None] = (0.0, None)
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 
@@ -89,6 +90,7 @@ class Sums:
         self.of_pictures: list[Tensor] = []  # a channel's mean, (N, C)
 
     def add(self, seen: Seen) -> None:
+        """Adds what a batch told of the gate."""
         self.kind, self.identity = seen.kind, seen.identity
         assert seen.ratio is not None and seen.fit is not None  # of a pass
         self.fit = self.fit + seen.fit.double()
@@ -111,6 +113,7 @@ class Sums:
         return (products / squares.clamp_min(1e-12)).float()
 
     def report(self, name: str) -> Report:
+        """The gate's row, of all batches so far; what its mean costs is not known yet."""
         means = torch.cat(self.of_pictures)
         mean = self.total / self.count
         a = self.identity
@@ -183,6 +186,7 @@ class Trial:
 
     @property
     def images(self) -> int:
+        """How many pictures a run sees."""
         return len(self.loader.dataset)
 
     def run(

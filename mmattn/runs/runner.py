@@ -57,7 +57,7 @@ class Runner(MMEngineRunner):
         checkpoint.install()
         report = os.path.join(kwargs['work_dir'], unreadable.NAME)
         kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'), report)
-        faults = []
+        faults: list[str] = []
         if kwargs.get('resume') and kwargs.get('load_from') is None:
             kwargs['load_from'], faults = saving.last_whole(kwargs['work_dir'])
         if kwargs.get('resume'):
