@@ -121,7 +121,7 @@ def _label(place: Place, seen: Seen) -> str:
     return '\n'.join([*lines, *_broken(place.name.removeprefix('backbone.')), size])
 
 
-def _broken(name, most=16):
+def _broken(name: str, most: int = 16) -> list[str]:
     """A module's name on lines that fit beside a row, broken behind its dots where they let."""
     lines = ['']
     for part in re.findall(r'[^.]{1,16}\.?', name):
