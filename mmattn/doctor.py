@@ -107,9 +107,11 @@ class Page:
         self.bad: set[str] = set()  # modules that do not import
 
     def say(self, name: str, text: str) -> None:
+        """Adds a line about a thing."""
         self.lines.append(f'{name:<12} {text}')
 
     def broke(self, what: str, mend: str) -> None:
+        """Adds something that is broken, and how to mend it."""
         self.broken[what] = mend
 
     def __str__(self) -> str:
@@ -200,6 +202,7 @@ def try_import(page: Page, module: str, *parts: str) -> bool:
 
 
 def system(page: Page) -> None:
+    """Python, the machine, the disk and our environment variables."""
     page.say('python', f'{platform.python_version()} ({sys.executable})')
     page.say('system', f'{platform.platform()}, {os.cpu_count()} cores')
     free = shutil.disk_usage('.').free / 1e9
@@ -257,6 +260,7 @@ def own_package(page: Page) -> None:
 
 
 def libraries(page: Page) -> None:
+    """The libraries below mmattn, mmattn itself and the codebases, each imported."""
     for module in ('numpy', 'cv2', 'torch', 'torchvision', 'triton', 'mmengine'):
         library(page, module)
     if not installed('torch'):
@@ -339,6 +343,7 @@ def gpu(page: Page) -> None:
 
 
 def torch_build(page: Page) -> None:
+    """What torch is built for."""
     if 'torch' in page.bad:
         return
     import torch
@@ -528,6 +533,7 @@ def examine() -> Page:
 
 
 def main() -> None:
+    """Prints the page; exit code 1 if something is broken."""
     page = examine()
     print(page)
     sys.stdout.flush()

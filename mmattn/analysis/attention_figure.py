@@ -1,5 +1,6 @@
 """Recorded gates as figures, a row a gate, a column a map (CAT, Fig. 4), and as single files."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +35,8 @@ class Shot(NamedTuple):
 
 
 class Cell(NamedTuple):
+    """A place of the figure: the picture, a map, or both."""
+
     title: str
     panel: Panel | None  # None is the picture
     over: bool = False
@@ -113,9 +116,19 @@ def _draw(
 
 def _label(place: Place, seen: Seen) -> str:
     stage = 'stem' if place.stage == 0 else f'stage {place.stage}'
-    short = place.name.removeprefix('backbone.')
     size = ' x '.join(map(str, seen.shape[1:]))
-    return '\n'.join(([] if place.stage is None else [stage]) + [short, size])
+    lines = [] if place.stage is None else [stage]
+    return '\n'.join([*lines, *_broken(place.name.removeprefix('backbone.')), size])
+
+
+def _broken(name: str, most: int = 16) -> list[str]:
+    """A module's name on lines that fit beside a row, broken behind its dots where they let."""
+    lines = ['']
+    for part in re.findall(r'[^.]{1,16}\.?', name):
+        if lines[-1] and len(lines[-1] + part) > most:
+            lines.append('')
+        lines[-1] += part
+    return lines
 
 
 def span_of(panel: Panel, stretch: bool = False) -> tuple[float, float]:

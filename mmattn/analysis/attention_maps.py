@@ -82,7 +82,8 @@ def draw(
     """
     out, written = Path(out), []
     folder(out)
-    keys, names = list(keys or ()), Counter()
+    keys = list(keys or ())
+    names: Counter[str] = Counter()
     for source in sources:
         looks = [network.look(source, size) for network in networks]
         name, shots = looks[0][0], [shot for _, shot in looks]

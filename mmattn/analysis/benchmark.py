@@ -96,7 +96,7 @@ def timings(
         step()
         _synchronize(device)
         repeats[name] = max(1, min(100, round(seconds / (now() - start))))
-    times = {name: [] for name in steps}
+    times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
             _synchronize(device)

@@ -178,10 +178,12 @@ class Faithfulness:
 
     @property
     def drop(self) -> np.ndarray:
+        """Of each picture, (N,): how far the confidence falls, 0 where it rises."""
         return np.maximum(-self.change, 0)
 
     @property
     def increase(self) -> np.ndarray:
+        """Of each picture, (N,): 1 where the confidence rises, else 0."""
         return (self.change > 0).astype(np.float32)
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def from_checkpoint(path: str | Path) -> Factors:
     if not raw:
         raise UserError(f'{path} holds no colla-factors: its model has no CAT, or one without any')
     pools, softmax = _choices(path, found.get('meta') or {}, raw)
-    gates = {}
+    gates: dict[str, dict[str, float]] = {}
     for name, values in raw.items():
         gates[name] = factors = {}
         if 'exterior_logits' in values:

@@ -222,7 +222,9 @@ def public_layers(gate: Gate, shape: tuple[int, int, int], gates: Codes) -> list
 @contextmanager
 def _watched(model: nn.Module, gates: Codes) -> Iterator[list[Layer]]:
     """Yields a list that fills with the layers that a counter of modules sees while model runs."""
-    layers, calls, handles = [], Tally(), []
+    layers: list[Layer] = []
+    calls: Tally[str] = Tally()
+    handles = []
     backbone = type(getattr(model, 'backbone', None)).__name__
 
     def listen(name: str, module: nn.Module) -> None:
@@ -352,6 +354,7 @@ class Row:
 
     @property
     def flops_agree(self) -> bool:
+        """Whether the paper's number is the authors' count, to the printed digit."""
         return self.paper_flops == self.counted_flops
 
 

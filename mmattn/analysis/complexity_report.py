@@ -158,7 +158,7 @@ def _of(numbers: Sequence[int]) -> tuple[str, str]:
 def costs() -> str:
     """What each counter charges, as Markdown."""
     kinds = {kind: None for counter in COUNTERS for group in counter.costs for kind in group}
-    rows = {}
+    rows: dict[tuple[str, ...], list[str]] = {}
     for kind in kinds:
         charged = tuple(
             next((_terms(t) for group, t in counter.costs.items() if kind in group), '0')

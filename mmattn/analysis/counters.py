@@ -78,6 +78,7 @@ class Counter:
     trainable: bool
 
     def flops(self, layer: Layer) -> int:
+        """What a layer is charged."""
         for kinds, terms in self.costs.items():
             if layer.kind in kinds:
                 return sum(times * getattr(layer, term) for term, times in terms.items())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -73,6 +74,7 @@ class Whole:
     all_replaced: tuple[float, float | None] = (0.0, None)
 
     def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
         return asdict(self)
 
 
@@ -88,6 +90,7 @@ class Sums:
         self.of_pictures: list[Tensor] = []  # a channel's mean, (N, C)
 
     def add(self, seen: Seen) -> None:
+        """Adds what a batch told of the gate."""
         self.kind, self.identity = seen.kind, seen.identity
         assert seen.ratio is not None and seen.fit is not None  # of a pass
         self.fit = self.fit + seen.fit.double()
@@ -110,6 +113,7 @@ class Sums:
         return (products / squares.clamp_min(1e-12)).float()
 
     def report(self, name: str) -> Report:
+        """The gate's row, of all batches so far; what its mean costs is not known yet."""
         means = torch.cat(self.of_pictures)
         mean = self.total / self.count
         a = self.identity
@@ -182,6 +186,7 @@ class Trial:
 
     @property
     def images(self) -> int:
+        """How many pictures a run sees."""
         return len(self.loader.dataset)
 
     def run(
@@ -238,6 +243,19 @@ def _moved(base: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     return float(torch.cat(parts).mean())
 
 
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Evaluators log a table of all classes in each run."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_without_tables()
 def report(trial: Trial, say: Callable[[str], Any] = lambda text: None) -> Whole:
     """The report of a model; its test set is run once, and once more for each gate.
 

@@ -85,7 +85,7 @@ def select(
             known = ', '.join(place.name for place in places)
             raise ValueError(f'no gate is called {" or ".join(names)}; there are: {known}')
         return found
-    first = {}
+    first: dict[int | None, Place] = {}
     for place in places:
         first.setdefault(place.stage, place)
     missing = [stage for stage in stages if stage not in first]
@@ -118,10 +118,12 @@ class Seen:
 
     @property
     def pools(self) -> dict[str, Tensor]:
+        """Copies on the CPU, in float32, by name: (N, C), (N, H, W), ..."""
         return {name: _kept(t) for name, t in self.told.pools.items()}
 
     @property
     def factors(self) -> dict[str, Tensor]:
+        """The same of the factors."""
         return {name: _kept(t) for name, t in self.told.factors.items()}
 
     def attentions(self) -> Tensor | None:
@@ -142,7 +144,8 @@ def _kept(t: Tensor) -> Tensor:
 @contextmanager
 def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
     """Gives a dict that a forward pass inside fills: of each gate, by name, what it did last."""
-    found, handles = {}, []
+    found: dict[str, Seen] = {}
+    handles = []
 
     def listen(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], y: Any) -> None:

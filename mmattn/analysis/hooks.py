@@ -11,6 +11,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from mmattn.attention import CAT
 from mmattn.attention.gate import Gate
@@ -112,7 +113,9 @@ class GateStatsHook(Hook):
 
     def __init__(self, interval: int = 50) -> None:
         self.interval = _checked(interval)
-        self.handles, self.seen, self.warned = [], {}, False
+        self.handles: list[RemovableHandle] = []
+        self.seen: dict[str, tuple[Tensor, float | None]] = {}
+        self.warned = False
 
     def before_train(self, runner: Runner) -> None:
         self.places = gates_of(_model(runner))

@@ -65,6 +65,8 @@ class Launch(NamedTuple):
 
 
 class Counts(NamedTuple):
+    """The launches of a training step."""
+
     forward: list[Launch]
     backward: list[Launch]
 
@@ -258,5 +260,6 @@ def _cells(counts: Counts, unit: float) -> tuple[str, str, str]:
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
+    """The table of `rows`."""
     lines = ['| ' + ' | '.join(row) + ' |' for row in table]
     return '\n'.join([lines[0], '|' + ' --- |' * len(table[0]), *lines[1:]])

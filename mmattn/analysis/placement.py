@@ -69,6 +69,7 @@ class Row:
 
     @property
     def where(self) -> str:
+        """The place, in words."""
         return self.candidate.where if self.candidate else 'the config as it is'
 
 

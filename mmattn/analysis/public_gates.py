@@ -18,14 +18,17 @@ AVG, MAX = 'AdaptiveAvgPool2d', 'AdaptiveMaxPool2d'
 
 
 def pool(kind: str, inputs: int, outputs: int) -> Layer:
+    """A pool of so many elements in and out."""
     return Layer(kind, inputs, outputs)
 
 
 def norm(elements: int, channels: int) -> Layer:
+    """A batch norm of so many elements."""
     return Layer('BatchNorm2d', elements, elements, params=2 * channels)
 
 
 def relu(elements: int, kind: str = 'ReLU') -> Layer:
+    """An activation of so many elements."""
     return Layer(kind, elements, elements)
 
 
@@ -57,10 +60,12 @@ def mlp(layers: nn.Module, runs: int) -> list[Layer]:
 
 
 def se(gate: SE, c: int, h: int, w: int) -> list[Layer]:
+    """A pool and the MLP."""
     return [pool(AVG, c * h * w, c), *mlp(gate.mlp, 1)]
 
 
 def eca(gate: ECA, c: int, h: int, w: int) -> list[Layer]:
+    """A pool and the convolution over channels."""
     return [pool(AVG, c * h * w, c), conv('Conv1d', 1, 1, gate.conv.kernel_size[0], c)]
 
 
@@ -73,6 +78,7 @@ def cbam(gate: CBAM, c: int, h: int, w: int, pool_modules: bool = False) -> list
 
 
 def coord(gate: CoordAttention, c: int, h: int, w: int) -> list[Layer]:
+    """Two pools, and three convolutions with what is between them."""
     hidden = gate.conv.out_channels
     return [
         pool(AVG, c * h * w, c * h),
@@ -101,6 +107,7 @@ def cat(gate: CAT, c: int, h: int, w: int, maps: int | None = None) -> list[Laye
 
 
 def drtam(gate: DRTAM, c: int, h: int, w: int) -> list[Layer]:
+    """Its pools, convolutions, norms and MLP, for each attention module."""
     s, n = gate.initial.chunks
     runs = 1 if gate.complement is None else 2
     planes = [(AVG, c * h), (AVG, c * w), ('AdaptiveAvgPool3d', h * w)]
@@ -124,6 +131,7 @@ def simam(gate: SimAM, c: int, h: int, w: int) -> list[Layer]:
 
 
 def triplet(gate: TripletAttention, c: int, h: int, w: int) -> list[Layer]:
+    """A convolution and a norm a branch, whose pools are functions."""
     places = [c * w, h * c, h * w][: 2 if gate.height_width is None else 3]
     taps = gate.channel_width.conv.kernel_size[0] ** 2
     return [x for n in places for x in (conv('Conv2d', 2, 1, taps, n), norm(n, 1))]

@@ -83,7 +83,8 @@ def from_release(name: str, weights: dict[str, Tensor], codebase: str = 'mmpretr
 
 def _mobilenet(weights: dict[str, Tensor]) -> Converted:
     places = [(stage + 1, block) for stage, count in enumerate(BLOCKS) for block in range(count)]
-    state, gates = {}, {}
+    state: dict[str, Tensor] = {}
+    gates: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, value in weights.items():
         layer, _, tensor = name.rpartition('.')
         found = INSIDE.fullmatch(name)

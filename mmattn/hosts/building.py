@@ -13,6 +13,7 @@ from torch import nn
 from mmattn.registry import register
 
 from .decay import spare_identity_scales
+from .frozen import FrozenGatesHook
 from .identity import NAME, signal, versions
 from .plug import plug_entries
 from .plug.modules import placed
@@ -71,6 +72,8 @@ class PlugHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         """Raises RuntimeError if the runner's optimiser is not of its config."""
+        if not any(isinstance(hook, FrozenGatesHook) for hook in runner.hooks):
+            runner.register_hook(FrozenGatesHook())  # it comes later than this one
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if [*placed(model)]:
             return  # it is asked before each of training, validation and test
@@ -82,7 +85,7 @@ class PlugHook(Hook):
                 'config; plug the model by mmattn.plug before the runner is made'
             )
         for place in plug_entries(model, self.plug):
-            runner.logger.info(f'plugged: {place}')
+            runner.logger.info(f'plugged: {", ".join(place.gates)} behind {place}')
         runner.model = runner.wrap_model(runner.cfg.get('model_wrapper_cfg'), model)
         if trains:
             runner.optim_wrapper = runner.build_optim_wrapper(copy.deepcopy(cfg))

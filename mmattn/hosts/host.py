@@ -58,6 +58,7 @@ class PluginHost:
     """Mixin that stands before a codebase's backbone, which has `norm_cfg` and `norm_eval`.
 
     The host's plugins are in `self._slots`; its child `after_stem` is the slot after the stem.
+    Those that its own `frozen_stages` freezes, which it has warned of, are in `_frozen_plugins`.
     """
 
     def _finish_plugins(self) -> None:
@@ -89,6 +90,7 @@ class PluginHost:
             parameter.requires_grad_(flag)
         for module, flag in trains:
             module.training = flag
+        self._frozen_plugins = frozen
         for plugin in frozen:
             if plugin.start is not None:
                 raise ValueError(

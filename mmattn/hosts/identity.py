@@ -27,8 +27,13 @@ class Blend:
 
 
 def blend(x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
-    """x + a (y - x) of (N, C, H, W) and an `a` of (C,) or (1,), in x's dtype."""
-    return x + scale.to(x.dtype).view(1, -1, 1, 1) * (y.to(x.dtype) - x)
+    """x + a (y - x) of (N, C, H, W) and an `a` of (C,) or (1,), in x's dtype.
+
+    As x - (0 + a (x - y)): what is subtracted at a = 0 is +0.0, whatever the sign of x - y, and
+    leaves -0.0 as it is.
+    """
+    a = scale.to(x.dtype).view(1, -1, 1, 1)
+    return x - torch.addcmul(x.new_zeros(()), a, x - y.to(x.dtype))
 
 
 def check_start(start: Any, owner: str) -> None:

@@ -60,7 +60,7 @@ def build(
     metrics = metrics_of(described)
     listed = [(entry, False) for entry in table.entries]
     listed += [(entry, True) for entry in table.joined]
-    by_config = {}
+    by_config: dict[str, dict[tuple[str, ...], list[Run]]] = {}
     for run in runs:
         by_config.setdefault(run.config, {}).setdefault(run.alternatives, []).append(run)
     configs = {entry.config for entry, _ in listed}

@@ -24,6 +24,8 @@ from mmattn.runs.record import RecordError, check, folder_of
 from .expected import PER_GPU, changed, expected_config, fitting, refuse
 from .sources import MOST_BYTES, Source
 
+Identity = tuple[str, tuple[str, ...], int]  # config, alternatives, seed
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -55,7 +57,7 @@ class Run:
         return self.state == 'done' and not self.modified
 
     @property
-    def identity(self) -> tuple[str, tuple[str, ...], int]:
+    def identity(self) -> Identity:
         """What no two runs share: config, alternatives and seed."""
         return self.config, self.alternatives, self.seed
 
@@ -110,8 +112,10 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
         NotADirectoryError: if a folder is not there.
     """
     known = known or Known.of_papers()
-    runs, faults, texts = {}, [], {}
-    twice = {}
+    runs: dict[Identity, Run] = {}
+    texts: dict[Identity, bytes] = {}
+    twice: dict[Identity, list[str]] = {}
+    faults: list[Fault] = []
     for source in sources:
         for place, contents in source.records():
             full = f'{source.name}/{place}'
@@ -164,7 +168,8 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
         )
     _check_evaluations(record)
     wanted = expected_config(str(known.roots[config] / config), names)
-    modified, deviations = [], []
+    modified: list[str] = []
+    deviations: list[str] = []
     if record['config_text'] is not None:
         modified += changed(wanted.path, names, record['config_text'])
     batch, lr = record.get('batch'), record.get('lr')
@@ -235,9 +240,9 @@ def _check_evaluations(record: Record) -> None:
         raise RecordError('tampered with: final.best is not the evaluation of best_epoch')
 
 
-def _drop_copies(runs: dict[tuple[str, tuple[str, ...], int], Run], faults: list[Fault]) -> None:
+def _drop_copies(runs: dict[Identity, Run], faults: list[Fault]) -> None:
     """Runs whose checkpoints hold the same weights: at most one of them was trained."""
-    same = {}
+    same: dict[str, list[Identity]] = {}
     for identity, run in runs.items():
         checkpoint = run.record['checkpoint']
         if run.state == 'done' and checkpoint is not None:

@@ -9,10 +9,13 @@ from . import judge
 from .board import ALONE, BASELINE, ONE_SEED, Cell, Row
 from .collect import Known
 
+# A row by its place, a metric, its gain.
+Compared = tuple[int, str, judge.Gain | None]
+
 
 def with_gains(rows: Sequence[Row], metrics: dict[str, Metric], known: Known) -> list[Row]:
     """The rows with what they gain over their baselines, p-values corrected over the table."""
-    plain = {}
+    plain: dict[str, Row] = {}
     for row in rows:
         if not row.own:
             plain.setdefault(row.group, row)
@@ -22,7 +25,10 @@ def with_gains(rows: Sequence[Row], metrics: dict[str, Metric], known: Known) ->
         row.group for row in rows if row.group in bases and row.config != bases[row.group].config
     }
     by_name = {(row.config, row.alternatives): row for row in rows}
-    gains, families, whys = {}, {}, {}
+    gains: dict[tuple[int, str], judge.Gain | None] = {}
+    whys: dict[int, str] = {}
+    # By alternatives and whether a row is one of the user's.
+    families: dict[tuple[tuple[str, ...], bool], list[Compared]] = {}
     for at, row in enumerate(rows):
         base = bases.get(row.group)
         whys[at] = BASELINE if base and row.group in compared else ALONE

@@ -53,6 +53,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
+    """Adds to the gradient of the input; that of the offsets is replaced."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _deform_conv_grads(gradOutput, input, weight, offset, None, None, geometry)
     gradInput += grads[0]
@@ -79,6 +80,7 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
+    """Adds to the gradient of the weight, times `scale`."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     # The gradient of the weight does not depend on the weight.
     grads = _deform_conv_grads(gradOutput, input, gradWeight, offset, None, None, geometry)
@@ -138,6 +140,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
+    """Adds to the gradients of input, weight and bias; those of offsets and masks are replaced."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     offset, mask = (_as_read(tensor, grad_output) for tensor in (offset, mask))
     grads = _deform_conv_grads(grad_output, input, weight, offset, mask, None, geometry)

@@ -80,8 +80,10 @@ def missing(name: str) -> Missing:
 
 
 def get_compiler_version() -> str:
+    """What stands in for a compiler."""
     return f'none, operators of torchvision {torchvision.__version__}'
 
 
 def get_compiling_cuda_version() -> str:
+    """The CUDA of torch's own build."""
     return torch.version.cuda or 'not available'

@@ -64,6 +64,7 @@ class Run:
         return record.resolved(expected(self.path, self.alternatives))
 
     def folder(self, work_dir: str | Path) -> Path:
+        """Its folder below that of all runs."""
         return Path(work_dir) / self.name
 
     def arguments(self, work_dir: str | Path, checkpoint: str | None = None) -> list[str]:
@@ -114,7 +115,7 @@ def make(
             known = ', '.join(dict.fromkeys(entry.name for entry in found))
             raise PlanError(f'no row fits {glob!r}; the rows are {known}')
     _check_alternatives(chosen, alternatives)
-    runs = {}
+    runs: dict[str, Run] = {}
     for seed in range(seeds):
         for entry in chosen:
             names = _names(entry, alternatives)

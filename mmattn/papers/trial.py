@@ -42,8 +42,8 @@ class Recorder(Hook):
     """Keeps the loss of each step and the metrics of the last validation."""
 
     def __init__(self) -> None:
-        self.losses = []
-        self.metrics = {}
+        self.losses: list[float] = []
+        self.metrics: dict[str, float] = {}
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -62,7 +62,7 @@ def config_paths() -> list[str]:
 def one_for_each_pipeline(paths: Iterable[str]) -> list[str]:
     """Of configs that share model type, data, pipelines and evaluator, one: with a gate of the
     papers' own, else with any gate, else the bare one."""
-    found = {}
+    found: dict[str, tuple[int, str]] = {}
     for path in paths:
         cfg = Config.fromfile(config_root() / path, import_custom_modules=False)
         loaders = [

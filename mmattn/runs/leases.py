@@ -132,7 +132,7 @@ class Slots:
 
     def take(self, count: int, what: str) -> dict[str, Lease] | None:
         """That many free ones with their leases, or None if there are fewer."""
-        found = {}
+        found: dict[str, Lease] = {}
         for name in self.names:
             if len(found) == count:
                 break

@@ -67,7 +67,8 @@ def estimate(
         found = _record(run, work_dir)
         if found is not None and found['state'] == 'done':
             done[model_of(run)] = gpu_seconds(found)
-    seconds, unknown = 0.0, {}
+    seconds = 0.0
+    unknown: dict[tuple[str, tuple[str, ...]], Run] = {}
     for run in left(runs, work_dir):
         trial = measure.read(trial_of(run, work_dir, kind, processes))
         known = measure.process_seconds(trial) if trial else done.get(model_of(run))

@@ -240,7 +240,8 @@ def first_layer(runner: Runner, batch: Batch) -> str:
     The step is done again, with the same random numbers.
     """
     model: Any = _bare(runner.model)
-    found, handles = [], []
+    found: list[str] = []
+    handles = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:

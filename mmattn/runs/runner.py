@@ -15,6 +15,7 @@ from torch import nn
 from mmattn import mmcv_ops
 from mmattn.hosts.building import plugged_versions, warn_of_fresh
 from mmattn.hosts.decay import spare_identity_scales
+from mmattn.hosts.frozen import FrozenGatesHook
 from mmattn.hosts.plug import plug_entries
 from mmattn.ops.native import build
 from mmattn.registry import register
@@ -44,7 +45,8 @@ class Runner(MMEngineRunner):
       ``skip_nonfinite`` and ``max_unreadable`` in the config are how many of the latter two it
       takes.
     - With ``plug`` in the config it puts gates behind modules of the model
-      (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay.
+      (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay, and
+      must not be frozen (:mod:`mmattn.hosts.frozen`).
     - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
       ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
@@ -55,7 +57,7 @@ class Runner(MMEngineRunner):
         checkpoint.install()
         report = os.path.join(kwargs['work_dir'], unreadable.NAME)
         kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'), report)
-        faults = []
+        faults: list[str] = []
         if kwargs.get('resume') and kwargs.get('load_from') is None:
             kwargs['load_from'], faults = saving.last_whole(kwargs['work_dir'])
         if kwargs.get('resume'):
@@ -71,6 +73,7 @@ class Runner(MMEngineRunner):
             SeedIterationHook(),
             NonFiniteHook(self.cfg.get('skip_nonfinite', 0)),
             unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
+            FrozenGatesHook(),
             StopHook(),
         ):
             self.register_hook(hook)
@@ -149,7 +152,7 @@ class Runner(MMEngineRunner):
         built = super().build_model(model)
         inner = built.module if isinstance(built, BaseTTAModel) else built
         for place in plug_entries(inner, self.cfg.get('plug') or ()):
-            self.logger.info(f'plugged: {place}')
+            self.logger.info(f'plugged: {", ".join(place.gates)} behind {place}')
         return built
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict[str, Any]) -> OptimWrapper:

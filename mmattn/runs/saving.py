@@ -252,7 +252,8 @@ def last_whole(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """
     folder = Path(work_dir)
     last, run = pointed(work_dir), run_of(work_dir)
-    faults, others = [], []
+    faults: list[str] = []
+    others: list[str] = []
     if last is not None:
         # As it was written, or beside it if the folder has been moved since.
         moved = folder / Path(last).name

@@ -88,7 +88,7 @@ def read(report: str | Path) -> dict[str, str]:
     Returns:
         dict[str, str]: Errors by path.
     """
-    noted = {}
+    noted: dict[str, str] = {}
     try:
         lines = Path(report).read_text(errors='replace').splitlines()
     except FileNotFoundError:

@@ -79,3 +79,22 @@ def test_single_files_have_the_same_colours(shots, tmp_path):
     )
     assert len(np.unique(all_colours, axis=0)) >= len(np.unique(flat, axis=0))
     assert np.abs(all_colours.astype(int)[:, None] - flat[0]).sum(-1).max() > 100
+
+
+@pytest.mark.parametrize(
+    'name, lines',
+    [
+        ('0', ['0']),
+        ('backbone.layer1.0.drtam', ['layer1.0.drtam']),
+        ('backbone.layer1.after_stage.drtam', ['layer1.', 'after_stage.', 'drtam']),
+        ('backbone.stages.3.blocks.2.cat', ['stages.3.blocks.', '2.cat']),
+        ('neck.a_layer_of_a_long_name', ['neck.', 'a_layer_of_a_lon', 'g_name']),
+    ],
+)
+def test_no_name_is_cut_off(shots, name, lines):
+    (place, seen), *_ = shots[0].rows
+    figure = attention_figure([shots[0]._replace(rows=[(place._replace(name=name), seen)])])
+    label = figure.subfigs[0].axes[0].yaxis.label
+    assert label.get_text().splitlines() == [*lines, '16 x 4 x 4']
+    figure.canvas.draw()
+    assert label.get_window_extent().x0 >= 0

@@ -31,6 +31,8 @@ def test_there_are_blocks():
 @named(BASH + PYTHON)
 def test_a_block_that_is_not_run_says_why(block):
     assert block.mark in ('run', 'no', 'example', *(['slow'] if block.language == 'bash' else []))
+    if block.mark == 'slow' and block.words:
+        assert re.fullmatch(r'needs \w+', block.words)
     if block.mark == 'no':
         assert len(block.words.split()) > 1
         for test in re.findall(r'tests/[\w/]+\.py', block.words):

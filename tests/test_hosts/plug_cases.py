@@ -105,6 +105,8 @@ EVERYWHERE = (
     'mixers.*',
     'gridded',
 )
+# One of each: a layer that is wrapped, a block with a hook, and wrapped, channels last, tokens.
+EACH_WAY = ('stem.1', 'layer2', 'own', 'last', 'mixers.1', 'gridded')
 
 
 def images(batch=2, size=(32, 64)):

@@ -19,7 +19,7 @@ from host_cases import (
 from torch import nn
 
 from mmattn.hosts.decay import spare_identity_scales
-from mmattn.hosts.identity import identity_scales, signal
+from mmattn.hosts.identity import blend, identity_scales, signal
 from mmattn.hosts.slots import find_type
 
 FOREIGN = (
@@ -138,6 +138,18 @@ def test_foreign_gates(cfg):
     sum(out.square().mean() for out in outputs(model, True, image(32))).backward()
     assert all(m.identity_scale.grad.any() for m in found)
     assert all(p.grad is not None for m in found for p in m.parameters())
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_every_bit_behind_a_foreign_gate(dtype):
+    """Also where x is -0.0, and whichever of the two is larger: x + 0 (y - x) would be 0.0."""
+    x = torch.tensor([-0.0, 0.0, -1.5, 2.0, 1e-30], dtype=dtype).view(1, 5, 1, 1).expand(1, 5, 3, 1)
+    y = torch.tensor([-1.0, 0.0, 1.0], dtype=dtype).view(1, 1, 3, 1) + x
+    bits = torch.int32 if dtype is torch.float32 else torch.int16
+    for scale in (torch.zeros(5), torch.zeros(1), -torch.zeros(5)):
+        found = blend(x, y, scale)
+        assert torch.equal(found.view(bits), x.contiguous().view(bits))
+    torch.testing.assert_close(blend(x, y, torch.full((5,), 0.25)), x + 0.25 * (y - x))
 
 
 @pytest.mark.parametrize('cfg', ZEROS, ids=lambda cfg: cfg['type'])

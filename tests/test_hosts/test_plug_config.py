@@ -181,7 +181,7 @@ def test_pretrained_weights(tmp_path):
         ([dict(cfg=dict(type='SE'), att='body')], "unknown key 'att'; did you mean 'at'"),
         (['SE'], 'must be a dict'),
         ('SE', 'must be a list of dicts'),
-        ([*PLUG, dict(cfg=dict(type='SE'), at='neck')], 'no module has such a name'),
+        ([*PLUG, dict(cfg=dict(type='SE'), at='neck')], r"^plug\[1\]: at='neck': no module"),
     ],
 )
 def test_refused_entries(entries, message):

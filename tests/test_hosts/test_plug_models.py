@@ -1,7 +1,8 @@
-"""Ten models of five libraries: plugged, trained for two steps, exported."""
+"""Models of seven libraries, those that are installed: plugged, trained for two steps, exported."""
 
 import copy
 import importlib
+import inspect
 
 import pytest
 import torch
@@ -34,6 +35,21 @@ def _of(scope, **cfg):
 
 
 FPN = dict(type='FPN', in_channels=[32, 64, 128], out_channels=8, num_outs=3)
+
+
+def _branches(count):
+    """A stage of an HRNet with so many branches, from 4 channels on."""
+    channels = tuple(4 * 2**i for i in range(count))
+    block = 'BOTTLENECK' if count == 1 else 'BASIC'
+    return dict(
+        num_modules=1,
+        num_branches=count,
+        block=block,
+        num_blocks=(1,) * count,
+        num_channels=channels,
+    )
+
+
 # Library and model: how it is built, where gates go, how many.
 MODELS = {
     'timm-convnext': (
@@ -118,6 +134,55 @@ MODELS = {
         'decoder.*',
         2,
     ),
+    'mmpose-hrnet': (
+        _of(
+            'mmpose',
+            type='TopdownPoseEstimator',
+            backbone=dict(
+                type='HRNet',
+                extra={f'stage{i}': _branches(i) for i in (1, 2, 3, 4)},
+            ),
+            head=dict(
+                type='HeatmapHead',
+                in_channels=4,
+                out_channels=3,
+                deconv_out_channels=None,
+                loss=dict(type='KeypointMSELoss'),
+            ),
+        ),
+        ['backbone.stage*', 'head.final_layer'],
+        2 + 3 + 1 + 1,
+    ),
+    'mmrotate-retinanet': (
+        _of(
+            'mmrotate',
+            type='mmdet.RetinaNet',
+            backbone=dict(
+                type='mmdet.CSPDarknet', deepen_factor=0.17, widen_factor=0.125, out_indices=(3, 4)
+            ),
+            neck=dict(type='mmdet.FPN', in_channels=[64, 128], out_channels=8, num_outs=2),
+            bbox_head=dict(
+                type='mmdet.RetinaHead',
+                num_classes=2,
+                in_channels=8,
+                feat_channels=8,
+                stacked_convs=1,
+                anchor_generator=dict(
+                    type='FakeRotatedAnchorGenerator',
+                    angle_version='le90',
+                    ratios=[1.0],
+                    octave_base_scale=4,
+                    scales_per_octave=1,
+                    strides=[16, 32],
+                ),
+                bbox_coder=dict(type='DeltaXYWHTRBBoxCoder', angle_version='le90'),
+                loss_cls=dict(type='mmdet.FocalLoss'),
+                loss_bbox=dict(type='mmdet.L1Loss'),
+            ),
+        ),
+        ['backbone.stage*', 'neck', 'bbox_head.*_convs.*'],
+        4 + 2 + 2,
+    ),
 }
 each_model = pytest.mark.parametrize('name', MODELS)
 
@@ -136,7 +201,9 @@ def tensors(output):
 
 def run(model, x):
     torch.manual_seed(0)  # stochastic depth
-    return tensors(model(x))
+    # mmpose's models must be given samples, which they need for a loss alone.
+    samples = inspect.signature(model.forward).parameters.get('data_samples')
+    return tensors(model(x, None) if samples else model(x))
 
 
 class Flat(nn.Module):
@@ -145,7 +212,7 @@ class Flat(nn.Module):
         self.model = model
 
     def forward(self, x):
-        return tuple(tensors(self.model(x)))
+        return tuple(run(self.model, x))
 
 
 @each_model

@@ -39,7 +39,9 @@ def saved(tmp_path_factory):
 
 
 def test_a_classifier_s_pictures(run_tool, saved, tmp_path, capsys):
-    run_tool(TOOL, CAT, saved(CAT), 'test:1', 'flower', '--size', 40, 48, '--out', tmp_path)
+    checkpoint = saved(CAT)
+    capsys.readouterr()  # what codebases print when they are imported
+    run_tool(TOOL, CAT, checkpoint, 'test:1', 'flower', '--size', 40, 48, '--out', tmp_path)
     assert capsys.readouterr().out.split() == [
         str(tmp_path / 'test-1.png'), str(tmp_path / 'flower.png'),
     ]  # fmt: skip
@@ -51,13 +53,27 @@ def test_a_classifier_s_pictures(run_tool, saved, tmp_path, capsys):
     assert {'s_neg.png', 'c_ent.png', 'gate.png', 'gate_overlay.png'} <= files
 
 
-def test_two_codebases_side_by_side(run_tool, saved, tmp_path):
+def test_two_codebases_side_by_side(run_tool, saved, tmp_path, capsys):
     wide = (FCN, saved(FCN), 'china', '--compare', DETECTOR, saved(DETECTOR))
+    capsys.readouterr()
     run_tool(TOOL, *wide, '--stages', 1, 4, '--titles', 'FCN', 'RetinaNet', '--out', tmp_path)
     folders = {path.name for path in (tmp_path / 'china').iterdir()}
     assert folders == {'1-FCN', '2-RetinaNet'}
     run_tool(TOOL, *wide, '--gates', '*4*', '--maps', 'gate', '--no-parts', '--out', tmp_path / 'b')
     assert [path.name for path in (tmp_path / 'b').iterdir()] == ['china.png']
+    assert capsys.readouterr().out.split() == [
+        str(tmp_path / 'china.png'), str(tmp_path / 'b' / 'china.png'),
+    ]  # fmt: skip
+
+
+def test_standard_output_has_the_paths_alone(run_tool, saved, tmp_path, capsys):
+    """COCO's reader prints."""
+    args = ('test:0', '--stages', 1, '--maps', 'gate', '--no-parts', '--out', tmp_path)
+    checkpoint = saved(DETECTOR)
+    capsys.readouterr()
+    run_tool(TOOL, DETECTOR, checkpoint, *args)
+    out, err = capsys.readouterr()
+    assert out == f'{tmp_path / "test-0.png"}\n' and 'loading annotations' in err
 
 
 def test_a_picture_is_what_the_file_holds(workspace, tmp_path):

@@ -5,13 +5,17 @@ python tools/visualization/attention_maps.py CONFIG CHECKPOINT china --compare C
 """
 
 import argparse
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
-from mmattn.analysis.attention_maps import Network, draw
-from mmattn.analysis.config_of import config_at
-from mmattn.analysis.outputs import folder
-from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
-from mmattn.runs.errors import UserError
+# Codebases print while they are imported and read data; standard output is for the paths alone.
+with redirect_stdout(sys.stderr):
+    from mmattn.analysis.attention_maps import Network, draw
+    from mmattn.analysis.config_of import config_at
+    from mmattn.analysis.outputs import folder
+    from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
+    from mmattn.runs.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,15 +68,22 @@ def main() -> None:
         if len(titles) != len(pairs):
             raise UserError(f'{len(titles)} --titles for {len(pairs)} models')
         folder(args.out)
-        networks = []
-        for (config, checkpoint), title in zip(pairs, titles, strict=True):
-            check_file(checkpoint, 'checkpoint')
-            cfg = config_at(config, args)
-            networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
-            networks[-1].title = title or networks[-1].title
-        written = draw(
-            networks, args.images, args.out, args.size, args.maps, not args.no_parts, args.stretch
-        )
+        with redirect_stdout(sys.stderr):
+            networks = []
+            for (config, checkpoint), title in zip(pairs, titles, strict=True):
+                check_file(checkpoint, 'checkpoint')
+                cfg = config_at(config, args)
+                networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
+                networks[-1].title = title or networks[-1].title
+            written = draw(
+                networks,
+                args.images,
+                args.out,
+                args.size,
+                args.maps,
+                not args.no_parts,
+                args.stretch,
+            )
         for path in written:
             print(path)
 

@@ -140,7 +140,7 @@ class Report:
 
 
 def _shown(problems: Iterable[Problem]) -> Iterator[str]:
-    seen = Counter()
+    seen: Counter[tuple[str, str]] = Counter()
     for problem in problems:
         key = problem.level, problem.kind
         seen[key] += 1

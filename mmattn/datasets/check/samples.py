@@ -116,7 +116,8 @@ def check_sample(
                 problems += _mask_format(mask, opened.read(64))
         except OSError as problem:
             return [*problems, error('missing', mask, problem.strerror or str(problem))], digest
-    result, said = dict(info), []
+    result: Any = dict(info)
+    said: list[str] = []
     try:
         with _listening(said):
             for transform in loader.transforms:

@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -112,7 +113,8 @@ def make_coco(root: Path, num: int, num_val: int, size: int, seed: int, hard: bo
     for split, count in (('train', num), ('val', num_val)):
         folder = coco / f'{split}2017'
         folder.mkdir(exist_ok=True)
-        images, annotations = [], []
+        images: list[dict[str, Any]] = []
+        annotations: list[dict[str, Any]] = []
         for index in range(count):
             image, objects = draw_scene(generator(seed, 'coco', split, index), split, size, hard)
             name = f'{index + 1:012d}.jpg'

@@ -229,7 +229,7 @@ def _put(whole: Path, target: Path) -> None:
 
 def _room(plans: Iterable[Plan]) -> None:
     """Looks at each disk: parts may lie on several, by links of the user's."""
-    wanted = {}
+    wanted: dict[int, tuple[Path, list[int]]] = {}
     for job in plans:
         size = sum(group.size for group in job.groups)
         size -= sum(on_disk(path.lstat().st_size) for path in job.stage.rglob('*'))

@@ -131,7 +131,8 @@ def _split(
     root: Path, label: str, lists: Sequence[tuple[int, str]], kinds: Sequence[Kind]
 ) -> Count:
     """Counts lists [(year, file, ...)] whose images and annotations are there."""
-    names, missing = [], {kind: [] for kind, *_ in kinds}
+    names: list[str] = []
+    missing: dict[str, list[str]] = {kind: [] for kind, *_ in kinds}
     for year, file in lists:
         folder = root / f'VOCdevkit/VOC{year}'
         entries = lines(folder / f'ImageSets/{file}.txt')

@@ -1,6 +1,7 @@
 """What each module of a model gives: learnt from a run of a copy that holds no numbers."""
 
 import copy
+import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,13 +87,19 @@ def record(model: nn.Module, scope: str, inputs: Any) -> tuple[Calls, Exception 
             if isinstance(inputs, dict):
                 run(**inputs)
             else:
-                run(*(inputs if isinstance(inputs, tuple) else (inputs,)))
+                run(*(inputs if isinstance(inputs, tuple) else (inputs, *_unused(run))))
     except Exception as found:  # whatever a host says to what has no numbers
         error = found
     finally:
         for handle in handles:
             handle.remove()
     return calls, error
+
+
+def _unused(module: nn.Module) -> tuple[None, ...]:
+    """None for the `data_samples` that mmpose's models must be given and pass on unread."""
+    parameters = [*inspect.signature(module.forward).parameters.values()][1:2]
+    return tuple(None for p in parameters if p.name == 'data_samples' and p.default is p.empty)
 
 
 def _image(model: nn.Module, size: tuple[int, int]) -> Tensor:

@@ -31,9 +31,13 @@ def plug_entries(model: nn.Module, entries: Sequence[dict[str, Any]]) -> list[Pl
         _check(entry)
     found: list[Plugged] = []
     try:
-        for entry in entries:
+        for number, entry in enumerate(entries):
             rest = {key: value for key, value in entry.items() if key != 'cfg'}
-            found += plug(model, entry['cfg'], **rest)
+            try:
+                found += plug(model, entry['cfg'], **rest)
+            except ValueError as error:
+                which = f'plug[{number}]: ' if len(entries) > 1 else ''
+                raise ValueError(f'{which}{error}') from error
     except BaseException:
         if found:
             unplug(model, [place.at for place in found])

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 # Maps with the channels first, with the channels last, and tokens of a grid.
 LAYOUTS = ('NCHW', 'NHWC', 'NLC')
+CHANNEL_AXIS = {layout: layout.index('C') for layout in LAYOUTS}
 Path = tuple[Any, ...]
 
 
@@ -113,8 +114,11 @@ class Spot:
         """The gate on a map or on tokens; the result has the layout of `x`.
 
         Raises:
-            ValueError: for tokens that are not `prefix` and a grid's.
+            ValueError: for what has not the layout or the channels; for tokens that are not
+                `prefix` and a grid's.
         """
+        if not torch.jit.is_tracing():
+            self._check(x)
         if self.layout == 'NCHW':
             return gate(x)
         # What hosts do next may need the memory to lie as theirs does: `.view`.
@@ -132,3 +136,14 @@ class Spot:
         if self.prefix:
             return torch.cat((x[:, : self.prefix], tokens), 1)
         return tokens.contiguous()
+
+    def _check(self, x: Any) -> None:
+        if not isinstance(x, (Tensor, tuple, list, dict)):  # what stands for a tensor in a trace
+            return
+        shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+        if len(shape) != len(self.layout) or shape[CHANNEL_AXIS[self.layout]] != self.channels:
+            found = shape or type(x).__name__
+            raise ValueError(
+                f'the gate {self.name!r} was put there for {self.channels} channels {self.layout}, '
+                f'and its module gives {found}; allowed: channels= and layout= of that'
+            )

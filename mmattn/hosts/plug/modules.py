@@ -24,7 +24,14 @@ HOST = '_checkpoint_wrapped_module'
 
 
 class Place:
-    """The gates behind one module, as its forward hook."""
+    """The gates behind one module, as its forward hook.
+
+    Attributes:
+        spots (list[Spot]): Its maps.
+        frozen (bool): Whether it was said that the host freezes the gates.
+    """
+
+    frozen = False
 
     def __init__(self, spots: list[Spot]) -> None:
         self.spots = spots
@@ -119,15 +126,23 @@ def insert(
     """
     owner = model.get_submodule(name)
     if wrap or is_layer(owner):
-        parent, _, child = name.rpartition('.')
-        training, owner = owner.training, Behind(owner, place)
+        host, training = owner, owner.training
+        owner = Behind(host, place)
         owner.training = training
-        model.get_submodule(parent)._modules[child] = owner
+        _exchange(model, host, owner)
     else:
         owner.register_forward_hook(place, with_kwargs=True)
     for spot, gate in zip(place.spots, gates, strict=True):
         gate.train(owner.training)
         owner.add_module(spot.name, gate)
+
+
+def _exchange(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module in the place of another, under each of the names that a model has it by."""
+    for parent in [*model.modules()]:
+        for child, module in [*parent._modules.items()]:
+            if module is old and parent is not new:
+                parent._modules[child] = new
 
 
 def placed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Place]]:
@@ -140,11 +155,10 @@ def placed(model: nn.Module) -> Iterator[tuple[str, nn.Module, Place]]:
                 yield name, module, hook
 
 
-def remove(model: nn.Module, name: str, owner: nn.Module, place: Place) -> None:
+def remove(model: nn.Module, owner: nn.Module, place: Place) -> None:
     """Undo `insert`."""
     if isinstance(owner, Behind):
-        parent, _, child = name.rpartition('.')
-        model.get_submodule(parent)._modules[child] = owner.host
+        _exchange(model, owner, owner.host)
         return
     for number, hook in [*owner._forward_hooks.items()]:
         if hook is place:

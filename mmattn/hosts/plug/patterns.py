@@ -28,7 +28,7 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
 
 def host_names(model: nn.Module) -> list[str]:
     """The names of all modules but the model itself, its gates and what holds them."""
-    ours = set()
+    ours: set[str] = set()
     for name, owner, place in placed(model):
         inner = f'{name}.' if name else ''
         ours.update(f'{inner}{spot.name}' for spot in place.spots)
@@ -47,9 +47,7 @@ def find(model: nn.Module, at: str | Iterable[str]) -> list[str]:
     Raises:
         ValueError: for a pattern that fits none, with the names nearest to it.
     """
-    patterns = [at] if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
-    if not patterns or not all(isinstance(p, str) and p for p in patterns):
-        raise ValueError(f'at must be a pattern of module names, or a list of such, got {at!r}')
+    patterns = patterns_of(at)
     names = host_names(model)
     for pattern in patterns:
         if not any(matches(name, pattern) for name in names):
@@ -57,6 +55,14 @@ def find(model: nn.Module, at: str | Iterable[str]) -> list[str]:
                 f'at={pattern!r}: no module has such a name; {_nearest(pattern, names)}'
             )
     return [name for name in names if any(matches(name, p) for p in patterns)]
+
+
+def patterns_of(at: str | Iterable[str]) -> list[str]:
+    """`at` as a list; ValueError if it is no pattern and no list of such."""
+    patterns = [at] if isinstance(at, str) or not isinstance(at, Iterable) else list(at)
+    if not patterns or not all(isinstance(p, str) and p for p in patterns):
+        raise ValueError(f'at must be a pattern of module names, or a list of such, got {at!r}')
+    return patterns
 
 
 def _nearest(pattern: str, names: list[str]) -> str:

@@ -1,20 +1,20 @@
 """`plug` puts gates behind modules of any model, `unplug` takes them away."""
 
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from mmattn.hosts.identity import NAME, check_start, start_as_identity
+from mmattn.hosts.identity import check_start, start_as_identity
 
-from .dryrun import DryRuns, dry_runs, meta_copy
+from .dryrun import dry_runs
 from .gates import Gate, build_gate
 from .initialising import guard_init, unguard_init
 from .layouts import GridKeeper, Spot
 from .modules import Place, insert, placed, remove
 from .patterns import find
-from .targets import Plugged, check_distinct, read, resolved, say
+from .targets import Plugged, check_all_fit, distinct, read, resolved, say
+from .trial import check_trial, misrun, try_gates, warn_of_frozen
 
 _WRAPPERS = ('DistributedDataParallel', 'FullyShardedDataParallel', 'DataParallel')
 
@@ -50,8 +50,8 @@ def plug(
         start (str, optional): 'identity' lets the model compute at first what it did without the
             gate, by a learnt factor for each channel; 'identity-scalar' has one for the gate. None
             starts as the gate's paper does.
-        channels, layout (int, str, optional): Of the output, instead of a dry run: 'NCHW' (if only
-            `channels` is given), 'NHWC', or 'NLC', which needs `grid` too.
+        channels, layout (int, str, optional): Of the output, where a dry run does not find them:
+            'NCHW' (if only `channels` is given), 'NHWC', or 'NLC', which needs `grid` too.
         grid (tuple[int, int], optional): H and W of tokens, where the model does not tell.
         example: What the dry run calls the model with: a tensor, a tuple of arguments, a dict of
             keywords. None is images of the sizes that models usually take.
@@ -62,29 +62,24 @@ def plug(
 
     Raises:
         ValueError: for a pattern that fits no module, a module whose output is no map and no grid
-            of tokens or that never runs, a gate that cannot be built or run there or that changes
-            the shape, an identity start in a stage that the host freezes, a model that is wrapped
-            or compiled. Nothing is changed then.
+            of tokens or that never runs, `channels` that it has not, a gate that cannot be built
+            or run there or that changes the shape, an identity start in a stage that the host
+            freezes, a model that is wrapped or compiled. Nothing is changed then.
 
     Warns:
-        UserWarning: for a gate in a frozen stage.
+        UserWarning: for gates that the host freezes, or that are fresh behind frozen layers.
     """
     check_start(start, 'plug')
     _check_open(model)
     names = find(model, at)
-    found = [resolved(model, name) for name in names]
-    check_distinct(found)
-    if channels is not None or layout is not None:
-        runs = None
-        say(found, channels, layout, grid)
+    found = distinct(model, [resolved(model, name) for name in names], at)
+    runs = dry_runs(model, [place.behind for place in found], example, input_size)
+    said = channels is not None or layout is not None
+    if said:
+        say(found, channels, layout, grid, runs)
     else:
-        behind = [place.behind for place in found]
-        runs = dry_runs(model, behind, example, input_size)
         read(found, runs, grid)
-    refused = [str(place) for place in found if place.reason]
-    if refused:
-        more = f' (and {len(refused) - 3} more)' if len(refused) > 3 else ''
-        raise ValueError(f'no gate can be behind {"; ".join(refused[:3])}{more}')
+    check_all_fit(found)
     number = sum(len(place.spots) for place in found)
     if isinstance(gate, nn.Module) and number > 1:
         raise ValueError(f'a module can be in one place, and {at!r} has {number}; give its class')
@@ -96,18 +91,18 @@ def plug(
     hooks = [Place(place.spots) for place in found]
     try:
         for place, hook, gates in zip(found, hooks, built, strict=True):
-            insert(model, place.behind, hook, gates, wrap=runs is None)
+            insert(model, place.behind, hook, gates, wrap=said)
             _keep_grids(model, place.spots)
-        if runs is not None:
-            trial = _trial(model, found, example, input_size)
-            wrong = _wrong(found, trial)
+        if not said:
+            trial = try_gates(model, found, example, input_size)
+            wrong = misrun(found, trial)
             for place, hook, gates in zip(found, hooks, built, strict=True):
                 if place in wrong:  # it runs its own children, the gate among them
                     take(model, [hook])
                     insert(model, place.behind, hook, gates, wrap=True)
                     _keep_grids(model, place.spots)
-            _check_trial(found, _trial(model, found, example, input_size) if wrong else trial)
-        _check_frozen(model, found, start)
+            check_trial(found, try_gates(model, found, example, input_size) if wrong else trial)
+        warn_of_frozen(model, found, hooks, start)
     except BaseException:
         take(model, hooks)
         raise
@@ -197,69 +192,11 @@ def _keep_grids(model: nn.Module, spots: list[Spot]) -> None:
 def take(model: nn.Module, hooks: list[Place]) -> None:
     """Take the gates of some places out of a model."""
     # The last first: it may be behind what another holds.
-    for name, owner, place in reversed([*placed(model)]):
+    for _, owner, place in reversed([*placed(model)]):
         if any(place is hook for hook in hooks):
-            remove(model, name, owner, place)
+            remove(model, owner, place)
             keepers = [s.grid[1] for s in place.spots if s.grid and s.grid[0] == 'kept']
             for module in model.modules():
                 for number, hook in [*module._forward_hooks.items()]:
                     if any(hook is keeper for keeper in keepers):
                         del module._forward_hooks[number]
-
-
-def _trial(
-    model: nn.Module, found: list[Plugged], example: Any, input_size: tuple[int, int] | None
-) -> DryRuns:
-    """The gates' own calls, in a dry run of the model that has them."""
-    return dry_runs(model, [name for place in found for name in place.gates], example, input_size)
-
-
-def _wrong(found: list[Plugged], trial: DryRuns) -> list[Plugged]:
-    """The places with a gate that runs more or less often than its module."""
-    calls = trial.calls[0]
-    return [p for p in found if any(len(calls.get(name, [])) != p.calls for name in p.gates)]
-
-
-def _check_trial(found: list[Plugged], trial: DryRuns) -> None:
-    """Raise ValueError for a gate that does not run, or gives another shape than it was given."""
-    for place in _wrong(found, trial):
-        reason = f': {trial.error}' if trial.error else ''
-        raise ValueError(f'the gate behind {place.at} does not run whenever that does{reason}')
-    for place in found:
-        for call in (call for name in place.gates for call in trial.calls[0][name]):
-            given, made = (
-                None if value is None else tuple(value.shape)
-                for value in (call.args.get((0,)), call.output.get(()))
-            )
-            if given != made:
-                raise ValueError(
-                    f'the gate behind {place.at} gives {made or "no map"} for {given}; allowed: a '
-                    'gate that keeps the shape'
-                )
-
-
-def _check_frozen(model: nn.Module, found: list[Plugged], start: str | None) -> None:
-    """Raise ValueError or warn if the host freezes a gate as soon as it trains."""
-    try:
-        made = meta_copy(model)
-        made.train(True)
-    except Exception:  # what cannot be copied is not known
-        return
-    frozen = []
-    for place in found:
-        for name in place.gates:
-            learns = [p.requires_grad for p in made.get_submodule(name).parameters()]
-            if learns and not any(learns):
-                frozen.append(place.at)
-    if frozen and start is not None:
-        raise ValueError(
-            f'start={start!r} behind {frozen[0]}: the host freezes that stage, and {NAME} would '
-            'stay 0 for good; allowed: a stage that learns, or frozen_stages below it'
-        )
-    if frozen:
-        warnings.warn(
-            f'the gates behind {", ".join(frozen)} are in a frozen stage: they stay as they were '
-            'drawn, and scale its maps for good (an SE halves them); plug behind a stage that '
-            'learns, lower frozen_stages, or load gates that were trained',
-            stacklevel=3,
-        )

@@ -1,12 +1,14 @@
 """The modules that gates go behind, and what is known of their outputs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from .dryrun import DryRuns
-from .layouts import LAYOUTS, Spot, is_pair
-from .shapes import NoMapError, spots_of
+from .layouts import CHANNEL_AXIS, LAYOUTS, Spot, is_pair
+from .patterns import patterns_of
+from .shapes import NoMapError, shown, spots_of
 
 
 @dataclass
@@ -20,6 +22,7 @@ class Plugged:
         spots (list[Spot]): The maps in its output, with channels, layout and the gates' names.
         reason (str): Why no gate can be there; '' if one can.
         calls (int): How often it runs in one forward; 0 if nothing is known.
+        also (list[str]): Other names of `behind` in the model, which shares it.
     """
 
     at: str
@@ -28,6 +31,7 @@ class Plugged:
     spots: list[Spot] = field(default_factory=list)
     reason: str = ''
     calls: int = 0
+    also: list[str] = field(default_factory=list)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -43,7 +47,8 @@ class Plugged:
             return f'{self.at} ({self.kind}): {self.reason}'
         maps = ', '.join(f'{spot.channels} {spot.layout}' for spot in self.spots)
         often = f', runs {self.calls} times' if self.calls > 1 else ''
-        return f'{self.at} ({self.kind}): {maps}{often}'
+        shared = f', also called {", ".join(self.also)}' if self.also else ''
+        return f'{self.at} ({self.kind}): {maps}{often}{shared}'
 
 
 def resolved(model: nn.Module, name: str) -> Plugged:
@@ -61,21 +66,46 @@ def resolved(model: nn.Module, name: str) -> Plugged:
     return Plugged(name, behind, kind)
 
 
-def check_distinct(found: list[Plugged]) -> None:
-    seen: dict[str, str] = {}
+def distinct(model: nn.Module, found: list[Plugged], at: str | Iterable[str]) -> list[Plugged]:
+    """Each place once: a sequence and the last module in it are one place, and so is a module that
+    the model has under several names. The first name is kept, which is the outermost.
+
+    Raises:
+        ValueError: if a place is named twice without `*`: a gate for each may be meant.
+    """
+    named = set(patterns_of(at))
+    first: dict[nn.Module, Plugged] = {}
     for place in found:
-        if place.behind in seen:
-            raise ValueError(
-                f'{seen[place.behind]} and {place.at} are one place, as a sequence ends with its '
-                'last module; name one of them'
+        module = model.get_submodule(place.behind)
+        known = first.setdefault(module, place)
+        if known is not place and {known.at, place.at} <= named:
+            why = (
+                'a sequence ends with its last module'
+                if known.behind == place.behind
+                else 'they are two names of one module'
             )
-        seen[place.behind] = place.at
+            raise ValueError(
+                f'{known.at} and {place.at} are one place, as {why}; name one of them, or plug '
+                'twice for two gates'
+            )
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in first and name != first[module].behind:
+            first[module].also.append(name)
+    return [*first.values()]
 
 
 def say(
-    found: list[Plugged], channels: int | None, layout: str | None, grid: tuple[int, int] | None
+    found: list[Plugged],
+    channels: int | None,
+    layout: str | None,
+    grid: tuple[int, int] | None,
+    runs: DryRuns,
 ) -> None:
-    """Places as the user says they are."""
+    """Places as the user says they are, held against what is seen of them.
+
+    Raises:
+        ValueError: for arguments that do not go together, or that a dry run shows to be wrong.
+    """
     layout = 'NCHW' if layout is None else layout
     if layout not in LAYOUTS:
         raise ValueError(f'layout {layout!r}; allowed: {", ".join(LAYOUTS)}')
@@ -86,6 +116,19 @@ def say(
     for place in found:
         where = ('fixed', tuple(grid)) if grid else None
         place.spots = [Spot((), layout, channels, 0, where)]
+        for call in runs.calls[0].get(place.behind, ()):
+            out, axis = call.output.get(()), CHANNEL_AXIS[layout]
+            if not isinstance(out, Tensor) or out.dim() != len(layout):
+                raise ValueError(
+                    f'{place} was said of it, and it gives {shown(call)}; allowed: a layout '
+                    'of so many axes, or neither channels= nor layout= for what is no map by itself'
+                )
+            if out.shape[axis] != channels:
+                raise ValueError(
+                    f'{place} was said of it, and it gives {shown(call)}, which has '
+                    f'{out.shape[axis]} channels {layout}; allowed: channels={out.shape[axis]}, '
+                    'or neither channels= nor layout='
+                )
 
 
 def read(found: list[Plugged], runs: DryRuns, grid: tuple[int, int] | None = None) -> None:
@@ -105,3 +148,14 @@ def read(found: list[Plugged], runs: DryRuns, grid: tuple[int, int] | None = Non
             place.spots = spots_of(calls, runs.batch, grid)
         except NoMapError as error:
             place.reason = str(error)
+
+
+def check_all_fit(found: list[Plugged]) -> None:
+    """Raise ValueError if one of the places can have no gate, with the reasons of the first."""
+    refused = [str(place) for place in found if place.reason]
+    if not refused:
+        return
+    many = f' ({len(refused)} of the {len(found)} that at= names)' if len(found) > 1 else ''
+    more = f'; and {len(refused) - 3} more' if len(refused) > 3 else ''
+    rest = '; mmattn.hosts.plug.places lists those that can' if len(refused) < len(found) else ''
+    raise ValueError(f'no gate can be behind {"; ".join(refused[:3])}{more}{many}{rest}')

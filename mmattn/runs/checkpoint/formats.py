@@ -87,7 +87,8 @@ class _Storages:
         self, read: Callable[[str, int], bytes] | None, room: int, map_location: Device
     ) -> None:
         self.read, self.room, self.map_location = read, room, map_location
-        self.known, self.taken = {}, 0
+        self.known: dict[str, tuple[pickles.Storage, int]] = {}
+        self.taken = 0  # bytes
 
     def __call__(self, number: Any) -> pickles.Storage:
         kind, key, location, count = self._checked(number)

@@ -75,7 +75,7 @@ class Reader:
         return node.value
 
     def read_List(self, node: ast.List | ast.Tuple) -> list[Any]:
-        items = []
+        items: list[Any] = []
         for item in node.elts:
             if isinstance(item, ast.Starred):
                 more = self.value(item.value)
