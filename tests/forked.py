@@ -8,7 +8,7 @@ import importlib.util
 import os
 import runpy
 import sys
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 
 import torch.multiprocessing
 
@@ -41,6 +41,7 @@ def _logged(log, work, *args):
 
 def script(path, *args, imports=(), **variables):
     """Runs a file of Python as `python` does, with folders to import from and variables more."""
+    set_start_method(None, force=True)  # not that of this process, which its own would have
     os.environ.update(variables)
     sys.path[:0] = map(str, imports)
     sys.argv = [str(path), *map(str, args)]

@@ -2,18 +2,23 @@
 
 import math
 
-import pytest
 import torch
 from host_cases import CASES, GATES, each_host, entry, everywhere, gates, plugin_keys
 from mmengine.model import BaseModule
 from torch import nn
 
 
-def layers(model):
-    """The layers of the model's gates that hold a weight of their own to draw."""
+def all_gates(case):
+    """Three plugins in each of a host's positions, which are three or more: every gate."""
+    return everywhere(case, each=3)
+
+
+def layers(model, kind=None):
+    """The layers of the model's gates, or of those of one kind, that have a weight to draw."""
     return [
         module
         for gate in gates(model).values()
+        if kind in (None, type(gate).__name__)
         for module in gate.modules()
         if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d))
     ]
@@ -31,20 +36,20 @@ def scaled(layers):
 
 
 @each_host
-@pytest.mark.parametrize('kind', sorted({*GATES} - {'SimAM'}))  # it has no layers
-def test_gates_start_as_pytorch_draws_them(case, kind):
+def test_gates_start_as_pytorch_draws_them(case):
     """Uniform on +- 1 / sqrt(fan in), by kind of layer: Kaiming's 7x7 would be twice as wide."""
-    model = case.build(everywhere(case, (kind,)))
+    model = case.build(all_gates(case))
     model.init_weights()
-    found = layers(model)
-    assert found
-    for type_ in {type(layer) for layer in found}:
-        values = scaled([layer for layer in found if type(layer) is type_])
-        assert values.abs().max() <= 1 + 1e-6
-        # The sample's mean and standard deviation, to five of their own standard errors.
-        error = 5 / math.sqrt(len(values))
-        assert abs(values.mean()) < error / math.sqrt(3)
-        assert abs(values.std() - 1 / math.sqrt(3)) < error / math.sqrt(15)
+    for kind in {*GATES} - {'SimAM'}:  # it has no layers
+        found = layers(model, kind)
+        assert found, kind
+        for type_ in {type(layer) for layer in found}:
+            values = scaled([layer for layer in found if type(layer) is type_])
+            assert values.abs().max() <= 1 + 1e-6, kind
+            # The sample's mean and standard deviation, to five of their own standard errors.
+            error = 5 / math.sqrt(len(values))
+            assert abs(values.mean()) < error / math.sqrt(3), kind
+            assert abs(values.std() - 1 / math.sqrt(3)) < error / math.sqrt(15), kind
 
 
 @each_host
@@ -163,12 +168,10 @@ def test_a_seed_gives_the_host_the_same_weights_with_any_gate(case):
         plugins = plugin_keys(model)
         return {k: v for k, v in model.state_dict().items() if k not in plugins}, following
 
-    bare, after_bare = host(None)
-    for kind in GATES:
-        gated, after_gated = host(everywhere(case, (kind,)))
-        assert bare.keys() == gated.keys()
-        assert [key for key in bare if not torch.equal(bare[key], gated[key])] == [], kind
-        assert torch.equal(after_bare, after_gated), kind
+    (bare, after_bare), (gated, after_gated) = host(None), host(all_gates(case))
+    assert bare.keys() == gated.keys()
+    assert [key for key in bare if not torch.equal(bare[key], gated[key])] == []
+    assert torch.equal(after_bare, after_gated)
 
 
 @each_host

@@ -152,8 +152,16 @@ def test_packaged_by_aotinductor(name, kind, tmp_path):
     assert (b'mmattn' in Path(package).read_bytes()) or kind == 'equations'
 
 
-@each_gate
-@pytest.mark.parametrize('strict', (True, False), ids=('strict', 'non-strict'))
+@pytest.mark.parametrize(
+    'name, strict',
+    [
+        # Each gate in one of the ways, either with three: the other ways are slow.
+        pytest.param(name, strict, marks=[] if strict == (i % 2 == 0) else pytest.mark.slow)
+        for i, name in enumerate(GATES)
+        for strict in (True, False)
+    ],
+    ids=lambda value: {True: 'strict', False: 'non-strict'}.get(value, value),
+)
 def test_exported_with_operators_or_equations(name, strict):
     gate = made(name).eval()
     x = torch.randn(3, 8, 6, 5, dtype=torch.float64)

@@ -1,6 +1,6 @@
 """A small network with each gate learns the same with the kernels as with the equations.
 
-200 steps on scikit-learn's handwritten digits. Nothing but the gate has a kink, which
+100 steps on scikit-learn's handwritten digits. Nothing but the gate has a kink, which
 makes much of rounding: so two runs stay as near each other as rounding has it.
 """
 
@@ -39,11 +39,11 @@ def network(name, impl):
     )  # fmt: skip
 
 
-def train(net, dtype, autocast=False, steps=200):
+def train(net, dtype, autocast=False, steps=100):
     """The loss of each step, the weights at the end, and the share of new digits known by then."""
     images, classes = digits()
     images, net = images.to(dtype), net.to(dtype)
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(net.parameters(), 0.3, momentum=0.9, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     generator = torch.Generator().manual_seed(0)
     losses = []

@@ -34,19 +34,24 @@ def slow_if_large(cases):
     ]
 
 
-# Each operator in one of the layouts, either in several: the other layouts are slow.
 OPERATORS = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
-BY_TURNS = pytest.mark.parametrize(
-    'op, last',
-    [
-        pytest.param(op, last, marks=[] if last == (i % 2 == 0) else pytest.mark.slow)
-        for i, op in enumerate(OPERATORS)
-        for last in (False, True)
-    ],
-    ids=lambda value: (
-        value if isinstance(value, str) else 'channels_last' if value else 'contiguous'
-    ),
-)
+
+
+def by_turns(name, values):
+    """Each value in one of the layouts, either with half of them; the other layouts are slow."""
+    return pytest.mark.parametrize(
+        f'{name}, last',
+        [
+            pytest.param(
+                value,
+                last,
+                id=f'{value}-{"channels_last" if last else "contiguous"}',
+                marks=[] if last == (i % 2 == 0) else pytest.mark.slow,
+            )
+            for i, value in enumerate(values)
+            for last in (False, True)
+        ],
+    )
 
 
 @pytest.fixture(scope='module')
@@ -75,8 +80,7 @@ def test_half_precision(run, name, dtype, last):
     run(cases.compare, name, SMALL, dtype, last)
 
 
-@LAYOUTS
-@pytest.mark.parametrize('name', [*CHEAP, 'entropy_pool'])
+@by_turns('name', [*CHEAP, 'entropy_pool'])
 def test_many_blocks(run, name, last):
     """Loops, splits and partial results, which tiny tensors do not need by themselves."""
     run(
@@ -200,8 +204,7 @@ def test_operator(run, op, dtype, last):
     run(cases.compare_operator, op, SHAPE, dtype, last)
 
 
-@LAYOUTS
-@pytest.mark.parametrize('op', OPERATORS)
+@by_turns('op', OPERATORS)
 def test_operator_is_traced_as_it_is(run, op, last):
     run(cases.check_fake, op, last)
 
@@ -216,19 +219,19 @@ def test_operator_variants(run, name):
     run(cases.compare_variant, name, (2, 5, 3, 4), len(name) % 2 == 0)
 
 
-@BY_TURNS
+@by_turns('op', OPERATORS)
 def test_operator_with_the_identity_in_part(run, op, last):
     run(cases.compare_in_part, op, not last, (2, 5, 3, 4), last)
 
 
-@BY_TURNS
+@by_turns('op', OPERATORS)
 def test_operator_in_many_blocks(run, op, last):
     """Loops, partial results of the passes, and middles that take several blocks."""
     args = op, (2, 5, 3, 4), torch.float32, last
     run(cases.compare_in_small_blocks, *args, compare=cases.compare_operator)
 
 
-@BY_TURNS
+@by_turns('op', OPERATORS)
 def test_gate(run, op, last):
     run(cases.compare_gate, cases.GATES_OF[op], (2, 8, 5, 4), last)
 
