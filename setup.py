@@ -4,11 +4,13 @@
 editable install symbolic links, so that edited configs are the ones mim sees.
 
 A wheel also gets the CPU kernels, compiled for each level of this machine's kind of processor
-(`mmattn/ops/native/toolchain.py`); without a compiler, or with `MMATTN_NATIVE=0`, it does not, and
-is one for every machine. They are no extension module: one wheel serves every Python and torch.
+(`mmattn/ops/native/toolchain.py`), or of the one that a cross compiler in `CXX` compiles for;
+without a compiler, or with `MMATTN_NATIVE=0`, it does not, and is one for every machine. They are
+no extension module: one wheel serves every Python and torch.
 """
 
 import os
+import platform
 import runpy
 import shutil
 from pathlib import Path
@@ -28,8 +30,9 @@ ROOT = Path(__file__).resolve().parent
 MIM = ('configs', 'tools', 'model-index.yml')
 NATIVE = 'mmattn/ops/native'
 toolchain = runpy.run_path(str(ROOT / NATIVE / 'toolchain.py'))
-WITHOUT = os.environ.get('MMATTN_NATIVE') == '0' or toolchain['compiler']() is None
-LEVELS = [] if WITHOUT else toolchain['levels']()
+CXX = None if os.environ.get('MMATTN_NATIVE') == '0' else toolchain['compiler']()
+MACHINE = platform.machine() if CXX is None else toolchain['machine_of'](CXX)
+LEVELS = [] if CXX is None else toolchain['levels'](MACHINE)
 
 
 class BuildWithMim(build_py):
@@ -50,7 +53,10 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
         if LEVELS and not self.editable_mode:
             print(f'compiling the CPU kernels for {", ".join(LEVELS)}', flush=True)
-            toolchain['ship'](Path(self.build_lib) / NATIVE / 'lib')
+            folder = Path(self.build_lib) / NATIVE / 'lib'
+            for of_another_machine in folder.glob('kernels-*.so'):  # an earlier build's
+                of_another_machine.unlink()
+            toolchain['ship'](folder)
 
 
 class Compiled(Distribution):
@@ -60,7 +66,7 @@ class Compiled(Distribution):
 
 class WheelOfAnyPython(bdist_wheel):
     def get_tag(self):
-        return 'py3', 'none', super().get_tag()[2]
+        return 'py3', 'none', super().get_tag()[2].replace(platform.machine(), MACHINE)
 
 
 setup(

@@ -25,6 +25,8 @@ myst_enable_extensions = ['dollarmath']
 myst_heading_anchors = 4
 html_theme = 'furo'
 html_title = 'mmattn'
+html_static_path = ['static']
+html_css_files = ['wide.css']
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent

@@ -22,6 +22,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Module: the distributions that hold it, the one to install first.
 LIBRARIES = dict(
@@ -97,15 +101,17 @@ MENDS = (
 class Page:
     """The report: a line for each thing, then what is broken."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lines: list[str] = []
         self.broken: dict[str, str] = {}  # what -> mend
         self.bad: set[str] = set()  # modules that do not import
 
     def say(self, name: str, text: str) -> None:
+        """Adds a line about a thing."""
         self.lines.append(f'{name:<12} {text}')
 
     def broke(self, what: str, mend: str) -> None:
+        """Adds something that is broken, and how to mend it."""
         self.broken[what] = mend
 
     def __str__(self) -> str:
@@ -140,6 +146,13 @@ def installed(module: str) -> bool:
     except (ImportError, ValueError):
         return False
     return spec is not None and spec.origin is not None
+
+
+def place_of(module: str) -> Path:
+    """The folder of a module that is installed."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def distributions(module: str) -> list[tuple[str, str]]:
@@ -189,6 +202,7 @@ def try_import(page: Page, module: str, *parts: str) -> bool:
 
 
 def system(page: Page) -> None:
+    """Python, the machine, the disk and our environment variables."""
     page.say('python', f'{platform.python_version()} ({sys.executable})')
     page.say('system', f'{platform.platform()}, {os.cpu_count()} cores')
     free = shutil.disk_usage('.').free / 1e9
@@ -210,7 +224,7 @@ def library(page: Page, module: str, *parts: str) -> None:
     if found:
         text = ' and '.join(f'{version} ({name})' for name, version in found)
     else:
-        text = f'{version or "?"} (from {Path(find_spec(module).origin).parent})'
+        text = f'{version or "?"} (from {place_of(module)})'
     page.say(module, text if good else f'{text}: does not import')
     if len(found) > 1 and module != 'cv2':
         names = ' '.join(name for name, _ in found)
@@ -233,8 +247,8 @@ def own_package(page: Page) -> None:
             'pip install -e . in the checkout, or PYTHONPATH',
         )
         return
-    root = Path(find_spec('mmattn').origin).parent
-    scope = {}
+    root = place_of('mmattn')
+    scope: dict[str, object] = {}
     with contextlib.suppress(OSError):
         exec((root / 'version.py').read_text(), scope)
     commit = command('git', '-C', str(root), 'describe', '--always', '--dirty')
@@ -246,6 +260,7 @@ def own_package(page: Page) -> None:
 
 
 def libraries(page: Page) -> None:
+    """The libraries below mmattn, mmattn itself and the codebases, each imported."""
     for module in ('numpy', 'cv2', 'torch', 'torchvision', 'triton', 'mmengine'):
         library(page, module)
     if not installed('torch'):
@@ -328,6 +343,7 @@ def gpu(page: Page) -> None:
 
 
 def torch_build(page: Page) -> None:
+    """What torch is built for."""
     if 'torch' in page.bad:
         return
     import torch
@@ -417,7 +433,7 @@ def kernels(page: Page) -> None:
         page.say('GPU kernels', f'the equations, slower: {_no_triton(torch)}')
 
 
-def self_checks(page: Page, device: object) -> None:
+def self_checks(page: Page, device: 'torch.device') -> None:
     """The verdicts that are kept of this GPU's kernels (`mmattn.ops.triton.selfcheck`)."""
     from mmattn.ops.triton import selfcheck
 
@@ -517,6 +533,7 @@ def examine() -> Page:
 
 
 def main() -> None:
+    """Prints the page; exit code 1 if something is broken."""
     page = examine()
     print(page)
     sys.stdout.flush()

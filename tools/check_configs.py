@@ -14,12 +14,13 @@ import io
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 
 from mmattn import quiet
 from mmattn.papers import alternatives, config_root, trial
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -44,7 +45,7 @@ def parse_args(argv):
     return args
 
 
-def chosen(args):
+def chosen(args: argparse.Namespace) -> list[tuple[str, list[str]]]:
     """What to run: pairs of a config and the names of its alternatives."""
     if args.alternatives and args.configs:
         return [(path, [name]) for path in args.configs for name in alternatives.of_row(path)]
@@ -56,7 +57,7 @@ def chosen(args):
     return [(path, []) for path in paths]
 
 
-def describe(path, names):
+def describe(path: str, names: Sequence[str]) -> str:
     """The config, and what its alternatives change in it, why and where."""
     lines = [alternatives.titled(path, names)]
     for name in names:
@@ -67,7 +68,7 @@ def describe(path, names):
     return '\n'.join(lines)
 
 
-def check(path, names, data_root, verbose):
+def check(path: str, names: Sequence[str], data_root: str, verbose: bool) -> bool:
     """Run one config and print a line; return whether it ran."""
     title = alternatives.titled(path, names)
     if names:
@@ -86,7 +87,7 @@ def check(path, names, data_root, verbose):
     return True
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     runs = chosen(args)

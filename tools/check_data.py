@@ -10,20 +10,22 @@ import json
 import os
 import sys
 
+from mmengine.config import Config
+
 from mmattn.datasets.check import check
 from mmattn.datasets.prepare import DataError
 from mmattn.lines import indented, one_line
 from mmattn.runs.cli import UserError, add_config_arguments, load_config
 
 
-def count(text):
+def count(text: str) -> int:
     """A number of processes, from the command line."""
     if not (text.isascii() and text.isdigit()):
         raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
     return int(text)
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,19 +44,19 @@ def parse_args():
     return parser.parse_args()
 
 
-def load(path, args):
+def load(path: str, args: argparse.Namespace) -> Config:
     """A config as the training would read it."""
     common = dict(work_dir=None, launcher='none', local_rank=0, trust_checkpoint=False)
     return load_config(argparse.Namespace(**{**vars(args), **common, 'config': path}))
 
 
-def writable(path):
+def writable(path: str) -> bool:
     """Whether a file can be written, be it there already or not."""
     place = path if os.path.exists(path) else os.path.dirname(path) or '.'
     return os.access(place, os.W_OK) and not os.path.isdir(path)
 
 
-def main():
+def main() -> int:
     args = parse_args()
     try:
         configs = {path: load(path, args) for path in args.configs}

@@ -10,6 +10,7 @@ only a resumption needs is left out, as it is by what OpenMMLab publishes.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmattn import quiet
@@ -17,7 +18,7 @@ from mmattn.lines import one_line
 from mmattn.runs import checkpoint
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -35,7 +36,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     try:

@@ -9,6 +9,7 @@ python tools/leaderboard.py cat 1 --verify work_dirs/reproduce
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -21,8 +22,9 @@ with redirect_stdout(sys.stderr):
     from mmattn import quiet
     from mmattn.leaderboard import packs
     from mmattn.leaderboard.build import boards
-    from mmattn.leaderboard.collect import Folder, Known, collect
+    from mmattn.leaderboard.collect import Known, collect
     from mmattn.leaderboard.render import FORMATS, render, show
+    from mmattn.leaderboard.sources import Folder, Source
     from mmattn.lines import one_line
     from mmattn.papers import own
     from mmattn.runs.atomic import write_text
@@ -33,7 +35,7 @@ FAILED = 1
 SUFFIXES = {'.html': 'html', '.md': 'markdown', '.csv': 'csv', '.json': 'json'}
 
 
-def parse_args(argv=None):
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0], allow_abbrev=False)
     parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', type=int, nargs='*', help='numbers of its tables (default: all)')
@@ -78,7 +80,7 @@ def parse_args(argv=None):
     return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     quiet.install()
     args = parse_args(argv)
     try:
@@ -89,7 +91,7 @@ def main(argv=None):
             count = packs.export(args.work_dir, args.export)
             print(f'{count} records in {args.export}')
             return 0
-        sources = [packs.Pack(path) for path in args.merge]
+        sources: list[Source] = [packs.Pack(path) for path in args.merge]
         if args.work_dir.is_dir() or not sources:
             sources.insert(0, Folder(args.work_dir))
         with redirect_stdout(sys.stderr):
@@ -112,7 +114,7 @@ def main(argv=None):
     return 0
 
 
-def verify(root, files):
+def verify(root: Path, files: Sequence[str]) -> int:
     runs, faults = collect([Folder(root)], Known.with_files(files))
     faults += packs.verify(root, runs)
     for fault in faults:

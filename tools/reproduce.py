@@ -10,28 +10,32 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from mmattn.lines import indented, one_line
 from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
+from mmattn.papers.plan import Run
 from mmattn.runs import cluster, leases, local, locks, needs, watch
 from mmattn.runs.cli import UserError
+from mmattn.runs.driver import Driver, Work
 from mmattn.runs.progress import Progress
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
 
 
-def count(text):
+def count(text: str) -> int:
     """A number of things, from the command line."""
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f'must be a number from 1 on, got {text!r}')
     return int(text)
 
 
-def names(text):
+def names(text: str) -> list[str]:
     """Numbers of GPUs: 0,1,3."""
     found = text.split(',')
     if not all(name.isdigit() for name in found) or len(set(found)) < len(found):
@@ -39,7 +43,7 @@ def names(text):
     return found
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('paper', help="cat or drtam; with --tables the folder's name")
     parser.add_argument('table', nargs='*', type=int, help='numbers of tables (default: all)')
@@ -103,7 +107,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def find_slots(chosen, per_run):
+def find_slots(chosen: Sequence[str] | None, per_run: int) -> leases.Slots:
     """The GPUs of this machine, or a CPU slot a processor.
 
     Raises:
@@ -122,7 +126,7 @@ def find_slots(chosen, per_run):
     return leases.Slots(kind, found)
 
 
-def confirm(runs, args, driver):
+def confirm(runs: Sequence[Run], args: argparse.Namespace, driver: Driver) -> None:
     """Says what is left, by trials and finished runs; asks before a day of GPU time or more, or if
     it is not known.
 
@@ -146,7 +150,7 @@ def confirm(runs, args, driver):
         raise UserError('not started')
 
 
-def say_time(left, unknown):
+def say_time(left: float, unknown: Sequence[Run]) -> None:
     text = f'{watch.duration(left)} of GPU time' if left or not unknown else ''
     if unknown:
         text += f'{" and " if text else ""}{len(unknown)} configs of which no run is done yet'
@@ -154,12 +158,12 @@ def say_time(left, unknown):
     print(f'to do: {text}', flush=True)
 
 
-def say_disk(wanted, free):
+def say_disk(wanted: int, free: int) -> None:
     if wanted:
         print(f'disk: {wanted / 1e9:.1f} GB for checkpoints and logs, {free / 1e9:.1f} GB are free')
 
 
-def check_disk(runs, args):
+def check_disk(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Says what will be written.
 
     Raises:
@@ -173,7 +177,7 @@ def check_disk(runs, args):
         )
 
 
-def check_data(runs, args):
+def check_data(runs: Sequence[Run], args: argparse.Namespace) -> None:
     """Looks at the data of what is to be trained.
 
     Raises:
@@ -189,7 +193,7 @@ def check_data(runs, args):
         raise UserError('the data is not as it must be; --no-check trains all the same')
 
 
-def dry_run(runs, args):
+def dry_run(runs: Sequence[Run], args: argparse.Namespace) -> None:
     if args.format == 'json':
         print(json.dumps(plan.as_data(runs, args.work_dir, args.gpus_per_run), indent=1))
     elif args.format == 'sh':
@@ -209,7 +213,7 @@ def dry_run(runs, args):
             say_disk(*needs.disk(runs, args.work_dir, remember=False))
 
 
-def keep_watching(runs, work_dir):
+def keep_watching(runs: Sequence[Run], work_dir: str) -> None:
     console = Console()
     if not console.is_terminal:
         watch.show(runs, work_dir, console)
@@ -220,7 +224,7 @@ def keep_watching(runs, work_dir):
             time.sleep(1)
 
 
-def on_cluster(runs, args, options):
+def on_cluster(work: Work, args: argparse.Namespace) -> Driver:
     """A driver that submits to Slurm.
 
     Raises:
@@ -233,29 +237,31 @@ def on_cluster(runs, args, options):
             raise
         raise UserError("--slurm needs submitit: pip install 'mmattn[reproduce]'") from error
     found = cluster.read(args.cluster, args.slurm)
-    return slurm.Driver(runs, args.work_dir, found, **options)
+    return slurm.Driver(work, found)
 
 
-def make_driver(runs, args, say):
+def make_driver(runs: Sequence[Run], args: argparse.Namespace, say: Callable[[str], Any]) -> Driver:
     """The driver that places runs where the command line says.
 
     Raises:
         UserError: if that cannot be.
     """
     environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
-    options = dict(
+    work = Work(
+        runs,
+        args.work_dir,
         per_run=args.gpus_per_run,
         tries=args.tries,
         say=say,
         environment=environment,
     )
     if (args.slurm or args.cluster) and not args.local:
-        return on_cluster(runs, args, options)
+        return on_cluster(work, args)
     slots = find_slots(args.gpus, args.gpus_per_run)
-    return local.Driver(runs, args.work_dir, slots, **options)
+    return local.Driver(work, slots)
 
 
-def drive(runs, args):
+def drive(runs: Sequence[Run], args: argparse.Namespace) -> int:
     """Returns the exit code: 0 if all is done, 1 if not, 130 if it was stopped."""
     locks.make_folder(args.work_dir)
     check_data(runs, args)
@@ -274,7 +280,7 @@ def drive(runs, args):
     return 0 if done else 1
 
 
-def main():
+def main() -> int:
     args = parse_args()
     try:
         runs = plan.make(

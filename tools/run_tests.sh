@@ -20,4 +20,4 @@ done
 # One thread a test process: they share the cores, and so do the processes that some tests start. Three
 # keep two cores busy, as a sixth of the time is waiting for such processes.
 export OMP_NUM_THREADS=1
-exec "$PYTHON" -m pytest -n 3 -m "$tests" "${options[@]}"
+exec "$PYTHON" -m pytest -n 3 --dist worksteal -m "$tests" "${options[@]}"

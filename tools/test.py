@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import mmengine
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
 from mmattn.runs import Runner, locks
@@ -20,7 +20,7 @@ from mmattn.runs.cli import (
 )
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -35,7 +35,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def add_visualization(cfg, folder):
+def add_visualization(cfg: Config, folder: str) -> None:
     hook = cfg.get('default_hooks', {}).get('visualization')
     if hook is None:
         raise UserError('--show-dir needs default_hooks.visualization in the config')
@@ -48,7 +48,7 @@ def add_visualization(cfg, folder):
         cfg.visualizer.save_dir = folder
 
 
-def add_tta(cfg):
+def add_tta(cfg: Config) -> None:
     """Wraps the model for test-time augmentation: the config's own, or the mean over flips."""
     dataset = cfg.test_dataloader.dataset
     while 'dataset' in dataset:
@@ -75,7 +75,7 @@ def add_tta(cfg):
     dataset.pipeline = cfg.tta_pipeline
 
 
-def add_output(cfg, out):
+def add_output(cfg: Config, out: str) -> None:
     """Adds what writes predictions; metrics are written at the end."""
     kind = Path(out).suffix
     if kind == '.json':
@@ -91,7 +91,7 @@ def add_output(cfg, out):
         raise UserError(f'--out must end in .json or .pkl, got {out}')
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug) as state:
         cfg = load_config(args)

@@ -4,6 +4,7 @@ import argparse
 import os
 from contextlib import ExitStack, suppress
 
+from mmengine.config import Config
 from mmengine.device import get_device
 
 from mmattn.analysis.hooks import log_gates
@@ -20,14 +21,14 @@ from mmattn.runs.cli import (
 )
 
 
-def count(text):
+def count(text: str) -> int:
     """A number of things, from the command line."""
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f'must be a number from 0 on, got {text!r}')
     return int(text)
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config')
     parser.add_argument(
@@ -92,7 +93,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def merge_args(cfg, args):
+def merge_args(cfg: Config, args: argparse.Namespace) -> None:
     """Applies the command line to the config."""
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
@@ -139,7 +140,7 @@ def merge_args(cfg, args):
         cfg.resume, cfg.load_from = True, None
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug) as state:
         cfg = load_config(args)

@@ -37,7 +37,8 @@ def package() -> Any:
     """The `pytorch_grad_cam` module, or a UserError that says how to get it."""
     if importlib.util.find_spec('pytorch_grad_cam') is None:
         raise UserError(
-            'class activation maps need the package grad-cam: pip install --no-deps grad-cam ttach'
+            'class activation maps need the package grad-cam: '
+            'pip install --no-deps -r requirements/visual.txt'
         )
     import pytorch_grad_cam
 
@@ -50,7 +51,8 @@ class Scores(nn.Module):
 
     def __init__(self, model: nn.Module, scope: str) -> None:
         super().__init__()
-        self.model, self.scope = model, scope
+        self.model: Any = model
+        self.scope = scope
 
     def forward(self, x: Tensor) -> Tensor:
         if self.scope == 'mmdet':
@@ -106,6 +108,7 @@ class Cam:
         self.scope, self.method = scope, method
         self.scores = Scores(model, scope).eval()
         self.layers = [layer_of(model, layer)]
+        self.name = layer or 'the last stage'
         self.make = getattr(found, method)
 
     def target(self, scores: Tensor, category: int | None = None) -> tuple[int, Callable]:
@@ -135,10 +138,26 @@ class Cam:
         finally:
             cam.activations_and_grads.release()
 
+    def run(self, inputs: Tensor) -> Tensor:
+        """The scores, without gradients.
+
+        Raises:
+            UserError: if the layer gives no map (N, C, H, W), or does not run.
+        """
+        given = []
+        handle = self.layers[0].register_forward_hook(lambda module, args, y: given.append(y))
+        try:
+            with torch.no_grad():
+                scores = self.scores(inputs)
+        finally:
+            handle.remove()
+        if not given or not isinstance(given[-1], Tensor) or given[-1].dim() != 4:
+            raise UserError(f'{self.name} gives no map (N, C, H, W): name another --layer')
+        return scores
+
     def look(self, inputs: Tensor, category: int | None = None) -> tuple[np.ndarray, str]:
         """The map of one picture (1, 3, H, W), and in words what of."""
-        with torch.no_grad():
-            scores = self.scores(inputs)[0]
+        scores = self.run(inputs)[0]
         number, target = self.target(scores, category)
         (found,) = self.maps(inputs, [target])
         if number < 0:
@@ -159,10 +178,12 @@ class Faithfulness:
 
     @property
     def drop(self) -> np.ndarray:
+        """Of each picture, (N,): how far the confidence falls, 0 where it rises."""
         return np.maximum(-self.change, 0)
 
     @property
     def increase(self) -> np.ndarray:
+        """Of each picture, (N,): 1 where the confidence rises, else 0."""
         return (self.change > 0).astype(np.float32)
 
     def columns(self) -> dict[str, np.ndarray]:
@@ -198,17 +219,16 @@ def faithfulness(cam: Cam, cfg: Config, count: int, batch: int = 16) -> Faithful
         data = model.data_preprocessor(pseudo_collate(packed), False)
         labels = [int(sample.gt_label) for sample in data['data_samples']]
         inputs = data['inputs']
+        shares = cam.run(inputs).softmax(1)
         found = cam.maps(inputs, [_score(label) for label in labels])
         targets = [ClassifierOutputSoftmaxTarget(label) for label in labels]
-        with torch.no_grad():
-            shares = cam.scores(inputs).softmax(1)
         before += [float(s[label]) for s, label in zip(shares, labels, strict=True)]
         road += [*ROADCombined([*PERCENTILES])(inputs, found, targets, cam.scores)]
         change += [*CamMultImageConfidenceChange()(inputs, found, targets, cam.scores)]
     return Faithfulness(np.array(road), np.array(change), np.array(before))
 
 
-def _score(label):
+def _score(label: int) -> Callable[[Tensor], Tensor]:
     return lambda out: out[label]
 
 

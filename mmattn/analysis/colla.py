@@ -3,8 +3,9 @@
 import json
 import math
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmattn.attention.cat import POOLS
 from mmattn.runs import checkpoint
@@ -50,7 +51,7 @@ def from_checkpoint(path: str | Path) -> Factors:
     if not raw:
         raise UserError(f'{path} holds no colla-factors: its model has no CAT, or one without any')
     pools, softmax = _choices(path, found.get('meta') or {}, raw)
-    gates = {}
+    gates: dict[str, dict[str, float]] = {}
     for name, values in raw.items():
         gates[name] = factors = {}
         if 'exterior_logits' in values:
@@ -74,12 +75,14 @@ def label_of(path: str | Path) -> str:
     return f'{folder.parent.name}, {folder.name}' if seed else folder.stem
 
 
-def _softmax(values):
+def _softmax(values: Sequence[float]) -> list[float]:
     powers = [math.exp(v - max(values)) for v in values]
     return [power / sum(powers) for power in powers]
 
 
-def _choices(path, meta, raw):
+def _choices(
+    path: str | Path, meta: Mapping[str, Any], raw: Mapping[str, Mapping[str, Sequence[float]]]
+) -> tuple[tuple[str, ...], bool]:
     """Which pools the interior factors belong to, and whether they act through a softmax."""
     lengths = {
         len(v) for values in raw.values() for k, v in values.items() if k != 'exterior_logits'
@@ -116,12 +119,12 @@ def from_logs(path: str | Path) -> Course:
     files = [path] if path.is_file() else sorted(path.rglob('vis_data/scalars.json'))
     points: dict[str, dict[str, dict[int, float]]] = {}
     for file in files:
-        for line in file.read_text(encoding='utf-8').splitlines():
+        for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
             try:
                 record = json.loads(line)
             except ValueError:  # the line at which a run was cut off
                 continue
-            step = record.pop('step', 0) if isinstance(record, dict) else None
+            step: Any = record.pop('step', 0) if isinstance(record, dict) else None
             for key, value in record.items() if step is not None else ():
                 match = SCALAR.match(key)
                 if match and match.group(2) in FACTORS:

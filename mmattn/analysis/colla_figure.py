@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib
 import matplotlib.cm
@@ -62,6 +63,7 @@ def against_depth(models: Sequence[Factors]) -> Figure:
                     linewidth=1.2,
                     label=label if places else None,
                 )
+            _start_line(axis, kind == 'exterior')
             axis.set_xticks(range(len(gates)), _short(list(model.gates)), rotation=90, fontsize=6)
             _tidy(axis)
             if number == 0:
@@ -91,6 +93,7 @@ def over_training(courses: Sequence[Course]) -> Figure:
                 points = gate.get(factor, [])
                 colour = matplotlib.colormaps[DEPTH](depth / count * 0.9)
                 axis.plot([step for step, _ in points], [v for _, v in points], color=colour)
+            _start_line(axis, factor.endswith('_w'))
             axis.xaxis.set_major_locator(MaxNLocator(2, integer=True))
             _tidy(axis)
             if number == 0:
@@ -108,6 +111,11 @@ def over_training(courses: Sequence[Course]) -> Figure:
     return figure
 
 
+def _start_line(axis: Any, exterior: bool) -> None:
+    """Where the factors of an axis start from."""
+    axis.axhline(0.5 if exterior else 0, color='black', linewidth=0.6, linestyle=':', zorder=1)
+
+
 def _symbol(factor: str) -> str:
     axis, _, name = factor.partition('_')
     return rf'${axis}_w$' if name == 'w' else rf'${axis}_\{name}$'
@@ -123,7 +131,7 @@ def _wrapped(label: str, most: int = 26) -> str:
     return '\n'.join(line.rstrip() for line in lines)
 
 
-def _tidy(axis):
+def _tidy(axis: Any) -> None:
     axis.tick_params(labelsize=6)
     axis.grid(alpha=0.3, linewidth=0.5)
     for side in ('top', 'right'):

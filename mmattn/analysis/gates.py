@@ -5,7 +5,7 @@ went into each gate and came out: nothing is computed a second time.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -46,7 +46,7 @@ def gates_of(model: nn.Module) -> list[Place]:
         id(module)
         for host in model.modules()
         if hasattr(host, '_plugin_modules')
-        for _, module in host._plugin_modules()
+        for _, module in host._plugin_modules()  # type: ignore[operator]
     }
     for _, owner, place in placed(model):
         plugged |= {id(getattr(owner, spot.name)) for spot in place.spots}
@@ -85,7 +85,7 @@ def select(
             known = ', '.join(place.name for place in places)
             raise ValueError(f'no gate is called {" or ".join(names)}; there are: {known}')
         return found
-    first = {}
+    first: dict[int | None, Place] = {}
     for place in places:
         first.setdefault(place.stage, place)
     missing = [stage for stage in stages if stage not in first]
@@ -118,10 +118,12 @@ class Seen:
 
     @property
     def pools(self) -> dict[str, Tensor]:
+        """Copies on the CPU, in float32, by name: (N, C), (N, H, W), ..."""
         return {name: _kept(t) for name, t in self.told.pools.items()}
 
     @property
     def factors(self) -> dict[str, Tensor]:
+        """The same of the factors."""
         return {name: _kept(t) for name, t in self.told.factors.items()}
 
     def attentions(self) -> Tensor | None:
@@ -142,10 +144,11 @@ def _kept(t: Tensor) -> Tensor:
 @contextmanager
 def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
     """Gives a dict that a forward pass inside fills: of each gate, by name, what it did last."""
-    found, handles = {}, []
+    found: dict[str, Seen] = {}
+    handles = []
 
-    def listen(place):
-        def hook(module, args, y):
+    def listen(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Any) -> None:
             x = args[0]
             if not isinstance(y, Tensor) or x.dim() != 4 or y.shape != x.shape:
                 return

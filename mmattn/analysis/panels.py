@@ -3,15 +3,18 @@
 Entropies are drawn as the gate takes them, normalised (CAT, eq. 4) where the operator tells so.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from .gates import Seen
 
 # Panels of a spatial map that may be laid over the picture.
 OVER = ('gate', 'ratio')
+# What the map is multiplied by, or would be: numbers whose size means something.
+FACTORS = ('s', 'c', 'h', 'w', 'S_A', 'a_i', 'a_c', *OVER)
 
 
 class Panel(NamedTuple):
@@ -54,7 +57,7 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     """
     found = []
 
-    def add(key, title, kind, values):
+    def add(key: str, title: str, kind: str, values: Any) -> None:
         found.append(Panel(key, title, kind, np.asarray(values, dtype=np.float32)))
 
     pools = {name: t[sample] for name, t in seen.pools.items()}
@@ -75,8 +78,8 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
             if key in known:
                 add(key, title, 'bars', known[key])
     if seen.kind == 'CoordAttention' and 'h' in factors:
-        add('h', 'height factor', 'strip', factors['h'].T)
-        add('w', 'width factor', 'strip', factors['w'])
+        add('h', 'height factor (h, c)', 'strip', factors['h'].T)
+        add('w', 'width factor (c, w)', 'strip', factors['w'])
     attention = seen.attention(sample)
     if attention is not None:
         add('gate', 'gate', 'map', attention.mean(0))
@@ -85,7 +88,11 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
     return {panel.key: panel for panel in found}
 
 
-def _drtam(pools, factors, add):
+def _drtam(
+    pools: Mapping[str, Tensor],
+    factors: Mapping[str, Tensor],
+    add: Callable[[str, str, str, Any], None],
+) -> None:
     """The first module's descriptors, before their norms, and the maps (1): A_I, A_C."""
     for axis in 'chw':
         if f'{axis}1' in pools:

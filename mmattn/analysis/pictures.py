@@ -1,7 +1,7 @@
 """A trained model of any of the codebases, and pictures as its own test pipeline makes them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -31,11 +31,13 @@ class Picture:
         name (str): For titles and files.
         rgb (ndarray): (H, W, 3) of bytes, as the test pipeline left it.
         data (dict): As a data loader gives it, a batch of one.
+        label (int, optional): The class of one of a classifier's test set.
     """
 
     name: str
     rgb: np.ndarray
     data: dict[str, Any]
+    label: int | None = None
 
 
 def enter_scope(cfg: Config) -> str:
@@ -118,11 +120,15 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     dataset = cfg.get('test_dataloader') and cfg.test_dataloader.get('dataset')
     if not dataset:
         raise UserError('the config has no test_dataloader, whose pipeline makes the pictures')
+    if size is not None and min(size) < 1:
+        raise UserError(f'the size of a picture must be 1 or more, got {size[0]} {size[1]}')
     kind, _, number = source.partition(':')
     if kind == 'test' and number.isdecimal():
         packed, name, bgr = _from_test_set(dataset, int(number))
     else:
         path, name = _file(source)
+        if mmcv.imread(str(path)) is None:
+            raise UserError(f'{source} is no picture that can be read')
         pipeline = innermost(dataset).pipeline
         bgr, given = _is_bgr(pipeline), dict(img_path=str(path), img_id=0)
         if not any(map(_loads, pipeline)):  # a data set of arrays (CIFAR), which are RGB
@@ -136,10 +142,14 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     if rgb.shape[2] == 1:
         rgb = rgb.repeat(3, 2)
     rgb = np.ascontiguousarray(rgb[..., ::-1] if bgr else rgb).astype(np.uint8)
-    return Picture(name, rgb, pseudo_collate([packed]))
+    label = getattr(packed['data_samples'], 'gt_label', None)
+    known = None
+    if isinstance(label, Tensor) and label.numel() == 1 and kind == 'test':
+        known = int(label)
+    return Picture(name, rgb, pseudo_collate([packed]), known)
 
 
-def _file(source):
+def _file(source: str) -> tuple[Path, str]:
     if source in SAMPLES:
         try:
             import sklearn.datasets
@@ -152,16 +162,18 @@ def _file(source):
     return path, path.stem
 
 
-def _loads(step):
+def _loads(step: Mapping[str, Any]) -> bool:
     return step['type'].rpartition('.')[2] == 'LoadImageFromFile'
 
 
-def _is_bgr(pipeline):
+def _is_bgr(pipeline: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the pipeline's pictures are BGR, as mmcv's loader makes them; arrays are RGB."""
     return any(map(_loads, pipeline))
 
 
-def _without_labels(pipeline, size):
+def _without_labels(
+    pipeline: Sequence[Mapping[str, Any]], size: tuple[int, int] | None
+) -> list[Mapping[str, Any]]:
     """The steps of a test pipeline that a picture without labels goes through."""
     steps = [step for step in pipeline if 'Annotations' not in step['type']]
     if size is not None:
@@ -171,7 +183,7 @@ def _without_labels(pipeline, size):
     return steps
 
 
-def _from_test_set(dataset, number):
+def _from_test_set(dataset: Mapping[str, Any], number: int) -> tuple[Any, str, bool]:
     built = DATASETS.build(dataset)
     if not 0 <= number < len(built):
         raise UserError(f'test:{number}: the test set has {len(built)} pictures, from test:0')
@@ -181,13 +193,14 @@ def _from_test_set(dataset, number):
 def look(model: nn.Module, seen: Picture) -> tuple[Tensor, Callable[[], Any]]:
     """The network's input of a picture, (1, 3, H, W), normalised and padded, and what runs it:
     backbone and neck alone, once, whatever the model's way of testing (a sliding window, ...)."""
-    data = model.data_preprocessor(seen.data, False)
+    network: Any = model  # of one of the codebases
+    data = network.data_preprocessor(seen.data, False)
     inputs = data['inputs']
 
-    def run():
+    def run() -> Any:
         with torch.no_grad():
-            if hasattr(model, 'extract_feat'):
-                return model.extract_feat(inputs)
-            return model(inputs, mode='tensor')
+            if hasattr(network, 'extract_feat'):
+                return network.extract_feat(inputs)
+            return network(inputs, mode='tensor')
 
     return inputs, run

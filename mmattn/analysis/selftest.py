@@ -27,7 +27,7 @@ KEPT = [0, 2]
 class SelfTestError(RuntimeError):
     """A wrong answer, and what mends it."""
 
-    def __init__(self, text: str, mend: str = 'report this page, please'):
+    def __init__(self, text: str, mend: str = 'report this page, please') -> None:
         super().__init__(text)
         self.mend = mend
 

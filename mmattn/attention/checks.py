@@ -11,6 +11,7 @@ def _is(kind: type, value: Any) -> bool:
 
 
 def check_int(name: str, value: Any, low: int) -> None:
+    """An integer that is not below `low`."""
     if not _is(numbers.Integral, value) or value < low:
         raise ValueError(f'{name} must be an integer >= {low}, got {value!r}')
 
@@ -22,12 +23,14 @@ def check_odd(name: str, value: Any) -> None:
 
 
 def check_number(name: str, value: Any, low: float = -math.inf) -> None:
+    """A finite number above `low`."""
     if not _is(numbers.Real, value) or not low < value < math.inf:
         bound = '' if low == -math.inf else f' > {low}'
         raise ValueError(f'{name} must be a finite number{bound}, got {value!r}')
 
 
 def check_range(name: str, value: Any) -> None:
+    """Two finite numbers, the lower one first."""
     if (
         not isinstance(value, (tuple, list))
         or len(value) != 2
@@ -45,10 +48,12 @@ def check_flags(**flags: Any) -> None:
 
 
 def check_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """One of the choices."""
     if value not in choices:
         raise ValueError(f'{name} must be one of {choices}, got {value!r}')
 
 
 def check_subset(name: str, value: Any, choices: Sequence[Any]) -> None:
+    """One or more of the choices."""
     if not isinstance(value, (tuple, list)) or not value or any(v not in choices for v in value):
         raise ValueError(f'{name} must be a tuple of one or more of {choices}, got {value!r}')

@@ -184,12 +184,14 @@ class DRTAM(Gate):
             chunks, maxima = self.initial.chunks, self.initial.maxima
             return ops.rank1_attention(x, states, layers, chunks, maxima, self.impl, a)
         planes = ops.strip_pool(x, channel=True, impl=self.impl)
-        factors = []
+        factors: list[Any] = []
         for module in modules:  # eq. 12-14: the second sees what the first left of the planes
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
         return ops.rank1_scale(x, *factors, impl=self.impl, identity_scale=a)
 
-    def _plain(self, modules, norms):
+    def _plain(
+        self, modules: Sequence[nn.Module], norms: Sequence[Sequence[nn.Module]]
+    ) -> Sequence[Tensor] | None:
         """The MLP's tensors where one op may stand for all layers, else None: one is changed
         (SyncBatchNorm) or listened to.
 

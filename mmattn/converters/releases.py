@@ -83,7 +83,8 @@ def from_release(name: str, weights: dict[str, Tensor], codebase: str = 'mmpretr
 
 def _mobilenet(weights: dict[str, Tensor]) -> Converted:
     places = [(stage + 1, block) for stage, count in enumerate(BLOCKS) for block in range(count)]
-    state, gates = {}, {}
+    state: dict[str, Tensor] = {}
+    gates: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, value in weights.items():
         layer, _, tensor = name.rpartition('.')
         found = INSIDE.fullmatch(name)
@@ -92,7 +93,7 @@ def _mobilenet(weights: dict[str, Tensor]) -> Converted:
             continue
         number = int(found['block']) if found else 0
         layers = FIRST_LAYERS if number == 1 else {**LAYERS, CA.child: 'coord'}
-        if not 1 <= number <= len(places) or found['layer'] not in layers:
+        if found is None or not 1 <= number <= len(places) or found['layer'] not in layers:
             raise ValueError(f"{name} is none of MobileNetV2's with coordinate attention")
         stage, block = places[number - 1]
         prefix = f'backbone.layer{stage}.{block}.conv.{layers[found["layer"]]}'

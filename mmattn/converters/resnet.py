@@ -92,7 +92,8 @@ def convert_resnet(
     """
     weights = plain(weights)
     depth, last = _depth(weights)
-    state, gates = {}, {}
+    state: dict[str, Tensor] = {}
+    gates: dict[tuple[int, int], dict[str, Tensor]] = {}
     for name, value in weights.items():
         found = BLOCK.fullmatch(name)
         if name.startswith('fc.'):
@@ -130,7 +131,7 @@ def plugins_of(
     """
     if not gates:
         raise ValueError(f'there is no {gate.kind} in these weights: no block has a {gate.child}')
-    by_stage = {}
+    by_stage: dict[int, dict[str, Any]] = {}
     for (stage, block), tensors in sorted(gates.items()):
         try:
             arguments = gate.arguments(tensors)
@@ -201,7 +202,10 @@ def _depth(weights: dict[str, Tensor]) -> tuple[int, str]:
         for found in map(BLOCK.fullmatch, weights)
         if found
     }
-    counts = tuple(sum(stage == number for stage, _ in blocks) for number in range(1, 5))
+    first, second, third, fourth = (
+        sum(stage == number for stage, _ in blocks) for number in range(1, 5)
+    )
+    counts = first, second, third, fourth
     last = 'conv3' if any('.conv3.' in name for name in weights) else 'conv2'
     if (last, counts) not in DEPTHS:
         known = ', '.join(map(str, DEPTHS.values()))

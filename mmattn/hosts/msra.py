@@ -69,7 +69,7 @@ def load_from_msra(filename: str, map_location: Any = None) -> dict[str, Tensor]
         blobs = blobs['blobs']  # Detectron's detectors have them one level deeper
     if not isinstance(blobs, dict) or 'conv1_w' not in blobs:
         raise ValueError(f"{path} is none of MSRA's ResNets: it is no dict with a conv1_w")
-    state = {}
+    state: dict[str, Tensor] = {}
     for name, blob in blobs.items():
         if not UNUSED.fullmatch(str(name)):
             _add(state, path, name, blob)

@@ -53,6 +53,7 @@ class PluginBlock:
         return out + (x if self.downsample is None else self.downsample(x))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Upstream's block, with gates where the slots are."""
         if self.with_cp and x.requires_grad:
             out = cp.checkpoint(self._sum, x, use_reentrant=False)
         else:
@@ -94,7 +95,7 @@ class ResNetSlots(PluginHost):
     """
 
     # Upstream's block class -> the same with slots.
-    plugin_blocks = {}
+    plugin_blocks: dict[type, type] = {}
 
     def __init__(
         self,

@@ -193,7 +193,9 @@ class Plugin:
         _check_switches(own, self.name)
         for key, (default, _) in SWITCHES.items():
             setattr(self, key, own.get(key, (defaults or {}).get(key, default)))
-        self.modules, self.widths, self.number = [], [], 0
+        self.modules: list[nn.Module] = []
+        self.widths: list[int] = []
+        self.number = 0
 
     def _read_cfg(self, cfg: dict[str, Any]) -> None:
         self.args = {**cfg}

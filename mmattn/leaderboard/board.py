@@ -145,6 +145,7 @@ class Board:
 
     @property
     def title(self) -> str:
+        """A board's paper and number."""
         return f'{self.paper.upper()}, Table {self.table}'
 
     @property

@@ -8,28 +8,23 @@ Nothing of a record is executed: its config is read as data.
 """
 
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mmattn.lines import one_line
 from mmattn.papers import alternatives, own
-from mmattn.papers.metrics import is_number
 from mmattn.papers.tables import config_root, entries
 from mmattn.runs.atomic import TEMPORARY
+from mmattn.runs.form import Record
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of
 
 from .expected import PER_GPU, changed, expected_config, fitting, refuse
+from .sources import MOST_BYTES, Source
 
-# A record's own bounds: evaluations of hundreds of epochs and a config are some 100 kB.
-MOST_BYTES = 20 * 10**6
-TAIL_BYTES, TAIL_LINES = 8000, 20
-# paper, perhaps a folder in it, row, seed
-DEPTH = 4
+Identity = tuple[str, tuple[str, ...], int]  # config, alternatives, seed
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Run:
     alternatives: tuple[str, ...]
     seed: int
     state: str
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
     modified: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     progress: float | None = None
@@ -58,64 +53,13 @@ class Run:
 
     @property
     def counts(self) -> bool:
+        """Whether its result is one of the row: done, by the repository's config."""
         return self.state == 'done' and not self.modified
 
     @property
-    def identity(self) -> tuple[str, tuple[str, ...], int]:
+    def identity(self) -> Identity:
+        """What no two runs share: config, alternatives and seed."""
         return self.config, self.alternatives, self.seed
-
-
-class Source(Protocol):
-    """Where records come from: a folder, or a pack (see `mmattn.leaderboard.packs`)."""
-
-    name: str
-
-    def records(self) -> Iterator[tuple[str, bytes]]:
-        """Each record's (or would-be record's) place and contents."""
-
-    def last_lines(self, place: str) -> str:
-        """Of the log of the run whose record has that place; empty if there is none."""
-
-
-@dataclass(frozen=True)
-class Folder:
-    """The root below which runs lie."""
-
-    root: Path
-
-    @property
-    def name(self) -> str:
-        return str(self.root)
-
-    def records(self) -> Iterator[tuple[str, bytes]]:
-        """In the alphabet's order. Looks for `record.json*` down to the folders of runs, not into
-        what a run wrote; links are not followed.
-
-        Raises:
-            NotADirectoryError: if there is no such folder.
-        """
-        if not self.root.is_dir():
-            raise NotADirectoryError(f'there is no folder {self.root}')
-        yield from self._below(self.root, '', 0)
-
-    def last_lines(self, place: str) -> str:
-        logs = sorted((self.root / place).parent.glob('*/*.log'), key=lambda log: log.name)
-        if not logs or logs[-1].is_symlink() or not logs[-1].is_file():
-            return ''
-        with open(logs[-1], 'rb') as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            text = file.read(TAIL_BYTES).decode(errors='replace')
-        return '\n'.join(text.splitlines()[-TAIL_LINES:])
-
-    def _below(self, folder, place, depth):
-        folder_name = os.path.basename(folder)
-        for item in sorted(os.scandir(folder), key=lambda item: item.name):
-            inner = f'{place}{item.name}'
-            if item.is_dir(follow_symlinks=False):
-                if depth < DEPTH and not re.fullmatch(r'seed\d+', folder_name):
-                    yield from self._below(item.path, f'{inner}/', depth + 1)
-            elif item.name.startswith(RECORD):
-                yield inner, _contents(item)
 
 
 @dataclass(frozen=True)
@@ -130,6 +74,7 @@ class Known:
 
     @staticmethod
     def of_papers() -> 'Known':
+        """The rows of the papers' tables."""
         root, listed = config_root(), entries()
         names = [entry.config for entry in listed]
         names += [entry.pretrained for entry in listed if entry.pretrained]
@@ -167,8 +112,10 @@ def collect(sources: Iterable[Source], known: Known | None = None) -> tuple[list
         NotADirectoryError: if a folder is not there.
     """
     known = known or Known.of_papers()
-    runs, faults, texts = {}, [], {}
-    twice = {}
+    runs: dict[Identity, Run] = {}
+    texts: dict[Identity, bytes] = {}
+    twice: dict[Identity, list[str]] = {}
+    faults: list[Fault] = []
     for source in sources:
         for place, contents in source.records():
             full = f'{source.name}/{place}'
@@ -221,7 +168,8 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
         )
     _check_evaluations(record)
     wanted = expected_config(str(known.roots[config] / config), names)
-    modified, deviations = [], []
+    modified: list[str] = []
+    deviations: list[str] = []
     if record['config_text'] is not None:
         modified += changed(wanted.path, names, record['config_text'])
     batch, lr = record.get('batch'), record.get('lr')
@@ -250,18 +198,7 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     )
 
 
-def _contents(item):
-    """Of a file, as far as a record may go, without waiting for what is no plain file."""
-    if not item.is_file(follow_symlinks=False):
-        return b''
-    try:
-        with open(item.path, 'rb') as file:
-            return file.read(MOST_BYTES + 1)
-    except OSError:
-        return b''
-
-
-def _record(place, contents):
+def _record(place: str, contents: bytes) -> Record:
     name = place.rsplit('/', 1)[-1]
     if name != RECORD:
         half = name.startswith(f'{RECORD}{TEMPORARY}')
@@ -276,14 +213,14 @@ def _record(place, contents):
     return found
 
 
-def _once(pairs):
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError('a key is there twice')
     return found
 
 
-def _check_evaluations(record):
+def _check_evaluations(record: Record) -> None:
     """A record whose evaluations and final metrics do not say the same was changed by hand."""
     evaluations, final = record['evaluations'], record['final']
     iters = [item['iter'] for item in evaluations]
@@ -303,13 +240,13 @@ def _check_evaluations(record):
         raise RecordError('tampered with: final.best is not the evaluation of best_epoch')
 
 
-def _drop_copies(runs, faults):
+def _drop_copies(runs: dict[Identity, Run], faults: list[Fault]) -> None:
     """Runs whose checkpoints hold the same weights: at most one of them was trained."""
-    same = {}
+    same: dict[str, list[Identity]] = {}
     for identity, run in runs.items():
-        if run.state == 'done':
-            sha = run.record['checkpoint']['weights_sha256']
-            same.setdefault(sha, []).append(identity)
+        checkpoint = run.record['checkpoint']
+        if run.state == 'done' and checkpoint is not None:
+            same.setdefault(checkpoint['weights_sha256'], []).append(identity)
     for identities in same.values():
         if len(identities) > 1:
             places = [runs.pop(identity).place for identity in identities]
@@ -318,15 +255,18 @@ def _drop_copies(runs, faults):
                 faults.append(Fault(place, f'the same weights as {others}: none counts'))
 
 
-def _progress(record, length):
+def _progress(record: Record, length: tuple[str, int] | None) -> float | None:
     """How much of the training is done, from 0 to 1: by its last word, else its last evaluation."""
     if record['state'] == 'done':
         return 1.0
-    now = record.get('progress') or {}
-    done, most = now.get('iter'), now.get('max_iters')
-    if not (is_number(done) and is_number(most) and most > 0):
-        if length is None:
-            return None
+    now, done = record.get('progress'), 0
+    if now and now['max_iters'] > 0:
+        done, most = now['iter'], now['max_iters']
+    elif length is None:
+        return None
+    else:
         unit, most = length
-        done = record['evaluations'][-1][unit] if record['evaluations'] else 0
+        if record['evaluations']:
+            last = record['evaluations'][-1]
+            done = last['epoch'] if unit == 'epoch' else last['iter']
     return min(1.0, max(0.0, done / most))

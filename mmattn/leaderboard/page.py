@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -108,8 +108,8 @@ def word_of(board: Board, cell: Cell) -> str:
 def checkpoint_of(board: Board, run: Run) -> tuple[str, str]:
     """Which checkpoint's hash is shown, and the hash: the counted one's, if it was kept."""
     best = run.record.get('best_checkpoint') if board.checkpoint == 'best' else None
-    found = best or run.record['checkpoint'] or {}
-    return 'best' if best else 'last', found.get('sha256', '')
+    found = best or run.record['checkpoint']
+    return 'best' if best else 'last', found['sha256'] if found else ''
 
 
 def anchor(board: Board, row: Row) -> str:
@@ -118,14 +118,14 @@ def anchor(board: Board, row: Row) -> str:
     return f'row-{board.table}-{hashlib.sha256(name.encode()).hexdigest()[:10]}'
 
 
-def _svg(chart):
+def _svg(chart: Callable[..., str]) -> Callable[..., Markup]:
     """Charts escape what they show; they are markup."""
     return lambda *args: Markup(chart(*args))
 
 
-def _configs(row):
+def _configs(row: Row) -> list[tuple[list[int], str]]:
     """The distinct configs of a row's runs: (seeds, text)."""
-    found = {}
+    found: dict[str, list[int]] = {}
     for run in row.runs:
         if run.record['config_text'] is not None:
             found.setdefault(run.record['config_text'], []).append(run.seed)

@@ -1,5 +1,6 @@
 """Convolution at places that a network chooses: deformable and masked."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch.nn.functional as F
@@ -52,6 +53,7 @@ def deform_conv_backward_input(
     deformable_group: int,
     im2col_step: int,
 ) -> None:
+    """Adds to the gradient of the input; that of the offsets is replaced."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     grads = _deform_conv_grads(gradOutput, input, weight, offset, None, None, geometry)
     gradInput += grads[0]
@@ -78,6 +80,7 @@ def deform_conv_backward_parameters(
     scale: float,
     im2col_step: int,
 ) -> None:
+    """Adds to the gradient of the weight, times `scale`."""
     geometry = (dH, dW, padH, padW, dilationH, dilationW, group, deformable_group)
     # The gradient of the weight does not depend on the weight.
     grads = _deform_conv_grads(gradOutput, input, gradWeight, offset, None, None, geometry)
@@ -108,8 +111,7 @@ def modulated_deform_conv_forward(
     """As :func:`deform_conv_forward`, each sample multiplied by its mask (N, kH kW groups, ...)."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     offset, mask = (_as_read(tensor, output) for tensor in (offset, mask))
-    bias = bias if with_bias else None
-    output.copy_(_deform_conv(input, weight, offset, mask, bias, geometry))
+    output.copy_(_deform_conv(input, weight, offset, mask, bias if with_bias else None, geometry))
 
 
 def modulated_deform_conv_backward(
@@ -138,6 +140,7 @@ def modulated_deform_conv_backward(
     deformable_group: int,
     with_bias: bool,
 ) -> None:
+    """Adds to the gradients of input, weight and bias; those of offsets and masks are replaced."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     offset, mask = (_as_read(tensor, grad_output) for tensor in (offset, mask))
     grads = _deform_conv_grads(grad_output, input, weight, offset, mask, None, geometry)
@@ -159,19 +162,36 @@ def _as_read(tensor: Tensor, output: Tensor) -> Tensor:
     return tensor if tensor.shape == shape else tensor.flatten(1)[:, : prod(shape[1:])].view(shape)
 
 
-def _deform_conv(input, weight, offset, mask, bias, geometry) -> Tensor:
+def _deform_conv(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
     return tv.deform_conv2d(
         *_deform_arguments(input, weight, offset, mask, bias), *geometry, mask is not None
     )
 
 
-def _deform_conv_grads(grad, input, weight, offset, mask, bias, geometry) -> tuple[Tensor, ...]:
+def _deform_conv_grads(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> tuple[Tensor, ...]:
     """The gradients of input, weight, offset, mask and bias."""
     arguments = _deform_arguments(input, weight, offset, mask, bias)
     return tv._deform_conv2d_backward(wide(grad), *arguments, *geometry, mask is not None)
 
 
-def _deform_arguments(input, weight, offset, mask, bias) -> tuple[Tensor, ...]:
+def _deform_arguments(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, ...]:
     input = wide(input)
     mask = input.new_zeros(input.size(0), 1) if mask is None else mask
     bias = input.new_zeros(weight.size(0)) if bias is None else bias

@@ -21,6 +21,7 @@ def sigmoid_focal_loss_forward(
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
+    """Writes the gradient of the logits."""
     logit, factor, hit = _right(input, target, weight, alpha)
     slope = F.logsigmoid(logit)
     slope *= torch.sigmoid(logit)

@@ -40,6 +40,7 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
+    """Adds to the gradient of the input."""
     _check_average(pool_mode)
     grad = wide(grad_output)
     size = (aligned_height, aligned_width)
@@ -105,6 +106,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
+    """Adds to the gradient of the input."""
     grad = wide(grad_output)
     size = (pooled_height, pooled_width)
     grad_input += tv._roi_pool_backward(

@@ -25,6 +25,12 @@ def dense(x: Tensor, last: bool | None = None) -> Tensor:
     return x.contiguous(memory_format=layout(is_last(x) if last is None else last))
 
 
+def dense_pair(x: Tensor, dy: Tensor | None, last: bool) -> tuple[Tensor, Tensor]:
+    """x and the gradient dy of a map like it, zeros for None, in one memory format."""
+    x = dense(x, last)
+    return x, torch.zeros_like(x) if dy is None else dense(dy, last)
+
+
 def flat(v: Tensor | None) -> Tensor | None:
     return None if v is None else v.contiguous()
 

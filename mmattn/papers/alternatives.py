@@ -54,6 +54,7 @@ class Alternative:
 
     @property
     def path(self) -> Path:
+        """Its file."""
         return folder() / f'{self.name}.py'
 
     @property
@@ -63,6 +64,7 @@ class Alternative:
         return [path for path in dict.fromkeys(found) if self.fits(path)]
 
     def fits(self, config: str) -> bool:
+        """Whether its rows are those of a config, by the name of its file."""
         return any(fnmatchcase(Path(config).name, glob) for glob in self.rows)
 
 
@@ -87,6 +89,7 @@ MISSING = _Missing()
 
 
 def folder() -> Path:
+    """Where the alternatives lie, a file each."""
     return config_root() / 'alternatives'
 
 
@@ -244,7 +247,7 @@ def render_evidence(paper: str) -> str:
 
 def render_alternatives(paper: str) -> str:
     """A paper's alternatives in Markdown; one that is the same in several tables in one line."""
-    lines = {}
+    lines: dict[tuple[str, str, str, str], list[str]] = {}
     for item in listed():
         if item.paper == paper:
             rows = ', '.join(f'`{glob}`' for glob in item.rows if glob != '*') or 'all'

@@ -40,6 +40,7 @@ class Table:
 
     @property
     def all_entries(self) -> list[Entry]:
+        """Its rows and those of users' files that join them."""
         return self.entries + self.joined
 
 
@@ -56,6 +57,7 @@ class File:
 
     @property
     def paper(self) -> str:
+        """What its tables are called by: the folder's name."""
         return self.path.resolve().parent.name
 
     @property

@@ -77,6 +77,7 @@ class Entry:
 
     @property
     def name(self) -> str:
+        """The method, with its placement if it has one."""
         return f'{self.method} ({self.placement})' if self.placement else self.method
 
     def root_of(self, config: str) -> Path:
@@ -136,7 +137,7 @@ def parse(text: str, path: str | Path) -> dict[int, dict[str, Any]]:
     Raises:
         ValueError: in one line, if it does not have the documented keys, or values of their kinds.
     """
-    tables = {}
+    tables: dict[int, dict[str, Any]] = {}
     for table in read_list(text, path):
         add_table(tables, table, path)
     return tables

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import nn
 
 from mmattn.analysis import gate_report
@@ -44,6 +45,7 @@ class Trial(gate_report.Trial):
     images = 6
 
     def run(self, after_batch=lambda: None):
+        MMLogger.get_current_instance().info('a table of classes')
         features = []
         with torch.no_grad():
             for batch in self.batches:
@@ -103,8 +105,11 @@ def test_a_foreign_gate_is_replaced_by_what_fits_it(trial):
     assert 0 < row.output < 0.2
 
 
-def test_nothing_is_left_behind(trial):
+def test_nothing_is_left_behind(trial, capsys):
+    level = MMLogger.get_current_instance().level
     gate_report.report(trial)
+    assert 'table of classes' not in ''.join(capsys.readouterr())
+    assert MMLogger.get_current_instance().level == level
     for place in gates_of(trial.model):
         assert not place.module._forward_hooks and not place.module._forward_pre_hooks
     assert trial.model.backbone[2].impl is None

@@ -32,6 +32,7 @@ EXTRAS = {
     'reproduce': ('jinja2', 'rich', 'scipy', 'submitit'),
     'docs': ('furo', 'myst-parser', 'sphinx'),
 }
+CROSS = 'aarch64-linux-gnu-g++'
 CODEBASES = ('mmengine', 'mmcv', 'mmdetection', 'mmpretrain', 'mmsegmentation')
 THEIRS = {'torch', 'torchvision', 'mmcv-lite', 'mmcv-full', 'mmdet', 'triton'}
 THEIRS |= {*CODEBASES, *(f'onedl-{name}' for name in CODEBASES)}
@@ -124,7 +125,8 @@ def test_a_wheel_with_kernels(installed, tmp_path):
     site = tmp_path / 'site'
     pip('install', wheel, '--no-deps', '--no-compile', '--target', site)
     libraries = {p.name for p in (site / 'mmattn' / 'ops' / 'native' / 'lib').iterdir()}
-    assert libraries == {toolchain.shipped(level).name for level in toolchain.levels()}
+    levels = toolchain.levels(platform.machine())
+    assert libraries == {toolchain.shipped(level).name for level in levels}
     level = toolchain.level(toolchain.cpuinfo(), platform.machine())
     if level is None:
         pytest.skip('no wheel has kernels for this processor')
@@ -140,6 +142,22 @@ def test_a_wheel_with_kernels(installed, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [level]
     assert not (tmp_path / 'cache' / 'mmattn').exists(), 'something was compiled'
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    shutil.which(CROSS) is None, reason=f'no {CROSS} (Debian: g++-aarch64-linux-gnu)'
+)
+def test_a_wheel_of_another_machine(installed, tmp_path):
+    source = installed[0].parent / 'source'
+    options = '--no-deps', '--no-build-isolation', '-w', tmp_path
+    pip('wheel', source, *options, MMATTN_NATIVE='1', CXXFLAGS='-O0', CXX=CROSS)
+    (wheel,) = tmp_path.glob('mmattn-*.whl')
+    assert wheel.name.endswith('-py3-none-linux_aarch64.whl')
+    with zipfile.ZipFile(wheel) as files:
+        (library,) = (name for name in files.namelist() if name.endswith('.so'))
+        assert library == 'mmattn/ops/native/lib/kernels-armv8-a.so'
+        assert files.read(library)[18:20] == b'\xb7\x00'  # EM_AARCH64
 
 
 def test_a_compiler_that_fails_fails_the_wheel(installed, tmp_path):

@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import processes
 from host_cases import CASES, everywhere, gates, image, in_mode, randomise
 from torch.nn.parallel import DistributedDataParallel
 
@@ -37,7 +37,7 @@ def work(rank, folder):
 
 
 def test_two_processes(tmp_path):
-    mp.spawn(work, (str(tmp_path),), nprocs=2)
+    processes(work, str(tmp_path))
     found = [torch.load(tmp_path / f'{rank}.pth') for rank in range(2)]
     for name in NAMES:
         for key, expected in gradients(name, image(32, 4), wrap=False).items():

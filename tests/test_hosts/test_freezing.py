@@ -31,7 +31,7 @@ def test_frozen_stages(case, frozen):
         assert all(p.requires_grad is learns for p in gate.parameters()), name
         assert all(m.training is learns for m in gate.modules()), name
     with torch.no_grad():
-        model(image())
+        model(image(32))
     for name, gate in gates(model).items():
         for key, value in gate.named_buffers():
             if key.endswith('running_mean'):
@@ -86,7 +86,7 @@ def test_norms_of_gates_sleep_as_their_entries_say(case, host, own):
     assert ours and theirs
     before = {name: norm.running_var.clone() for name, norm in ours.items()}
     with torch.no_grad():
-        model(image())
+        model(image(32))
     for name, norm in ours.items():
         trains = not asleep and stage_of(name) > 1
         assert norm.training is trains, name

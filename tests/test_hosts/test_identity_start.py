@@ -5,7 +5,17 @@ import warnings
 
 import pytest
 import torch
-from host_cases import CASES, GATES, each_host, entry, gates, image, in_mode, randomise
+from host_cases import (
+    CASES,
+    GATES,
+    each_host,
+    entry,
+    everywhere,
+    gates,
+    image,
+    in_mode,
+    randomise,
+)
 from torch import nn
 
 from mmattn.hosts.decay import spare_identity_scales
@@ -60,16 +70,29 @@ def check_begins_as_bare(case, entries):
     return model, outs
 
 
-@each_host
-@pytest.mark.parametrize('gate', GATES)
-def test_every_host_gate_and_position(case, gate):
-    model, outs = check_begins_as_bare(case, [entry(gate, position) for position in case.positions])
+def check_begins_and_learns(case, entries):
+    """Of a gate that is the identity, only the scale has a gradient."""
+    model, outs = check_begins_as_bare(case, entries)
     sum(out.square().mean() for out in outs).backward()
     for name, found in gates(model).items():
         assert found.identity_scale.grad.any(), name
         for key, parameter in found.named_parameters():
             if key != 'identity_scale':
                 assert parameter.grad is not None and not parameter.grad.any(), (name, key)
+
+
+@each_host
+@pytest.mark.parametrize('first', range(0, len(GATES), 3))
+def test_every_host_and_gate(case, first):
+    """Every host has three positions or more: so every gate is in one of each host's."""
+    check_begins_and_learns(case, everywhere(case, GATES[first:] + GATES[:first]))
+
+
+@pytest.mark.slow
+@each_host
+@pytest.mark.parametrize('gate', GATES)
+def test_every_host_gate_and_position(case, gate):
+    check_begins_and_learns(case, everywhere(case, (gate,)))
 
 
 @pytest.mark.slow

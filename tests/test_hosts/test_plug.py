@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from forked import processes
 from mmcv.cnn.utils.fuse_conv_bn import fuse_conv_bn
 from mmengine.model import ExponentialMovingAverage, convert_sync_batchnorm, revert_sync_batchnorm
 from plug_cases import EACH_WAY, EVERYWHERE, Block, images, net
@@ -596,7 +596,7 @@ def _work(rank, folder):
 
 def test_two_processes(tmp_path):
     """Two steps of DDP and of FSDP are those of one process with the whole batch."""
-    mp.spawn(_work, (str(tmp_path),), nprocs=2)
+    processes(_work, str(tmp_path))
     expected = _gradients(images(4))[0].state_dict()
     for rank in range(2):
         found = torch.load(tmp_path / f'{rank}.pth')

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 
+import forked
 import pytest
 import torch
 from host_cases import GATES, entry, gates, image
@@ -144,25 +145,23 @@ def test_no_codebase_is_imported_before_it_is_used():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_codebase_that_was_used_before():
+def use_before():
+    from mmseg.registry import MODELS
+
+    for name in [name for name in sys.modules if name.startswith('mmattn.hosts')]:
+        sys.modules.pop(name)
+    MODELS.module_dict.pop('PluginResNet', None), MODELS.module_dict.pop('PluginResNetV1c', None)
+    MODELS._locations[:] = ['mmseg.models']
+    MODELS.import_from_location()
+    assert 'FCNHead' in MODELS.module_dict and 'PluginResNet' not in MODELS.module_dict
+    importlib.import_module('mmattn.hosts')
+    assert 'PluginResNet' in MODELS.module_dict
+
+
+def test_a_codebase_that_was_used_before(tmp_path):
     """Whose registry looks nowhere any more."""
     pytest.importorskip('mmseg')
-    code = """
-import warnings
-warnings.simplefilter('ignore')
-from mmattn import mmcv_ops
-from mmengine.registry import init_default_scope
-from mmseg.registry import MODELS
-import sys
-[sys.modules.pop(name) for name in list(sys.modules) if name.startswith('mmattn.hosts')]
-MODELS.module_dict.pop('PluginResNet', None), MODELS.module_dict.pop('PluginResNetV1c', None)
-MODELS._locations[:] = ['mmseg.models']
-MODELS.get('FCNHead')
-import mmattn.hosts
-assert 'PluginResNet' in MODELS.module_dict
-"""
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert forked.alone(tmp_path / 'log', use_before) == 0, (tmp_path / 'log').read_text()
 
 
 ALONE = """

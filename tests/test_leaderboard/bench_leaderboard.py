@@ -14,8 +14,8 @@ from pathlib import Path
 import synthetic as made_up
 
 from mmattn.leaderboard.build import boards
-from mmattn.leaderboard.collect import Folder
 from mmattn.leaderboard.render import render
+from mmattn.leaderboard.sources import Folder
 from mmattn.papers import entries, load
 from mmattn.papers.metrics import metrics_of
 

@@ -26,8 +26,9 @@ from rich.console import Console  # noqa: E402
 
 from mmattn.leaderboard import packs  # noqa: E402
 from mmattn.leaderboard.build import boards  # noqa: E402
-from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
+from mmattn.leaderboard.collect import collect  # noqa: E402
 from mmattn.leaderboard.render import render, show  # noqa: E402
+from mmattn.leaderboard.sources import Folder  # noqa: E402
 from mmattn.papers import config_root, own, plan  # noqa: E402
 from mmattn.runs import needs, record, watch  # noqa: E402
 

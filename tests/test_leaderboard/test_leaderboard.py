@@ -20,9 +20,10 @@ import synthetic as made_up  # noqa: E402
 from mmattn.leaderboard import judge, packs
 from mmattn.leaderboard.board import commands  # noqa: E402
 from mmattn.leaderboard.build import boards  # noqa: E402
-from mmattn.leaderboard.collect import Folder, collect  # noqa: E402
+from mmattn.leaderboard.collect import collect  # noqa: E402
 from mmattn.leaderboard.expected import fitting  # noqa: E402
 from mmattn.leaderboard.render import number, render, show  # noqa: E402
+from mmattn.leaderboard.sources import Folder  # noqa: E402
 from mmattn.papers import alternatives, entries, load  # noqa: E402
 from mmattn.papers.metrics import Metric, metrics_of  # noqa: E402
 

@@ -13,8 +13,9 @@ import synthetic as made_up  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from mmattn.leaderboard import packs  # noqa: E402
-from mmattn.leaderboard.collect import Folder, Known, RecordError, collect  # noqa: E402
+from mmattn.leaderboard.collect import Known, RecordError, collect  # noqa: E402
 from mmattn.leaderboard.expected import expected_config  # noqa: E402
+from mmattn.leaderboard.sources import Folder  # noqa: E402
 from mmattn.lines import indented, one_line  # noqa: E402
 from mmattn.papers import config_root, plan, tables  # noqa: E402
 from mmattn.papers.metrics import is_number  # noqa: E402

@@ -91,6 +91,15 @@ def check(case, x, layout, slack=1.0):
     )
 
 
+def alone(case, x, layout):
+    """What the kernels give, compared with nothing: outputs, then gradients."""
+    name, args, options = case
+    args = cast(args, torch.float64 if x.dtype == torch.float64 else torch.float32)
+    x = x.clone().contiguous(memory_format=LAYOUTS[layout]).requires_grad_()
+    outputs, grads, _ = run(fast(name), x, args, options)
+    return [*outputs, *grads]
+
+
 def compare(case, x, layout):
     """Fast against float64 reference on x (of any dtype); returns the two lists of tensors."""
     name, args, options = case

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -32,6 +33,37 @@ V4 = f'{V3} avx512f avx512bw avx512cd avx512dq avx512vl'
 )
 def test_the_best_level_that_a_processor_has(machine, info, level):
     assert toolchain.level(info, machine) == level
+
+
+@pytest.mark.parametrize(
+    'says, machine',
+    (
+        ('aarch64-linux-gnu', 'aarch64'),
+        ('x86_64-pc-linux-gnu', 'x86_64'),
+        ('m68k-linux-gnu', platform.machine()),
+        ('', platform.machine()),
+    ),
+)
+def test_the_machine_that_a_compiler_compiles_for(tmp_path, says, machine):
+    compiler = tmp_path / 'c++'
+    compiler.write_text(f'#!/bin/sh\necho {says}\n')
+    compiler.chmod(0o755)
+    assert toolchain.machine_of(str(compiler)) == machine
+
+
+def test_the_libraries_of_a_wheel_by_hand(monkeypatch, tmp_path, capsys):
+    made = []
+    monkeypatch.setattr(toolchain, 'make', lambda *args: made.append(args[2:]))
+    monkeypatch.setattr(toolchain, 'compiler', lambda: 'cross-c++')
+    monkeypatch.setattr(toolchain, 'machine_of', lambda cxx: 'aarch64')
+    toolchain.main([str(tmp_path)])
+    library = tmp_path / 'kernels-armv8-a.so'
+    assert made == [(library, ['-march=armv8-a'], ['-static-libstdc++', '-static-libgcc'])]
+    assert capsys.readouterr().out == f'{library}\n'
+    monkeypatch.setattr(toolchain, 'compiler', lambda: None)
+    with pytest.raises(SystemExit, match='2'):
+        toolchain.main([str(tmp_path)])
+    assert 'no compiler called' in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
+from forked import processes
 from needs import needs_kernels
 from nodes import OURS, nodes
 from torch import nn
@@ -76,7 +77,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp('ranks')
     has = hasattr(torch.distributed.fsdp, 'fully_shard')
     ways = [way for way in WAYS if has or way != 'fully_shard']
-    torch.multiprocessing.spawn(work, (str(folder), ways), nprocs=2)
+    processes(work, str(folder), ways)
     return [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(2)]
 
 

@@ -3,7 +3,7 @@
 import fast_cases
 import pytest
 import torch
-from fast_cases import LAYOUTS, NAMES, cases, check, compare
+from fast_cases import LAYOUTS, NAMES, alone, cases, check, compare
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from needs import needs_kernels
@@ -172,7 +172,7 @@ def test_threads_do_not_change_a_bit(layout):
         results = []
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            results.append([compare(case, x, layout)[0] for case in made.values()])
+            results.append([alone(case, x, layout) for case in made.values()])
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

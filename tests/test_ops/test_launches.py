@@ -8,6 +8,7 @@ import torch
 
 pytest.importorskip('triton', reason='Triton does not come with this build of PyTorch')
 from mmattn.analysis import launches, machine_code  # noqa: E402
+from mmattn.ops import examples  # noqa: E402
 
 TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/gpu_model.py'
 SHAPE = (8, 256, 56, 56)
@@ -30,6 +31,34 @@ def test_launches(op):
     parts = counts.forward, counts.backward
     ours = [[one for one in part if one.name.endswith('_kernel')] for part in parts]
     assert (tuple(map(len, parts)), tuple(map(len, ours))) == LAUNCHES[op], parts
+
+
+@pytest.mark.parametrize(
+    'op, shape, last, found',
+    (
+        # A sum over channels in parts, where rows are too few for so many programs.
+        ('cbam', SHAPE, False, (7, 7)),
+        ('cbam', (256, 256, 56, 56), False, (6, 7)),
+        # The weights' gradients in groups of samples, which a call of PyTorch adds up.
+        ('coord', (256, 256, 56, 56), True, (4, 6)),
+    ),
+)
+def test_launches_that_a_shape_adds(op, shape, last, found):
+    assert tuple(map(len, launches.count(op, shape, last=last))) == found
+
+
+def by_running_statistics(make):
+    def made(maker):
+        *args, _, eps, a = make(maker)
+        return *args, False, eps, a
+
+    return made
+
+
+@pytest.mark.parametrize('op, found', (('cbam', (5, 7)), ('coord', (4, 5))))
+def test_launches_by_running_statistics(op, found, monkeypatch):
+    monkeypatch.setitem(examples.ARGUMENTS, op, by_running_statistics(examples.ARGUMENTS[op]))
+    assert tuple(map(len, launches.count(op, SHAPE))) == found
 
 
 @pytest.mark.parametrize('op', LAUNCHES)

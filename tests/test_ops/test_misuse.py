@@ -1,13 +1,11 @@
 """Ops used one step beside what they are made for: an error in words or the right numbers, never a
 crash of the process."""
 
-import os
-import subprocess
-import sys
 import textwrap
-from pathlib import Path
+import warnings
 
 import fast_cases
+import forked
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,16 +15,12 @@ from needs import needs_kernels
 from mmattn import attention, ops
 from mmattn.ops import native
 
-ROOT = Path(__file__).parents[2]
-
 _HEAD = """
-import sys
-for codebase in ('mmpretrain', 'mmdet', 'mmseg'):
-    sys.modules[codebase] = None  # takes its time to import
 import torch
 from mmattn import attention, ops
 from mmattn.ops import native
 native.SMALL = 0
+ops.set_impl('fast')
 torch.manual_seed(0)
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
 def made(name, **kwargs):
@@ -42,22 +36,26 @@ def refused(run, error=RuntimeError, words=''):
 """
 
 
-def alone(code):
-    """Run code in a process of its own, whose death is a failure of this test alone."""
-    done = subprocess.run(
-        [sys.executable, '-W', 'ignore', '-c', _HEAD + textwrap.dedent(code)],
-        env=dict(os.environ, PYTHONPATH=str(ROOT), MMATTN_IMPL='fast'),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, f'exit status {done.returncode}: {done.stderr[-2000:]}'
+def _run(code):
+    warnings.simplefilter('ignore')
+    exec(_HEAD + textwrap.dedent(code), {})
+
+
+@pytest.fixture
+def alone(tmp_path):
+    """Runs code in a process of its own, whose death is a failure of this test alone."""
+
+    def run(code):
+        log = tmp_path / 'log'
+        code = forked.alone(log, _run, code)
+        assert code == 0, f'exit code {code}: {log.read_text()[-2000:]}'
+
+    return run
 
 
 @needs_kernels
 @pytest.mark.parametrize('how', ('set_default_device', 'with'))
-def test_default_device_is_not_that_of_the_results(how):
+def test_default_device_is_not_that_of_the_results(how, alone):
     """Results and gradients lie where the input does, whatever device new tensors go to."""
     alone(f"""
     x = torch.randn(2, 16, 9, 8)
@@ -85,7 +83,7 @@ _SAME = 'Expected all tensors to be on the same device'
 
 
 @needs_kernels
-def test_factors_on_another_device_are_refused():
+def test_factors_on_another_device_are_refused(alone):
     alone(f"""
     def refuse(run): refused(run, RuntimeError, {_SAME!r})
     x = torch.randn(2, 16, 9, 8)
@@ -108,7 +106,7 @@ def test_factors_on_another_device_are_refused():
 
 
 @needs_kernels
-def test_parameters_on_another_device_are_refused():
+def test_parameters_on_another_device_are_refused(alone):
     """By every gate, in training and evaluation, by the kernels as by PyTorch's own layers."""
     alone("""
     x = torch.randn(2, 16, 9, 8)
@@ -120,21 +118,8 @@ def test_parameters_on_another_device_are_refused():
     """)
 
 
-def test_a_gpu_kernel_is_given_tensors_of_one_device():
-    """Shown by Triton's interpreter, which takes the CPU for a GPU."""
-    pytest.importorskip('triton')
-    alone(f"""
-    import os
-    os.environ['TRITON_INTERPRET'] = '1'
-    from mmattn.ops import triton as kernels
-    x, c = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
-    assert kernels.channel_scale(x, c).eq(1).all()
-    refused(lambda: kernels.channel_scale(x, c.to('meta')), RuntimeError, {_SAME!r})
-    """)
-
-
 @needs_kernels
-def test_a_tensor_without_memory_is_refused():
+def test_a_tensor_without_memory_is_refused(alone):
     """A parameter freed, as sharding frees it, before forward or backward; zeros that have none."""
     alone("""
     x = torch.randn(2, 16, 9, 8, requires_grad=True)
@@ -152,7 +137,7 @@ def test_a_tensor_without_memory_is_refused():
 
 @needs_kernels
 @pytest.mark.parametrize('threads', (1, 2))
-def test_out_of_memory_is_a_memory_error(threads):
+def test_out_of_memory_is_a_memory_error(threads, alone):
     """Of a kernel's own scratch, inside and outside a parallel region; and all works afterwards."""
     alone(f"""
     import resource

@@ -34,6 +34,21 @@ def slow_if_large(cases):
     ]
 
 
+# Each operator in one of the layouts, either in several: the other layouts are slow.
+OPERATORS = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
+BY_TURNS = pytest.mark.parametrize(
+    'op, last',
+    [
+        pytest.param(op, last, marks=[] if last == (i % 2 == 0) else pytest.mark.slow)
+        for i, op in enumerate(OPERATORS)
+        for last in (False, True)
+    ],
+    ids=lambda value: (
+        value if isinstance(value, str) else 'channels_last' if value else 'contiguous'
+    ),
+)
+
+
 @pytest.fixture(scope='module')
 def run():
     """Run a case in a process that interprets the kernels."""
@@ -169,14 +184,16 @@ def test_filter_sizes(run, taps, last):
     run(cases.compare, 'entropy_pool_max', SMALL, torch.float32, last, taps=taps)
 
 
-OPERATORS = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
-
-
-@LAYOUTS
 @pytest.mark.parametrize(
-    'dtype',
-    (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)),
-    ids=str,
+    'dtype, last',
+    (
+        pytest.param(torch.float32, False, id='float32'),
+        pytest.param(torch.bfloat16, True, id='bfloat16-channels_last'),
+        pytest.param(torch.float32, True, id='float32-channels_last', marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, False, id='bfloat16', marks=pytest.mark.slow),
+        pytest.param(torch.float16, False, id='float16', marks=pytest.mark.slow),
+        pytest.param(torch.float16, True, id='float16-channels_last', marks=pytest.mark.slow),
+    ),
 )
 @pytest.mark.parametrize('op', OPERATORS)
 def test_operator(run, op, dtype, last):
@@ -199,24 +216,21 @@ def test_operator_variants(run, name):
     run(cases.compare_variant, name, (2, 5, 3, 4), len(name) % 2 == 0)
 
 
-@LAYOUTS
-@pytest.mark.parametrize('op', OPERATORS)
+@BY_TURNS
 def test_operator_with_the_identity_in_part(run, op, last):
     run(cases.compare_in_part, op, not last, (2, 5, 3, 4), last)
 
 
-@LAYOUTS
-@pytest.mark.parametrize('op', OPERATORS)
+@BY_TURNS
 def test_operator_in_many_blocks(run, op, last):
     """Loops, partial results of the passes, and middles that take several blocks."""
     args = op, (2, 5, 3, 4), torch.float32, last
     run(cases.compare_in_small_blocks, *args, compare=cases.compare_operator)
 
 
-@LAYOUTS
-@pytest.mark.parametrize('name', ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
-def test_gate(run, name, last):
-    run(cases.compare_gate, name, (2, 8, 5, 4), last)
+@BY_TURNS
+def test_gate(run, op, last):
+    run(cases.compare_gate, cases.GATES_OF[op], (2, 8, 5, 4), last)
 
 
 @pytest.mark.parametrize('name', ('SE', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM'))
@@ -236,6 +250,10 @@ def test_supports(run):
     assert not run(cases.supported, SHAPE[2:], torch.float32)
     assert not run(cases.supported, SHAPE, torch.float64)
     assert run(cases.supported, SHAPE, torch.float32, step=2)
+
+
+def test_a_kernel_is_given_tensors_of_one_device(run):
+    run(cases.refuse_another_device)
 
 
 def test_nothing_is_imported_before_it_is_needed_nor_needed_to_import():

@@ -43,6 +43,7 @@ POOLS = {
     'entropy_pool_avg': ('entropy_pool', dict(max=False, ent=False)),
 }
 OPS = (*GATES, *POOLS)
+GATES_OF = dict(se='SE', eca='ECA', cbam='CBAM', coord='CoordAttention', cat='CAT', drtam='DRTAM')
 # What to make of normal values.
 FILLS = {
     'normal': lambda x: x,
@@ -291,6 +292,17 @@ def digest(shape, device='cpu'):
     return hash(tuple(t.detach().cpu().numpy().tobytes() for t in (y, grad, *stats)))
 
 
+def refuse_another_device():
+    x, c = torch.ones(1, 2, 3, 3), torch.ones(1, 2)
+    assert kernels.channel_scale(x, c).eq(1).all()
+    try:
+        kernels.channel_scale(x, c.to('meta'))
+    except RuntimeError as error:
+        assert 'Expected all tensors to be on the same device' in str(error)
+    else:
+        raise AssertionError('not refused')
+
+
 def supported(shape, dtype, step=1):
     return dispatch.runs_kernels(torch.zeros(shape, dtype=dtype)[..., ::step], 'fast')
 
@@ -299,19 +311,36 @@ def on_cpu():
     """Take the Triton kernels for CPU tensors, where they are interpreted."""
     dispatch._BACKENDS['cpu'] = 'mmattn.ops.triton'
     torch.set_num_threads(1)
+    patch_less()
+
+
+def patch_less():
+    """Triton's interpreter replaces its language's functions at each launch, and looks through all
+    of them again, for what is left, at each call within a kernel: a quarter of its time. Here it
+    looks once for each module that such functions are from."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    seen, call = set(), InterpretedFunction.__call__
+
+    def quick_call(self, *args, **kwargs):
+        if id(self.fn.__globals__) in seen and hasattr(self, 'rewrite'):
+            return self.rewrite()(*args, **kwargs)
+        seen.add(id(self.fn.__globals__))
+        return call(self, *args, **kwargs)
+
+    InterpretedFunction.__call__ = quick_call
 
 
 def compare_in_small_blocks(*args, compare=compare):
     """`compare` with blocks of at most 4, so that small tensors take many of them."""
-    common = importlib.import_module('mmattn.ops.triton.common')
-    modules = [importlib.import_module(f'mmattn.ops.triton.{module}') for module in kernels.MODULES]
+    names = ('common', *kernels.MODULES)
+    modules = [importlib.import_module(f'mmattn.ops.triton.{name}') for name in names]
+    pow2, split = modules[0].pow2, modules[0].split
     try:
         for module in modules:
-            module.pow2 = lambda n, most: common.pow2(n, most if most > 4096 else min(most, 4))
-            module.split = lambda programs, length, block, **_: common.split(
-                programs, length, block, 2
-            )
+            module.pow2 = lambda n, most: pow2(n, most if most > 4096 else min(most, 4))
+            module.split = lambda programs, length, block, **_: split(programs, length, block, 2)
         compare(*args)
     finally:
         for module in modules:
-            module.pow2, module.split = common.pow2, common.split
+            module.pow2, module.split = pow2, split

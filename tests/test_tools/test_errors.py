@@ -218,10 +218,16 @@ def test_faults_in_training_keep_their_traceback(run_tool, tmp_path, monkeypatch
 
 def test_two_processes_say_it_once(tmp_path):
     """The whole of what two real processes print about a mistake that both of them meet."""
-    path = child(
-        tmp_path,
-        "model = dict(backbone=dict(plugins=[dict(cfg=dict(type='CAT', reducton=4), "
-        "position='after_conv2')]))",
+    path = tmp_path / 'config.py'
+    path.write_text(
+        "default_scope = 'mmengine'\n"  # no codebase, which takes its time to import
+        "custom_imports = dict(imports=['mmattn'], allow_failed_imports=False)\n"
+        "model = dict(type='CAT', in_channels=8, reducton=4)\n"
+        'train_dataloader = dict(\n'
+        "    batch_size=1, num_workers=0, dataset=dict(type='ConcatDataset', datasets=[]),\n"
+        "    sampler=dict(type='DefaultSampler', shuffle=True))\n"
+        'train_cfg = dict(by_epoch=True, max_epochs=1)\n'
+        "optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))\n"
     )
     ran = subprocess.run(
         ['bash', ROOT / 'tools' / 'dist_train.sh', path, '2', '--work-dir', tmp_path],

@@ -1,5 +1,6 @@
 """The tools say nothing that is not the user's, and let through what is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,20 +16,25 @@ ROOT = Path(__file__).parents[2]
 NOISE = ('Warning', 'Could not import', 'faster_coco_eval', 'deprecat')
 
 
-def said_by(command, cwd, *folders):
-    """Everything that a command prints."""
+def ran(command, cwd, *folders):
+    """A command that has ended."""
     path = os.pathsep.join(map(str, (*folders, ROOT, *os.environ.get('PYTHONPATH', '').split(':'))))
-    ran = subprocess.run(
+    done = subprocess.run(
         [sys.executable, *map(str, command)],
         env={**os.environ, 'PYTHONPATH': path, 'OMP_NUM_THREADS': '1'},
         cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
         timeout=600,
     )
-    assert ran.returncode == 0, ran.stdout
-    return ran.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def said_by(command, cwd, *folders):
+    """Everything that a command prints."""
+    done = ran(command, cwd, *folders)
+    return done.stdout + done.stderr
 
 
 # PyTorch's list of its compiler's options; what mmattn says where there is no compiler.
@@ -73,7 +79,6 @@ def test_train_and_test(workspace, tmp_path):
 @pytest.mark.parametrize(
     'command',
     [
-        ('analysis_tools/complexity.py', 'configs/drtam/resnet50-drtam-r32_4xb128_in1k.py'),
         ('analysis_tools/benchmark.py', 'modules', '--shapes', '1x8x7x7', '--rounds', '1'),
         ('check_configs.py', 'cat/faster-rcnn_r50-cat_fpn_4xb2-18k_voc12.py'),
     ],
@@ -85,6 +90,14 @@ def test_tool(command):
     # Said of this config, once: what stands in a frozen stage does not learn.
     assert [line for line in noise(text) if 'stay as they were drawn' not in line] == []
     assert text.count('stay as they were drawn') == (command[0] == 'check_configs.py')
+
+
+def test_standard_output_is_the_result_alone():
+    tool = ROOT / 'tools' / 'analysis_tools' / 'complexity.py'
+    config = ROOT / 'configs' / 'drtam' / 'mobilenet-v2-drtam-r32_4xb64_in1k.py'
+    done = ran([tool, config, '--format', 'json'], ROOT)
+    assert json.loads(done.stdout)['params'] > 3504872  # of the network without
+    assert not noise(done.stderr)
 
 
 def test_import_says_and_changes_nothing():

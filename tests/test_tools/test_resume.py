@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from test_quiet import noise
@@ -32,6 +33,46 @@ class CutOff(Hook):
         if runner.rank == 0:
             os.kill(os.getppid(), signal.SIGINT)  # as a terminal would, to the launcher
         time.sleep(60)
+"""
+
+# No codebase, which takes its time to import in each of two processes.
+SMALL = """
+import torch
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, MODELS
+
+
+@DATASETS.register_module(force=True)
+class Numbers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        return dict(inputs=torch.full((4,), index / 12), data_samples=index)
+
+
+@MODELS.register_module(force=True)
+class Small(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+
+    def forward(self, inputs, data_samples=None, mode='loss'):
+        return dict(loss=self.layer(torch.stack(list(inputs))).square().mean())
+"""
+SMALL_EPOCHS = """
+default_scope = 'mmengine'
+custom_imports = dict(
+    imports=['mmattn', 'mmattn.runs', 'cut_off', 'small'], allow_failed_imports=False)
+custom_hooks = [dict(type='CutOff')]
+randomness = dict(seed=SEED)
+model = dict(type='Small')
+train_dataloader = dict(
+    batch_size=4, num_workers=2, persistent_workers=True, dataset=dict(type='Numbers'),
+    sampler=dict(type='DefaultSampler', shuffle=True))
+optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05))
+train_cfg = dict(by_epoch=True, max_epochs=2)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
 """
 
 # Two epochs of 3 iterations. Workers that persist, because theirs are the generators that would go
@@ -88,6 +129,7 @@ val_evaluator = None
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     (tmp_path / 'cut_off.py').write_text(HOOK)
+    (tmp_path / 'small.py').write_text(SMALL)
     monkeypatch.syspath_prepend(tmp_path)
 
     def write(text, seed=0):
@@ -118,6 +160,11 @@ def differences(one, other):
     return {key: (one[key].double() - other[key].double()).abs().max().item() for key in one}
 
 
+def cut_off_training(folder, at, *args):
+    train = ROOT / 'tools' / 'train.py'
+    forked.script(train, *args, imports=[folder], CUT_OFF=at, CUT_OFF_BY='SIGKILL')
+
+
 @pytest.mark.parametrize(
     'text, cut_off, left',
     [
@@ -129,20 +176,9 @@ def differences(one, other):
 )
 def test_kill_and_resume(text, cut_off, left, config, run_tool, tmp_path):
     # No seed in the config: the resumed run must take over the one that the killed run had drawn.
-    killed = subprocess.run(
-        [
-            sys.executable,
-            ROOT / 'tools' / 'train.py',
-            config(text, None),
-            '--work-dir',
-            tmp_path / 'cut',
-        ],
-        env=environment(tmp_path, CUT_OFF=str(cut_off), CUT_OFF_BY='SIGKILL'),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    log, args = tmp_path / 'log', (config(text, None), '--work-dir', tmp_path / 'cut')
+    code = forked.alone(log, cut_off_training, tmp_path, str(cut_off), *args)
+    assert code == -signal.SIGKILL, log.read_text()
     before = last_checkpoint(tmp_path / 'cut')
     assert before['meta']['iter'] == left
     run_tool('train', config(text, None), '--work-dir', tmp_path / 'cut', '--resume')
@@ -170,7 +206,7 @@ def test_interrupt_and_resume(config, run_tool, tmp_path):
     command = [
         'bash',
         ROOT / 'tools' / 'dist_train.sh',
-        config(EPOCHS),
+        config(SMALL_EPOCHS),
         '2',
         '--work-dir',
         tmp_path / 'work',
@@ -185,7 +221,7 @@ def test_interrupt_and_resume(config, run_tool, tmp_path):
     assert stopped.returncode == 130, stopped.stderr
     assert stopped.stderr.count('interrupted; --resume goes on from') == 1, stopped.stderr
     assert 'epoch_1.pth' in stopped.stderr and 'Traceback' not in stopped.stderr
-    run_tool('train', config(EPOCHS), '--work-dir', tmp_path / 'work', '--resume')
+    run_tool('train', config(SMALL_EPOCHS), '--work-dir', tmp_path / 'work', '--resume')
     assert last_checkpoint(tmp_path / 'work')['meta']['iter'] == 6
 
 

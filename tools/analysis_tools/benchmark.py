@@ -11,6 +11,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +22,7 @@ from mmattn.analysis import benchmark as b
 _SIZES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
 
 
-def shapes(text):
+def shapes(text: str) -> list[tuple[int, int, int, int]]:
     """'8x256x56x56', or 'resnet50' / 'mobilenetv2': their shapes at batch 8."""
     named = dict(resnet50=b.RESNET50, mobilenetv2=b.MOBILENETV2)
     if text in named:
@@ -37,7 +38,7 @@ def shapes(text):
     return [(n, c, h, w)]
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
     common = argparse.ArgumentParser(add_help=False)
@@ -110,7 +111,7 @@ def parse_args(argv):
     return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(sys.argv[1:] if argv is None else argv)
     if args.threads:

@@ -10,6 +10,7 @@ python tools/analysis_tools/complexity.py CONFIG --alternative NAME
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -24,7 +25,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.papers.alternatives import AlternativeError
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', nargs='?', help='a config file; without it, tables')
     parser.add_argument('--paper', choices=PAPERS, help='one paper (default: both)')
@@ -57,7 +58,7 @@ def parse_args(argv):
     return args
 
 
-def report(args):
+def report(args: argparse.Namespace) -> str:
     if args.config:
         convention = Convention(size=tuple(args.size)) if args.size else None
         names = tuple(args.alternative)
@@ -73,7 +74,7 @@ def report(args):
     return '\n'.join(render_table(*pair) for pair in tables)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     try:

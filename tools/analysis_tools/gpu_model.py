@@ -10,6 +10,7 @@ code: registers, spilled accesses and instructions of every kernel (`mmattn.anal
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import torch
 
@@ -20,7 +21,7 @@ from mmattn.ops import examples
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
-def shape(text):
+def shape(text: str) -> tuple[int, ...]:
     try:
         sizes = tuple(map(int, text.split('x')))
     except ValueError:
@@ -30,7 +31,7 @@ def shape(text):
     return sizes
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     commands = parser.add_subparsers(dest='command', required=True)
     counted = commands.add_parser('launches', help='launches, bytes, and a model of the time')
@@ -56,7 +57,7 @@ def parse_args(argv):
     return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(sys.argv[1:] if argv is None else argv)
     dtype = DTYPES[args.dtype]

@@ -13,9 +13,11 @@ import argparse
 import ast
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 # Some codebases print while they are imported; standard output is for the result alone.
 with redirect_stdout(sys.stderr):
@@ -31,7 +33,7 @@ SIZES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
 HEADER = ['', 'Place', 'Parameters', 'MFLOPs', 'ms', '%', 'MiB kept']
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -61,7 +63,7 @@ def parse_args(argv):
     return args
 
 
-def gate_of(words):
+def gate_of(words: Sequence[str]) -> dict[str, Any]:
     """'SE reduction=8' as a dict; ValueError for an argument without a value."""
     found = dict(type=words[0])
     for word in words[1:]:
@@ -75,7 +77,7 @@ def gate_of(words):
     return found
 
 
-def table(rows):
+def table(rows: Sequence[placement.Row]) -> str:
     cells = [
         [
             str(row.number or ''),
@@ -91,7 +93,7 @@ def table(rows):
     return markdown(HEADER, cells, left=2)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     try:
@@ -103,7 +105,7 @@ def main(argv=None):
     sys.stdout.write(text)
 
 
-def run(args):
+def run(args: argparse.Namespace) -> str:
     config = Config.fromfile(args.config)
     scope = config.get('default_scope')
     if scope not in SIZES or 'backbone' not in config.get('model', {}):

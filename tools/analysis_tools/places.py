@@ -6,6 +6,7 @@ python tools/analysis_tools/places.py CONFIG --list 'backbone.**' --all  # and w
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,7 +18,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.lines import one_line
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='a config file')
     parser.add_argument(
@@ -35,7 +36,7 @@ def parse_args(argv):
     return args
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     try:

@@ -9,7 +9,7 @@ from mmattn.datasets import digits
 from mmattn.lines import one_line
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--root', default='data/digits')
     parser.add_argument('--task', nargs='+', default=['all'], choices=('all', *digits.TASKS))
@@ -21,7 +21,7 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     quiet.install()
     args = parse_args()
     for task in digits.TASKS if 'all' in args.task else args.task:

@@ -8,13 +8,14 @@ after an interruption; overwrites nothing. Ends with counts against those of the
 import argparse
 import os
 import sys
+from collections.abc import Iterator, Sequence
 
 from mmattn import quiet
-from mmattn.datasets.prepare import DATA_SETS, DataError, prepare
+from mmattn.datasets.prepare import DATA_SETS, DataError, Result, prepare
 from mmattn.lines import indented, one_line
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -43,7 +44,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def report(result):
+def report(result: Result) -> Iterator[str]:
     """The lines that say what a data set came to."""
     for count in result.counts:
         yield f'{result.name}: {count.split}: {count.found} of {count.wanted}'
@@ -51,7 +52,7 @@ def report(result):
     yield from (f'    {difference}' for difference in result.differences)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     quiet.install()
     args = parse_args(argv)
     try:

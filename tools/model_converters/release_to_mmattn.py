@@ -11,6 +11,7 @@ is read as data; whatever code it holds is not run.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmattn import quiet
@@ -21,7 +22,7 @@ from mmattn.lines import one_line
 from mmattn.runs import checkpoint
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +33,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     target = args.out or Path(f'{args.file.name.partition(".")[0]}_mmattn.pth')

@@ -10,6 +10,7 @@ published weights are downloaded. A file is read as data; whatever code it holds
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmattn import quiet
@@ -21,7 +22,7 @@ from mmattn.lines import one_line
 from mmattn.runs import checkpoint
 
 
-def parse_args(argv):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +40,7 @@ def parse_args(argv):
     return parser.parse_args(argv)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(argv)
     target = args.out or Path(f'{args.name}_mmattn.pth')
@@ -47,11 +48,13 @@ def main(argv=None):
         check_name(args.name)
         if target.exists():  # said before the download
             raise FileExistsError(f'{target} exists; it is left as it is')
-        cfg = None if args.file else pretrained_cfg(args.name)
-        path = args.file or download(cfg)
+        cfg, path, images, source = None, args.file, {}, str(args.file)
+        if path is None:
+            cfg = pretrained_cfg(args.name)
+            path = download(cfg)
+            images = {key: cfg.get(key) for key in ('mean', 'std', 'input_size')}
+            source = f'timm {cfg.get("tag") or ""} {args.name}'
         converted = from_timm(args.name, read(path), args.codebase)
-        images = {key: cfg.get(key) for key in ('mean', 'std', 'input_size')} if cfg else {}
-        source = str(args.file) if args.file else f'timm {cfg.get("tag") or ""} {args.name}'
         write(target, converted, source, codebase=args.codebase, **images)
     except (OSError, ValueError, checkpoint.CheckpointError) as error:
         print(f'error: {one_line(error)}', file=sys.stderr)

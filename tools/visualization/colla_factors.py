@@ -6,14 +6,16 @@ python tools/visualization/colla_factors.py --over-training work_dirs/RUN... --o
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from mmattn.analysis import colla, colla_figure
+from mmattn.analysis.outputs import figure_file
 from mmattn.runs import checkpoint
 from mmattn.runs.cli import check_file, one_line_errors
 from mmattn.runs.errors import UserError
 
 
-def parse_args():
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         'runs', nargs='+', type=Path, help='checkpoints; with --over-training folders of runs'
@@ -28,12 +30,14 @@ def parse_args():
     return parser.parse_args()
 
 
-def main():
+def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug):
         checkpoint.install(args.trust_checkpoint)
         if args.labels and len(args.labels) != len(args.runs):
             raise UserError(f'{len(args.labels)} --labels for {len(args.runs)} runs')
+        figure_file(args.out)
+        found: list[Any]  # Course or Factors
         if args.over_training:
             found = [colla.from_logs(path) for path in args.runs]
         else:
@@ -43,7 +47,6 @@ def main():
         if args.labels:
             found = [f._replace(label=label) for f, label in zip(found, args.labels, strict=True)]
         draw = colla_figure.over_training if args.over_training else colla_figure.against_depth
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         draw(found).savefig(args.out)
         print(args.out)
 

@@ -1,7 +1,7 @@
 """What a check of data has found."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,10 +33,12 @@ class Problem:
 
 
 def error(kind: str, file: Any, detail: str) -> Problem:
+    """What a training would stop at or learn wrongly from."""
     return Problem('error', kind, str(file), detail)
 
 
 def warning(kind: str, file: Any, detail: str) -> Problem:
+    """What a training would pass over."""
     return Problem('warning', kind, str(file), detail)
 
 
@@ -137,8 +139,8 @@ class Report:
         yield f'{self.count("error")} errors, {self.count("warning")} warnings{part}'
 
 
-def _shown(problems):
-    seen = Counter()
+def _shown(problems: Iterable[Problem]) -> Iterator[str]:
+    seen: Counter[tuple[str, str]] = Counter()
     for problem in problems:
         key = problem.level, problem.kind
         seen[key] += 1

@@ -140,9 +140,9 @@ class Spot:
     def _check(self, x: Any) -> None:
         if not isinstance(x, (Tensor, tuple, list, dict)):  # what stands for a tensor in a trace
             return
-        fits = isinstance(x, Tensor) and x.dim() == len(self.layout)
-        if not (fits and x.shape[CHANNEL_AXIS[self.layout]] == self.channels):
-            found = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        shape = tuple(x.shape) if isinstance(x, Tensor) else ()
+        if len(shape) != len(self.layout) or shape[CHANNEL_AXIS[self.layout]] != self.channels:
+            found = shape or type(x).__name__
             raise ValueError(
                 f'the gate {self.name!r} was put there for {self.channels} channels {self.layout}, '
                 f'and its module gives {found}; allowed: channels= and layout= of that'

@@ -28,7 +28,7 @@ def _matches(parts: list[str], patterns: list[str]) -> bool:
 
 def host_names(model: nn.Module) -> list[str]:
     """The names of all modules but the model itself, its gates and what holds them."""
-    ours = set()
+    ours: set[str] = set()
     for name, owner, place in placed(model):
         inner = f'{name}.' if name else ''
         ours.update(f'{inner}{spot.name}' for spot in place.spots)

@@ -1,13 +1,18 @@
 """The C++ compiler, and the processors that the kernels are compiled for.
 
-Plain Python, which `setup.py` runs as well: where there is no torch yet.
+Plain Python, which `setup.py` runs as well: where there is no torch yet. As a command it compiles
+the libraries that a wheel brings, for another kind of machine where `CXX` is a cross compiler:
+
+    CXX=aarch64-linux-gnu-g++ python mmattn/ops/native/toolchain.py FOLDER
 """
 
+import argparse
 import concurrent.futures
 import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -105,13 +110,20 @@ def _run(command: list[str]) -> str:
     return (done.stderr or f'exit status {done.returncode}') if done.returncode else ''
 
 
-def levels() -> list[str]:
-    """The levels of this kind of machine."""
-    return list(LEVELS.get(platform.machine(), ()))
+def machine_of(cxx: str) -> str:
+    """The kind of machine that a compiler compiles for: this one, but for a cross compiler."""
+    said = subprocess.run([cxx, '-dumpmachine'], capture_output=True, text=True, timeout=60).stdout
+    found = said.partition('-')[0]
+    return found if found in LEVELS else platform.machine()
 
 
-def ship(folder: Path) -> None:
-    """Compile the library of each of `levels` into a folder, for a wheel.
+def levels(machine: str) -> list[str]:
+    """The levels of a kind of machine."""
+    return list(LEVELS.get(machine, ()))
+
+
+def ship(folder: Path) -> list[Path]:
+    """Compile the library of each of the compiler's machine's levels into a folder, for a wheel.
 
     Raises:
         RuntimeError: if there is no compiler, or it fails.
@@ -119,7 +131,27 @@ def ship(folder: Path) -> None:
     cxx = compiler()
     if cxx is None:
         raise RuntimeError(f'no compiler called {" or ".join(names())}')
-    for name in levels():
+    made = []
+    for name in levels(machine_of(cxx)):
+        made.append(folder / shipped(name).name)
         # Of the compiler's own libraries it needs none either: they may be newer than the user's.
         link = ['-static-libstdc++', '-static-libgcc']
-        make(cxx, sources(), folder / shipped(name).name, [f'-march={name}'], link)
+        make(cxx, sources(), made[-1], [f'-march={name}'], link)
+    return made
+
+
+def main(args: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description='Compile the libraries that a wheel brings, with $CXX, for its machine.'
+    )
+    parser.add_argument('folder', type=Path, help='where to put them')
+    folder = parser.parse_args(args).folder
+    try:
+        for path in ship(folder):
+            print(path)
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        parser.error(str(error))
+
+
+if __name__ == '__main__':
+    main(sys.argv[1:])

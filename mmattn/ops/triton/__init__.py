@@ -29,28 +29,25 @@ import torch
 _MODULES = {
     'scale': (
         'channel_scale',
-        'channel_scale_grad',
         'spatial_scale',
-        'spatial_scale_grad',
         'product_scale',
-        'product_scale_grad',
         'sum_scale',
         'affine_scale',
-        'affine_scale_grad',
-        'sum_scale_grad',
         'rank1_scale',
+    ),
+    'scale_grad': (
+        'channel_scale_grad',
+        'spatial_scale_grad',
+        'product_scale_grad',
+        'sum_scale_grad',
+        'affine_scale_grad',
         'rank1_scale_grad',
     ),
-    'pool': (
-        'channel_pool',
-        'channel_pool_grad',
-        'spatial_pool',
-        'spatial_pool_grad',
-        'channel_dx',
-        'cbam_dx',
-    ),
+    'pool': ('channel_pool', 'spatial_pool'),
+    'pool_grad': ('channel_pool_grad', 'spatial_pool_grad', 'channel_dx', 'cbam_dx'),
     'coord': ('coord_strips',),
-    'strip': ('strip_pool', 'strip_pool_grad', 'coord_scale', 'coord_scale_grad', 'coord_dx'),
+    'strip': ('strip_pool', 'strip_pool_grad', 'coord_dx'),
+    'strip_scale': ('coord_scale', 'coord_scale_grad'),
     'planes': ('rank1_pool',),
     'planes_grad': ('rank1_pool_grad',),
     'conv': ('spatial_conv', 'spatial_conv_grad'),
@@ -61,10 +58,13 @@ _MODULES = {
 # has no kernels for what it is given returns NotImplemented.
 _OPERATORS = {
     'channel': ('se', 'se_backward', 'eca', 'eca_backward'),
-    'cat': ('cat', 'cat_backward'),
+    'cat': ('cat',),
+    'cat_grad': ('cat_backward',),
     'cbam': ('cbam', 'cbam_backward'),
-    'coord': ('coord', 'coord_backward'),
-    'drtam': ('drtam', 'drtam_backward'),
+    'coord': ('coord',),
+    'coord_grad': ('coord_backward',),
+    'drtam': ('drtam',),
+    'drtam_grad': ('drtam_backward',),
 }
 MODULES = tuple(dict.fromkeys((*_MODULES, 'mlp', 'moments', 'maxima', *_OPERATORS)))
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
@@ -84,8 +84,6 @@ def __getattr__(name):
 IDENTITY = frozenset(
     ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_scale', 'coord_scale', 'rank1_scale')
 )
-# The last pass of a backward scales dy itself.
-CARRIES = False
 
 
 @functools.cache

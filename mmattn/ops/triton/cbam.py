@@ -9,13 +9,15 @@ import triton
 import triton.language as tl
 
 from .. import identity
-from ..tensors import dense, flat, some
+from ..tensors import dense, dense_pair, flat, some
 from . import mlp
 from .common import channels_last, floats, launch, pow2, total
 from .conv import conv, conv_grad, merged_moments
-from .pool import cbam_dx, pool_parts, spatial_maps, spatial_pool_grad_parts
+from .pool import pool_parts, spatial_maps
+from .pool_grad import cbam_dx, spatial_pool_grad_parts
 from .products import summed
-from .scale import affine_grad_parts, affine_scale, product_scale, two_sided_grad_parts
+from .scale import affine_scale, product_scale
+from .scale_grad import affine_grad_parts, two_sided_grad_parts
 
 
 @triton.jit(do_not_specialize=['size', 'parts', 'eps'])
@@ -103,13 +105,13 @@ def _spatial(maps, kernel, norm, by_batch, eps):
     if not norm:
         v, s = conv(maps, kernel, 'sigmoid')
         return v, s, floats(maps, 0), floats(maps, 0), torch.zeros_like(floats(maps, 2))
-    weight, bias, mean, var = norm
+    weight, bias, *running = norm
+    mean, var, moments = floats(maps, 1), floats(maps, 1), floats(maps, 2)
     if not by_batch:
-        mean, var = mean.clone(), var.clone()
-        v, s = conv(maps, kernel, 'norm', (mean, var, weight, bias), eps)
-        return v, s, mean, var, torch.zeros_like(floats(maps, 2))
+        v, s = conv(maps, kernel, 'norm', (*running, weight, bias, mean, var, moments), eps)
+        return v, s, mean, var, moments
     v, parts = conv(maps, kernel, 'moments')
-    s, mean, var, moments = torch.empty_like(v), floats(v, 1), floats(v, 1), floats(v, 2)
+    s = torch.empty_like(v)
     size, programs = v[0].numel(), parts.shape[0]
     launch(
         cbam_norm_kernel, v.shape[0], v, parts, weight, bias, s, mean, var, moments, size, programs,
@@ -137,8 +139,7 @@ def cbam_backward(
 ):
     if not mlp.fits(w1):
         return NotImplemented
-    x, kernel, gs = dense(x, last), flat(kernel), flat(gs)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    (x, dy), kernel, gs = dense_pair(x, dy, last), flat(kernel), flat(gs)
     c, s, pooled, channel_at, hidden, maps, at, v, mean, var = saved
     da = []
     if a is None:

@@ -1,22 +1,17 @@
 """SE and ECA as whole operators: pool, layers, scale in 3 launches, and 4 in backward."""
 
-import torch
 import triton
 import triton.language as tl
 
 from .. import identity
-from ..tensors import dense, flat, some
+from ..tensors import dense, dense_pair, flat, some
 from . import mlp
 from .common import channels_last, floats, launch, pow2, total
-from .pool import channel_dx, pool_parts
+from .pool import pool_parts
+from .pool_grad import channel_dx
 from .products import summed
-from .scale import channel_grad_parts, channel_scale
-
-
-def _arranged(x, dy, last):
-    """x and dy as kernels read them."""
-    x = dense(x, last)
-    return x, torch.zeros_like(x) if dy is None else dense(dy, last)
+from .scale import channel_scale
+from .scale_grad import channel_grad_parts
 
 
 def _grad_parts(x, c, a, dy):
@@ -40,7 +35,7 @@ def se(x, w1, b1, w2, b2, a):
 def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
     if not mlp.fits(w1):
         return NotImplemented
-    x, dy = _arranged(x, dy, last)
+    x, dy = dense_pair(x, dy, last)
     w1, w2 = flat(w1), flat(w2)
     dc, da = _grad_parts(x, c, a, dy)
     g, inner, dv = mlp.factors_grad(dc, None, flat(gc), c, w1, w2, hidden)
@@ -132,7 +127,7 @@ def eca(x, kernel, a):
 
 
 def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):
-    (x, dy), kernel = _arranged(x, dy, last), flat(kernel)
+    (x, dy), kernel = dense_pair(x, dy, last), flat(kernel)
     (dc, da), gc = _grad_parts(x, c, a, dy), flat(gc)
     n, channels = c.shape
     g, gavg = floats(x, n, channels), floats(x, n, channels)

@@ -39,6 +39,25 @@ def nan_min(a, b):
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
+@triton.jit
+def block_of(pid, length, BLOCK: tl.constexpr):
+    """Which block of an axis a program takes, the indices in it, and what is left of the program's
+    number to say which of another axis."""
+    blocks = tl.cdiv(length, BLOCK)
+    block = pid % blocks
+    return block, block * BLOCK + tl.arange(0, BLOCK), pid // blocks
+
+
+@triton.jit
+def part_of(pid, length, splits, BLOCK: tl.constexpr):
+    """Which of the splits of an axis (`split`) a program walks along in steps of BLOCK, its first
+    index and the one after its last, and what is left of the program's number: the sample."""
+    part = pid % splits
+    span = tl.cdiv(tl.cdiv(length, BLOCK), splits) * BLOCK
+    first = part * span
+    return part, first, tl.minimum(first + span, length), (pid // splits).to(tl.int64)
+
+
 def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
     """Run `kernel` on the device of its first argument, which need not be the current one.
 
@@ -83,6 +102,16 @@ def box(x):
     return (n, h, w, c) if channels_last(x) else (n, c, h, w)
 
 
+def matrix_block(x, sums):
+    """Samples, rows and columns of x read as matrices, and a program's block as kernels take it:
+    VEC, BR, BK. With `sums` 32 lanes lie side by side in a row of the block, so that a sum over
+    columns stays within a warp."""
+    n, rows, cols = matrix(x)
+    vec = vector(cols, x)
+    block_cols = pow2(cols, max(64, 32 * vec) if sums else 512)
+    return (n, rows, cols), dict(VEC=vec, BR=pow2(rows, 2048 // block_cols), BK=block_cols)
+
+
 def split(programs, length, block, least=4, wanted=PROGRAMS):
     """Into how many parts to cut a loop over `length` in steps of `block`: enough parts for
     `wanted` programs, but at least `least` steps in each, and none of them empty."""
@@ -97,6 +126,11 @@ def floats(x, *shape):
 
 def ints(x, *shape):
     return torch.empty(shape, dtype=torch.int32, device=x.device)
+
+
+def filled(x, *tensors):
+    """The tensors, with x in the place of None: an address that a kernel then does not read."""
+    return [x if t is None else t for t in tensors]
 
 
 def total(parts, dim):

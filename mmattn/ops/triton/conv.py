@@ -4,18 +4,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, floats, launch, pow2
+from .common import block_of, cdiv, floats, launch, pow2
 
 
 @triton.jit
 def _block(height, width, BH: tl.constexpr, BW: tl.constexpr):
     """Sample, rows and columns of this program, and which of them there are."""
-    columns = tl.cdiv(width, BW)
-    blocks = tl.cdiv(height, BH) * columns
-    pid = tl.program_id(0)
-    i = (pid % blocks) // columns * BH + tl.arange(0, BH)
-    j = pid % columns * BW + tl.arange(0, BW)
-    return (pid // blocks).to(tl.int64), i, j, (i < height)[:, None] & (j < width)[None, :]
+    _, j, pid = block_of(tl.program_id(0), width, BW)
+    _, i, pid = block_of(pid, height, BH)
+    return pid.to(tl.int64), i, j, (i < height)[:, None] & (j < width)[None, :]
 
 
 @triton.jit
@@ -67,6 +64,8 @@ def spatial_conv_kernel(
     var_ptr,
     weight_ptr,
     bias_ptr,
+    to_mean_ptr,
+    to_var_ptr,
     maps,
     height,
     width,
@@ -79,7 +78,8 @@ def spatial_conv_kernel(
     BW: tl.constexpr,
 ):
     """y, and by END: '' no more; 'moments' those of each program's y (programs, 3); 'sigmoid' s,
-    of y; 'norm' s, of y normalised by mean and var; 'equation' y through a sigmoid, and s, the
+    of y; 'norm' s, of y normalised by mean and var, which are copied, and two zeros to `parts`, as
+    nothing moves; 'equation' y through a sigmoid, and s, the
     sigmoid of y times weight; 'algorithm' the same without that sigmoid. weight may be 1 (UNIT)."""
     n, i, j, mask = _block(height, width, BH, BW)
     y = tl.zeros([BH, BW], tl.float32)
@@ -103,8 +103,14 @@ def spatial_conv_kernel(
         store_moments(parts_ptr + 3 * tl.program_id(0), y, mask, count)
     elif END != '':
         if END == 'norm':
-            scale = tl.load(weight_ptr) / tl.sqrt(tl.load(var_ptr) + eps)
-            y = (y - tl.load(mean_ptr)) * scale + tl.load(bias_ptr)
+            mean = tl.load(mean_ptr)
+            var = tl.load(var_ptr)
+            y = (y - mean) * (tl.load(weight_ptr) / tl.sqrt(var + eps)) + tl.load(bias_ptr)
+            if tl.program_id(0) == 0:
+                tl.store(to_mean_ptr, mean)
+                tl.store(to_var_ptr, var)
+                tl.store(parts_ptr, 0.0)
+                tl.store(parts_ptr + 1, 0.0)
         if not UNIT and (END == 'equation' or END == 'algorithm'):
             y *= tl.load(weight_ptr)
         if END != 'algorithm':
@@ -210,13 +216,16 @@ def _programs(maps):
 def conv(maps, kernel, end='', norm=(), eps=0.0, weight=None):
     """y (N, H, W), and by `end` as in `spatial_conv_kernel`: nothing, the parts of moments, or s.
 
-    `norm`: mean, var, weight, bias; `weight`: of 'equation' and 'algorithm', 1 if None."""
+    `norm`: mean, var, weight and bias of 'norm', and where to put copies of mean and var and two
+    zeros; `weight`: of 'equation' and 'algorithm', 1 if None."""
     n, m, h, w = maps.shape
     programs, block = _programs(maps)
     y = floats(maps, n, h, w)
     more = floats(maps, programs, 3) if end == 'moments' else floats(maps, n, h, w) if end else y
     parts, s = (more, y) if end == 'moments' else (y, more)
-    given = norm or (y, y, y if weight is None else weight, y)
+    given = y, y, y if weight is None else weight, y, y, y
+    if norm:
+        *given, parts = norm
     launch(
         spatial_conv_kernel, programs, maps, kernel, y, parts, s, *given, m, h, w,
         *kernel.shape[2:], eps, END=end, UNIT=weight is None, **block,

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import LOG2E, cdiv, channels_last, launch, nan_max, split
+from .common import LOG2E, block_of, cdiv, channels_last, filled, launch, nan_max, part_of, split
 from .maxima import FILTERS, filter_step, filtered, load_taps, maxima, pick, plain_maxima, walks
 from .moments import moments
 
@@ -81,21 +81,12 @@ def entropy_grad_kernel(
     R: tl.constexpr = K // 2
     MAX: tl.constexpr = CMAX or SMAX
     channels = channel_groups * VEC
-    c_blocks = tl.cdiv(channels, BC)
-    w_blocks = tl.cdiv(width, BW)
-    pid = tl.program_id(0)
-    c = (pid % c_blocks) * BC + tl.arange(0, BC)
-    pid = pid // c_blocks
-    w = (pid % w_blocks) * BW + tl.arange(0, BW)
-    pid = pid // w_blocks
-    part = pid % splits
-    n = (pid // splits).to(tl.int64)
+    _, c, pid = block_of(tl.program_id(0), channels, BC)
+    _, w, pid = block_of(pid, width, BW)
+    part, first, last, n = part_of(pid, height, splits, 1)
     in_c = c < channels
     in_w = w < width
     mask = in_c[:, None] & in_w[None, :]
-    span = tl.cdiv(height, splits)
-    first = part * span
-    last = tl.minimum(first + span, height)
     sample = n * channels * height * width
     to_c = n * channels + c
     to_s = n * height * width + w
@@ -230,7 +221,7 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None)
     c_blocks, w_blocks = cdiv(ch, block_c), cdiv(width, block_w)
     splits = split(n * c_blocks * w_blocks, height, 1, least=16)
     grads = c_avg, c_max, c_ent, s_avg, s_max, s_ent
-    tensors = (x if t is None else t for t in (gx, dx, c, s, v, taps, *grads, *saved))
+    tensors = filled(x, gx, dx, c, s, v, taps, *grads, *saved)
     given = {
         name: grad is not None
         for name, grad in zip(('CAVG', 'CMAX', 'CENT', 'SAVG', 'SMAX', 'SENT'), grads, strict=True)
@@ -261,5 +252,5 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry=None, v=None):
+def entropy_dx(x, taps, dy, c, s, grads, saved, v=None):
     return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s, v=v)

@@ -9,7 +9,20 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .common import BIG, cdiv, channels_last, floats, ints, launch, nan_max, pow2, split, vector
+from .common import (
+    BIG,
+    block_of,
+    cdiv,
+    channels_last,
+    floats,
+    ints,
+    launch,
+    nan_max,
+    part_of,
+    pow2,
+    split,
+    vector,
+)
 from .pool import first_maximum
 
 # The filter sizes that the kernels know.
@@ -93,22 +106,13 @@ def maxima_kernel(
     of BC."""
     R: tl.constexpr = K // 2
     channels = channel_groups * VEC
+    c_block, c, pid = block_of(tl.program_id(0), channels, BC)
+    w_block, w, pid = block_of(pid, width, BW)
+    part, first, last, n = part_of(pid, height, splits, 1)
     c_blocks = tl.cdiv(channels, BC)
     w_blocks = tl.cdiv(width, BW)
-    pid = tl.program_id(0)
-    c_block = pid % c_blocks
-    pid = pid // c_blocks
-    w_block = pid % w_blocks
-    pid = pid // w_blocks
-    part = pid % splits
-    n = (pid // splits).to(tl.int64)
-    c = c_block * BC + tl.arange(0, BC)
-    w = w_block * BW + tl.arange(0, BW)
     in_c = c < channels
     in_w = w < width
-    span = tl.cdiv(height, splits)
-    first = part * span
-    last = tl.minimum(first + span, height)
     t0, t1, t2, t3, t4 = load_taps(taps_ptr, K, False)
     if LAST:
         at = w[None, :] * channels + c[:, None]

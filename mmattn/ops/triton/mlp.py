@@ -9,7 +9,7 @@ over samples, which a launch of its own makes: two runs give the same bits.
 import triton
 import triton.language as tl
 
-from .common import cdiv, floats, ints, launch, pow2
+from .common import cdiv, filled, floats, ints, launch, pow2
 from .pool import first_of_parts
 from .products import outer_sums, products, relu, store_row_sums, summed
 
@@ -219,7 +219,7 @@ def factors(avgs, tops, args, w1, b1, w2, b2):
     launch(
         mlp_kernel,
         n,
-        *(avgs if t is None else t for t in given),
+        *filled(avgs, *given),
         channels,
         hidden,
         splits,
@@ -240,7 +240,7 @@ def factors_grad(dc, more, gc, c, w1, w2, kept):
     launch(
         mlp_grad_kernel,
         n,
-        *(dc if t is None else t for t in given),
+        *filled(dc, *given),
         channels,
         hidden,
         dc.shape[1],
@@ -270,7 +270,7 @@ def weights_grad(v, inner, kept, g, w1, b1, w2, b2, other=None, more=None):
         mlp_weights_kernel,
         cdiv(hidden, block['BI']) * cdiv(channels, block['BJ'])
         + sum(cdiv(count, block['BI']) for count in columns),
-        *(v if t is None else t for t in given),
+        *filled(v, *given),
         n,
         channels,
         hidden,

@@ -9,7 +9,21 @@ case that they went astray.
 import triton
 import triton.language as tl
 
-from .common import LN2, LOG2E, cdiv, floats, launch, matrix, nan_max, pow2, split, vector
+from .common import (
+    LN2,
+    LOG2E,
+    block_of,
+    cdiv,
+    filled,
+    floats,
+    launch,
+    matrix,
+    matrix_block,
+    nan_max,
+    part_of,
+    pow2,
+    split,
+)
 
 # Where a sum of exp(x - m) must lie for the common m to have done no harm.
 SUM_LOW = tl.constexpr(1e-10)
@@ -49,17 +63,10 @@ def moments_kernel(
     and of each column in each split of the rows, (4, samples, splits, cols). EVEN: the blocks fill
     the matrix."""
     cols = groups * VEC
-    col_blocks = tl.cdiv(cols, BK)
-    pid = tl.program_id(0)
-    block = pid % col_blocks
-    pid = pid // col_blocks
-    part = pid % splits
-    n = (pid // splits).to(tl.int64)
-    k = block * BK + tl.arange(0, BK)
+    block, k, pid = block_of(tl.program_id(0), cols, BK)
+    part, first, last, n = part_of(pid, rows, splits, BR)
     in_cols = k < cols
-    span = tl.cdiv(tl.cdiv(rows, BR), splits) * BR
-    first = part * span
-    last = tl.minimum(first + span, rows)
+    col_blocks = tl.cdiv(cols, BK)
     sample = n * rows * cols
     to_rows = row_ptr + (n * col_blocks + block) * rows
     row_item = samples.to(tl.int64) * col_blocks * rows
@@ -203,10 +210,8 @@ def merge_kernel(
 ):
     """From the moments of parts (4, samples, splits, kept): the mean, m, l = log s, q = t / s and
     the entropy l - q of the whole."""
-    blocks = tl.cdiv(kept, B)
-    pid = tl.program_id(0)
-    i = (pid % blocks) * B + tl.arange(0, B)
-    n = (pid // blocks).to(tl.int64)
+    _, i, pid = block_of(tl.program_id(0), kept, B)
+    n = pid.to(tl.int64)
     mask = i < kept
     item = samples.to(tl.int64) * splits * kept
     to = n * kept + i
@@ -225,12 +230,9 @@ def merge_kernel(
 def moments_parts(x, row, col):
     """The sums of moments_kernel of rows and of columns, or x; `row` and `col` tell whether the
     mean and whether the entropy is wanted."""
-    n, rows, cols = matrix(x)
-    vec = vector(cols, x)
-    block_cols = pow2(cols, max(64, 32 * vec))
-    block_rows = pow2(rows, 2048 // block_cols)
-    blocks = cdiv(cols, block_cols)
-    splits = split(n * blocks, rows, block_rows)
+    (n, rows, cols), block = matrix_block(x, sums=True)
+    blocks = cdiv(cols, block['BK'])
+    splits = split(n * blocks, rows, block['BR'])
     by_rows = floats(x, 4, n, blocks, rows) if any(row) else x
     by_cols = floats(x, 4, n, splits, cols) if any(col) else x
     if any(row) or any(col):
@@ -242,16 +244,14 @@ def moments_parts(x, row, col):
             by_cols,
             n,
             rows,
-            cols // vec,
+            cols // block['VEC'],
             splits,
-            VEC=vec,
             ROW_AVG=row[0],
             ROW_ENT=row[1],
             COL_AVG=col[0],
             COL_ENT=col[1],
-            EVEN=rows % block_rows == 0 and cols % block_cols == 0,
-            BR=block_rows,
-            BK=block_cols,
+            EVEN=rows % block['BR'] == 0 and cols % block['BK'] == 0,
+            **block,
         )
     return by_rows, by_cols
 
@@ -274,7 +274,7 @@ def _merge(parts, avg, ent, length):
         merge_kernel,
         n * cdiv(kept, block),
         parts,
-        *(parts if t is None else t for t in out),
+        *filled(parts, *out),
         n,
         kept,
         splits,

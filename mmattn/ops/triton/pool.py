@@ -1,22 +1,23 @@
 """Mean and maximum over positions (SE, ECA, CBAM) or over channels (CBAM's second pooling)."""
 
-import torch
 import triton
 import triton.language as tl
 
 from .common import (
     BIG,
+    block_of,
     cdiv,
     channels_last,
+    filled,
     floats,
     ints,
     launch,
-    matrix,
+    matrix_block,
     nan_max,
+    part_of,
     pow2,
     split,
     total,
-    vector,
 )
 from .products import summed
 
@@ -52,16 +53,9 @@ def pool_kernel(
     else:
         kept = rows
         reduced = cols
-    blocks = tl.cdiv(kept, BKEPT)
-    pid = tl.program_id(0)
-    i = (pid % blocks) * BKEPT + tl.arange(0, BKEPT)
-    pid = pid // blocks
-    part = pid % splits
-    n = (pid // splits).to(tl.int64)
+    _, i, pid = block_of(tl.program_id(0), kept, BKEPT)
+    part, first, last, n = part_of(pid, reduced, splits, BREDUCED)
     in_kept = i < kept
-    span = tl.cdiv(tl.cdiv(reduced, BREDUCED), splits) * BREDUCED
-    first = part * span
-    last = tl.minimum(first + span, reduced)
 
     sums = tl.zeros([BR, BK], tl.float32)
     best = tl.full([BR, BK], -float('inf'), tl.float32)
@@ -129,10 +123,8 @@ def merge_pool_kernel(
 ):
     """The sum of the means (AVG) and the first maximum of the splits, (samples, splits, kept) ->
     (samples, kept); of mean and maximum every `step`."""
-    blocks = tl.cdiv(kept, B)
-    pid = tl.program_id(0)
-    i = (pid % blocks) * B + tl.arange(0, B)
-    n = (pid // blocks).to(tl.int64)
+    _, i, pid = block_of(tl.program_id(0), kept, B)
+    n = pid.to(tl.int64)
     mask = i < kept
     first = n * splits * kept + i
     best, arg = first_of_parts(max_ptr, arg_ptr, first, kept, splits, mask)
@@ -140,152 +132,6 @@ def merge_pool_kernel(
     tl.store(to_arg_ptr + n * kept + i, arg, mask=mask)
     if AVG:
         tl.store(to_avg_ptr + n * step + i, summed(avg_ptr, first, kept, splits, mask), mask=mask)
-
-
-@triton.jit(do_not_specialize=['rows', 'groups'])
-def channel_pool_grad_kernel(
-    dy_ptr,
-    dx_ptr,
-    c_ptr,
-    s_ptr,
-    ga_ptr,
-    gm_ptr,
-    at_ptr,
-    gavg_ptr,
-    gmax_ptr,
-    channel_at_ptr,
-    a_ptr,
-    rows,
-    groups,
-    mean_c,
-    mean_s,
-    VEC: tl.constexpr,
-    ROWS: tl.constexpr,
-    SCALE: tl.constexpr,
-    PART: tl.constexpr,
-    AVG: tl.constexpr,
-    MAX: tl.constexpr,
-    BR: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """The gradient of x: what the pools over positions send (AVG, MAX), and by SCALE: '' no more;
-    'c' dy scaled by c; 'cs' dy scaled by c s, and what the pools over channels of x c send. PART:
-    the scale is 1 + a (c s - 1). ROWS: positions are the rows."""
-    cols = groups * VEC
-    row_blocks = tl.cdiv(rows, BR)
-    col_blocks = tl.cdiv(cols, BK)
-    pid = tl.program_id(0)
-    k = (pid % col_blocks) * BK + tl.arange(0, BK)
-    pid = pid // col_blocks
-    i = (pid % row_blocks) * BR + tl.arange(0, BR)
-    n = (pid // row_blocks).to(tl.int64)
-    in_rows = (i < rows)[:, None]
-    in_cols = (k < cols)[None, :]
-    mask = in_rows & in_cols
-    at = n * rows * cols + (i[:, None] * cols + k[None, :])
-    if ROWS:
-        to_c = (n * cols + k)[None, :]
-        in_c = in_cols
-        channel = k[None, :]
-        to_s = (n * rows + i)[:, None]
-        in_s = in_rows
-        position = i[:, None]
-    else:
-        to_c = (n * rows + i)[:, None]
-        in_c = in_rows
-        channel = i[:, None]
-        to_s = (n * cols + k)[None, :]
-        in_s = in_cols
-        position = k[None, :]
-    dx = tl.zeros([BR, BK], tl.float32)
-    if SCALE != '':
-        c = tl.load(c_ptr + to_c, mask=in_c, other=0.0)
-        dx = tl.load(dy_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if SCALE == 'c':
-            dx *= c
-        else:
-            f = c * tl.load(s_ptr + to_s, mask=in_s, other=0.0)
-            if PART:
-                f = 1 + tl.load(a_ptr + to_c, mask=in_c, other=0.0) * (f - 1)
-            dx *= f
-            du = tl.load(ga_ptr + to_s, mask=in_s, other=0.0) * mean_c
-            gm = tl.load(gm_ptr + to_s, mask=in_s, other=0.0)
-            du += tl.where(channel == tl.load(at_ptr + to_s, mask=in_s, other=-1), gm, 0.0)
-            dx += du * c
-    if AVG:
-        dx += tl.load(gavg_ptr + to_c, mask=in_c, other=0.0) * mean_s
-    if MAX:
-        gmax = tl.load(gmax_ptr + to_c, mask=in_c, other=0.0)
-        dx += tl.where(position == tl.load(channel_at_ptr + to_c, mask=in_c, other=-1), gmax, 0.0)
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-
-
-@triton.jit(do_not_specialize=['rows', 'groups', 'splits'])
-def spatial_pool_grad_kernel(
-    x_ptr,
-    dx_ptr,
-    c_ptr,
-    gavg_ptr,
-    gmax_ptr,
-    arg_ptr,
-    dc_ptr,
-    rows,
-    groups,
-    splits,
-    scale,
-    VEC: tl.constexpr,
-    ROWS: tl.constexpr,
-    AVG: tl.constexpr,
-    MAX: tl.constexpr,
-    NEED_X: tl.constexpr,
-    BR: tl.constexpr,
-    BK: tl.constexpr,
-):
-    """With u = x c pooled over channels: dx = du c, and dc, the sum of du x over positions
-    (ROWS: they are the rows), in (samples, splits, C) or (samples, column blocks, C)."""
-    cols = groups * VEC
-    col_blocks = tl.cdiv(cols, BK)
-    pid = tl.program_id(0)
-    block = pid % col_blocks
-    pid = pid // col_blocks
-    part = pid % splits
-    n = (pid // splits).to(tl.int64)
-    k = block * BK + tl.arange(0, BK)
-    in_cols = k < cols
-    span = tl.cdiv(tl.cdiv(rows, BR), splits) * BR
-    first = part * span
-    last = tl.minimum(first + span, rows)
-    sums = tl.zeros([BR, BK], tl.float32)
-    for start in range(first, last, BR):
-        i = start + tl.arange(0, BR)
-        in_rows = i < last
-        mask = in_rows[:, None] & in_cols[None, :]
-        at = n * rows * cols + (i[:, None] * cols + k[None, :])
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if ROWS:
-            c = tl.load(c_ptr + n * cols + k, mask=in_cols, other=0.0)[None, :]
-            to = (n * rows + i)[:, None]
-            in_map = in_rows[:, None]
-            channel = k[None, :]
-        else:
-            c = tl.load(c_ptr + n * rows + i, mask=in_rows, other=0.0)[:, None]
-            to = (n * cols + k)[None, :]
-            in_map = in_cols[None, :]
-            channel = i[:, None]
-        du = tl.zeros([BR, BK], tl.float32)
-        if AVG:
-            du += tl.load(gavg_ptr + to, mask=in_map, other=0.0) * scale
-        if MAX:
-            gmax = tl.load(gmax_ptr + to, mask=in_map, other=0.0)
-            du += tl.where(channel == tl.load(arg_ptr + to, mask=in_map, other=-1), gmax, 0.0)
-        if NEED_X:
-            tl.store(dx_ptr + at, (du * c).to(dx_ptr.dtype.element_ty), mask=mask)
-        if ROWS:
-            sums += du * x
-        else:
-            tl.store(dc_ptr + (n * col_blocks + block) * rows + i, tl.sum(du * x, 1), mask=in_rows)
-    if ROWS:
-        tl.store(dc_ptr + (n * splits + part) * cols + k, tl.sum(sums, 0), mask=in_cols)
 
 
 def _merge(avgs, tops, args, avg, top, arg):
@@ -325,14 +171,11 @@ def pool_parts(x, factor, over_rows, maximum, least=4, out=None):
     `least`: steps of a split, at least. `out`: where to put mean and maximum, (N, kept) each, if
     there is but one split.
     """
-    n, rows, cols = matrix(x)
-    vec = vector(cols, x)
-    block_cols = pow2(cols, max(64, 32 * vec))
-    block_rows = pow2(rows, 2048 // block_cols)
+    (n, rows, cols), block = matrix_block(x, sums=True)
     if over_rows:
-        kept, reduced, block_kept, block_reduced = cols, rows, block_cols, block_rows
+        kept, reduced, block_kept, block_reduced = cols, rows, block['BK'], block['BR']
     else:
-        kept, reduced, block_kept, block_reduced = rows, cols, block_rows, block_cols
+        kept, reduced, block_kept, block_reduced = rows, cols, block['BR'], block['BK']
     blocks = cdiv(kept, block_kept)
     splits = split(n * blocks, reduced, block_reduced, least=least)
     if out is None or splits > 1:
@@ -344,18 +187,16 @@ def pool_parts(x, factor, over_rows, maximum, least=4, out=None):
         pool_kernel,
         n * splits * blocks,
         x,
-        *(x if t is None else t for t in (factor, avgs, tops, args)),
+        *filled(x, factor, avgs, tops, args),
         rows,
-        cols // vec,
+        cols // block['VEC'],
         splits,
         avgs.stride(0) // splits,
         1 / reduced,
-        VEC=vec,
         ROWS=over_rows,
         FACTOR=factor is not None,
         MAX=maximum,
-        BR=block_rows,
-        BK=block_cols,
+        **block,
     )
     return avgs, tops, args
 
@@ -378,52 +219,6 @@ def channel_pool(x, *, maximum):
     return _pool(x, None, channels_last(x), maximum)
 
 
-def _dx(like, dy, scale, c, s, over_channels, over_positions, a=None):
-    """dx by channel_pool_grad_kernel, see there; `over_*`: gradients of mean and maximum, and where
-    the maxima are."""
-    dx = torch.empty_like(like)
-    n, rows, cols = matrix(dx)
-    over_rows = channels_last(dx)
-    vec = vector(cols, dx)
-    block_cols = pow2(cols, 512)
-    block_rows = pow2(rows, 2048 // block_cols)
-    given = (dy, dx, c, s, *over_channels, *over_positions, a)
-    channels, positions = (cols, rows) if over_rows else (rows, cols)
-    launch(
-        channel_pool_grad_kernel,
-        n * cdiv(rows, block_rows) * cdiv(cols, block_cols),
-        *(dx if t is None else t for t in given),
-        rows,
-        cols // vec,
-        1 / channels,
-        1 / positions,
-        VEC=vec,
-        ROWS=over_rows,
-        SCALE=scale,
-        PART=a is not None,
-        AVG=over_positions[0] is not None,
-        MAX=over_positions[1] is not None,
-        BR=block_rows,
-        BK=block_cols,
-    )
-    return dx
-
-
-NOTHING = None, None, None
-
-
-def channel_pool_grad(dx, gavg, gmax, argmax):
-    return _dx(dx, None, '', None, None, NOTHING, (gavg, gmax, argmax))
-
-
-def channel_dx(dy, c, gavg, gmax, at, carry=None):
-    return _dx(dy, dy, 'c', c, None, NOTHING, (gavg, gmax, at))
-
-
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry=None, a=None):
-    return _dx(dy, dy, 'cs', c, s, (ga, gm, at), (gavg, gmax, channel_at), a)
-
-
 def spatial_pool(x, c):
     n, _, height, width = x.shape
     avg, top, arg = _pool(x, c, not channels_last(x), True)
@@ -442,42 +237,3 @@ def spatial_maps(x, c):
         at = ints(x, n, height * width)
         _merge(avgs, tops, args, *out, at)
     return maps, at.view(n, height, width)
-
-
-def spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x):
-    """dx or None, and parts of dc: (N, parts, C)."""
-    dx = torch.empty_like(x) if need_x else None
-    n, rows, cols = matrix(x)
-    over_rows = channels_last(x)
-    vec = vector(cols, x)
-    block_cols = pow2(cols, max(64, 32 * vec))
-    block_rows = pow2(rows, 2048 // block_cols)
-    blocks = cdiv(cols, block_cols)
-    splits = split(n * blocks, rows, block_rows)
-    dc = floats(x, n, splits if over_rows else blocks, c.shape[1])
-    launch(
-        spatial_pool_grad_kernel,
-        n * splits * blocks,
-        x,
-        dx if need_x else x,
-        c,
-        *(x if t is None else t for t in (gavg, gmax, argmax)),
-        dc,
-        rows,
-        cols // vec,
-        splits,
-        1 / (cols if over_rows else rows),
-        VEC=vec,
-        ROWS=over_rows,
-        AVG=gavg is not None,
-        MAX=gmax is not None,
-        NEED_X=need_x,
-        BR=block_rows,
-        BK=block_cols,
-    )
-    return dx, dc
-
-
-def spatial_pool_grad(x, c, gavg, gmax, argmax, *, need_x, carry=None):
-    dx, dc = spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x)
-    return dx, total(dc, 1)

@@ -21,7 +21,8 @@ from .formats import Device
 from .hashes import expected_hashes
 from .loading import load, load_open
 
-_before = None  # mmengine's readers, while ours are in their place
+# mmengine's schemes and functions, while ours are in their place.
+_before: tuple[dict[str, Any], dict[str, Any]] | None = None
 
 
 def install(trust: bool | None = None) -> None:
