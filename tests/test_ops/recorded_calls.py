@@ -9,6 +9,7 @@ from unittest import mock
 import torch
 
 from mmattn.ops import examples, native
+from mmattn.ops.dispatch import stats_dtype
 from mmattn.ops.native import call
 
 ALIGNED = 64  # bytes
@@ -17,6 +18,10 @@ SHAPES = {
     (2, 11, 7, 6): (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     (1, 40, 24, 23): (torch.float32,),
 }
+
+
+# Which leave a share of the identity, their last argument.
+GATES = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
 
 
 class Region(NamedTuple):
@@ -112,7 +117,8 @@ def _difference(got, expected):
 
 
 def record() -> Recording:
-    """Every operator, forward and backward, in every dtype and both memory formats."""
+    """Every operator, forward and backward, in every dtype and both memory formats; of gates also
+    with a share of the identity."""
     found = Recording()
     # What a call has to write is NaN before, so that what it leaves out differs from what it wrote.
     before = torch.are_deterministic_algorithms_enabled()
@@ -123,14 +129,17 @@ def record() -> Recording:
                 for dtype in dtypes:
                     for last in (False, True):
                         for op in examples.ARGUMENTS:
-                            _step(op, shape, dtype, last)
+                            _step(op, examples.arguments(op, shape, dtype, last))
+                        for op in GATES:
+                            *args, _ = examples.arguments(op, shape, dtype, last)
+                            share = torch.linspace(-0.5, 1, shape[1]).to(stats_dtype(args[0]))
+                            _step(op, [*args, share.requires_grad_()])
     finally:
         torch.use_deterministic_algorithms(before)
     return found
 
 
-def _step(op, shape, dtype, last):
-    args = examples.arguments(op, shape, dtype, last)
+def _step(op, args):
     results = getattr(torch.ops.mmattn, op)(*args)
     results = [results] if isinstance(results, torch.Tensor) else results
     results = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]
