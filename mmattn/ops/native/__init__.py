@@ -252,6 +252,85 @@ def min_max_grad(v, low, high, *, dy):
     return dv
 
 
+def _like(tensors):
+    return [None if t is None else torch.empty_like(t) for t in tensors]
+
+
+def channel_factors(descriptors, weights):
+    first = descriptors[0]
+    (n, c), parts, hidden = first.shape, len(descriptors), weights[0].shape[0]
+    v, hiddens, out = _acc(first, n, parts, c), _acc(first, n, parts, hidden), torch.empty_like(first)
+    run(
+        'channel_factors', first, descriptors, n, parts, c, hidden, weights, v, hiddens, out,
+    )  # fmt: skip
+    return out, v, hiddens
+
+
+def channel_factors_grad(grads, c, v, hiddens, weights):
+    dv, dweights = [torch.empty_like(c) for _ in range(v.shape[1])], _like(weights)
+    grads = (*grads, None, None)[:3]
+    sizes = *v.shape, weights[0].shape[0]
+    run('channel_factors_grad', c, grads, c, v, hiddens, *sizes, weights, dv, dweights)
+    return dv, dweights
+
+
+def spatial_factors(descriptors, kernel, norm, by_batch, eps):
+    first = descriptors[0]
+    (n, h, w), m = first.shape, len(descriptors)
+    maps, v, s, moments = _acc(first, n, m, h, w), *_like((first, first)), _acc(first, 2).zero_()
+    weight, bias, *state = norm or (None, None, None, None)
+    if norm:  # what it normalises by
+        state = _like(state) if by_batch else [t.clone() for t in state]
+    sizes = *maps.shape, *kernel.shape[2:]
+    run(
+        'spatial_factors', first, descriptors, *sizes, kernel, (weight, bias), *state, by_batch, eps,
+        maps, v, s, moments,
+    )  # fmt: skip
+    return s, maps, v, *(state if norm else (v.new_empty(0), v.new_empty(0))), moments
+
+
+def spatial_factors_grad(grads, s, maps, v, kernel, weight, mean, var, by_batch, eps):
+    dmaps, dkernel = [torch.empty_like(s) for _ in range(maps.shape[1])], torch.empty_like(kernel)
+    dnorm, state = [], (None, None)
+    if weight is not None:
+        dnorm, state = _like((weight, weight)), (mean, var)
+    run(
+        'spatial_factors_grad', s, (*grads, None)[:2], s, maps, v, *maps.shape, *kernel.shape[2:], kernel,
+        (weight, weight), *state, by_batch, eps, dmaps, (dkernel, *(dnorm or (None, None))),
+    )  # fmt: skip
+    return dmaps, dkernel, dnorm
+
+
+def cat_factors(channel, spatial, weights, low, high, equation):
+    w1, _, kernel, *_ = weights
+    given = [t for t in channel if t is not None]
+    first, parts = given[0], len(given)
+    (n, c), (_, h, w) = first.shape, next(t.shape for t in spatial if t is not None)
+    kept = [
+        _acc(first, *shape)
+        for shape in ((n, parts, c), (n, parts, h, w), (n, parts, w1.shape[0]), (n, c), (n, h, w))
+    ]
+    factors = _like(kept[3:])
+    sizes = n, c, h, w, parts, w1.shape[0], *kernel.shape[1:]
+    run(
+        'cat_factors', first, channel, spatial, *sizes, weights, low, high, equation, kept, *factors
+    )
+    return *factors, kept
+
+
+def cat_factors_grad(grads, factors, kept, entropies, pools, weights, low, high, equation):
+    (n, c), (_, h, w) = (t.shape for t in factors)
+    w1, _, kernel, *_ = weights
+    dchannel, dspatial = (_like(like if pool else None for pool in pools) for like in factors)
+    dweights = _like(weights)
+    sizes = n, c, h, w, sum(pools), w1.shape[0], *kernel.shape[1:]
+    run(
+        'cat_factors_grad', factors[0], grads, factors, kept, entropies, *sizes, weights, low, high,
+        equation, dchannel, dspatial, dweights,
+    )  # fmt: skip
+    return dchannel, dspatial, dweights
+
+
 @functools.lru_cache
 def _cuts(height, width, channels, chunks, channel_chunks):
     """The windows of the three axes of a map, begin and end of one after the other."""

@@ -1,8 +1,10 @@
 // All of DRTAM, and its descriptors alone.
 
 #include "abi.h"
-#include "layers.h"
+#include "mlp.h"
+#include "norms.h"
 #include "planes.h"
+#include "sigmoid.h"
 
 namespace {
 
@@ -59,7 +61,9 @@ template <class A> struct Rank1 {
     static constexpr A* none[3] = {};
     return i ? stages[0].out : none;
   }
-  Mlp<A> layers() const { return {m.n, m.c, hidden, params[0], params[1], params[2], params[3]}; }
+  Mlp<A> layers() const {
+    return {m.n, 1, m.c, hidden, params[0], params[1], params[2], params[3], nullptr};
+  }
   std::array<Norm<A>, 3> norms(int i) const {
     std::array<Norm<A>, 3> found;
     for (int k = 0; k < 3; ++k) {
@@ -95,7 +99,8 @@ template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r
                   threads);
     A* const to[3] = {s.v, s.out[1], s.out[2]};
     rank1_norm<A>(r.norms(i).data(), r.m.n, to, s.moments, threads);
-    mlp<A>(r.layers(), s.v, s.hidden, s.out[0], threads);
+    mlp(r.layers(), (const A*)s.v, s.hidden, s.out[0], threads);
+    sigmoid<A>(s.out[0], s.out[0], r.m.n * r.m.c);
     outer<A>(s.out[1], s.out[2], q[i], r.m);
   }
   Shape shape = r.shape();
@@ -128,9 +133,6 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     scale_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
   });
   A* const dplanes[3] = {planes + 0, planes + m.n * m.c * m.h, planes + m.n * m.c * (m.h + m.w)};
-  i64 weights = r.layers().channels * r.hidden;
-  const i64 mlp_sizes[4] = {weights, r.hidden, weights, m.c};
-  for (int k = 0; k < 4; ++k) std::fill_n(dparams[k], mlp_sizes[k], A(0));
   for (int i = 0; i < r.modules; ++i)
     outer_grad<A>(r.stages[i].out[1], r.stages[i].out[2], dq[i], dout[i][1], dout[i][2], m);
   for (int i = r.modules - 1; i >= 0; --i) {
@@ -138,7 +140,8 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     Module<A> d(dparams + 4 + i * Module<A>::count);
     A* to = grads + (r.modules + i) * vectors;
     for (int k = 0; k < 3; to += sizes[k++]) dv[k] = to;
-    mlp_grad<A>(r.layers(), s.v, s.hidden, s.out[0], dout[i][0], gv, dparams, threads);
+    sigmoid_grad<A>(dout[i][0], s.out[0], dout[i][0], sizes[0]);
+    mlp_grad<A>(r.layers(), s.v, s.hidden, dout[i][0], gv, dparams, nullptr, i + 1 < r.modules, threads);
     const A* const g[3] = {gv, dout[i][1], dout[i][2]};
     rank1_norm_grad<A>(r.norms(i).data(), m.n, s.out, s.moments, g, dv, d.weight, d.bias, threads);
     Scratch<A> lost(i ? vectors : 0);  // the first module's factors, taken from the planes

@@ -56,6 +56,10 @@ INLINE void entropy_rows(const T* z, i64 pitch, i64 n_lanes, Acc<T> ref, Lanes<A
 template <class A> struct Side {
   A *avg, *max, *ent, *log, *ref;
   int32_t* at;
+  Side of(i64 sample, i64 each) const {
+    auto from = [&](auto* p) { return p ? p + sample * each : p; };
+    return {from(avg), from(max), from(ent), from(log), from(ref), from(at)};
+  }
 };
 
 template <class A> INLINE void finish(const Side<A>& o, i64 i, double s, double t) {
@@ -366,9 +370,27 @@ template <class A> struct Terms {
   const A *h, *log, *ref;                // the saved entropy, log s and reference (wide samples)
   const int32_t* at;
   i64 count;
-  INLINE A mean(i64 i) const { return avg ? avg[i] / A(count) : A(0); }
-  INLINE A slope(i64 i) const { return ent ? -ent[i] * std::exp(-log[i]) : A(0); }
-  INLINE A level(i64 i) const { return slope(i) * (ent ? h[i] - log[i] : A(0)); }
+};
+// The same of all rows, or all lanes.
+template <class A> struct Rates {
+  Scratch<A> mean, slope, level;
+  Rates(const Terms<A>& t, i64 n, i64 length, int threads)
+      : mean(n * length), slope(n * length), level(n * length) {
+    parallel(n, n * length * 8, threads, [&](i64 u) {
+      lanes<A>(u * length, (u + 1) * length, [&](i64 i, auto k) FLAT {
+        Vec<A> m = {}, s = {}, l = {};
+        if (t.avg) m = ld(t.avg + i, k) / A(t.count);
+        if (t.ent) {
+          Vec<A> log = ld(t.log + i, k);
+          s = -ld(t.ent + i, k) * vexp(-log);
+          l = s * (ld(t.h + i, k) - log);
+        }
+        st(mean + i, m, k);
+        st(slope + i, s, k);
+        st(level + i, l, k);
+      });
+    });
+  }
 };
 
 // The positions of one sample, sorted by key: those of key k are order[start[k]] ... order[start[k + 1]].
@@ -393,17 +415,13 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
   const Terms<A>& row = last ? spat : chan;
   const Terms<A>& lane = last ? chan : spat;
   bool ent = row.ent || lane.ent;
-  // The lanes' terms: mean, slope, level.
-  Scratch<A> lm(m.n * s.lanes), ls(m.n * s.lanes), ll(m.n * s.lanes);
-  parallel(m.n, m.n * s.lanes * 8, threads, [&](i64 n) {
-    for (i64 i = n * s.lanes; i < (n + 1) * s.lanes; ++i)
-      lm[i] = lane.mean(i), ls[i] = lane.slope(i), ll[i] = lane.level(i);
-  });
+  Rates<A> of_row(row, m.n, s.rows, threads), of_lane(lane, m.n, s.lanes, threads);
+  const A *lm = of_lane.mean + 0, *ls = of_lane.slope + 0, *ll = of_lane.level + 0;
   auto dense = [&](i64 r, A* out_acc) FLAT {  // row r of all; into out_acc, or dx where null
     i64 n = r / s.rows, o = r * s.lanes, b = n * s.lanes;
     auto in = incoming(r);
     A ref = refs ? refs[n] : A(0);
-    V mean = all<A>(row.mean(r));
+    V mean = all<A>(of_row.mean[r]);
     auto save = [&](i64 l, V v, auto j) FLAT {
       if constexpr (std::is_same_v<T, A>) st(dx + o + l, v, j);
       else st(out_acc + l, v, j);
@@ -413,7 +431,7 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
         save(l, in(in.lanes(l, j), l, j) + mean + ld(lm + b + l, j), j);
       });
     } else if (ref == ref) {
-      V slope = all<A>(row.slope(r)), level = all<A>(row.level(r));
+      V slope = all<A>(of_row.slope[r]), level = all<A>(of_row.level[r]);
       lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
         V d = ld(x + o + l, j) - ref;
         V e = vexp(d) * (d * (slope + ld(ls + b + l, j)) + (level + ld(ll + b + l, j)));
@@ -447,8 +465,8 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
       });
     parallel(m.n * m.c, size, threads, [&](i64 plane) {
       i64 n = plane / m.c, c = plane % m.c;
-      Scratch<A> acc(std::is_same_v<T, A> ? 0 : area);
-      A* out = std::is_same_v<T, A> ? (A*)(dx + plane * area) : acc + 0;
+      std::unique_ptr<A[]> acc(std::is_same_v<T, A> ? nullptr : new A[area]);
+      A* out = std::is_same_v<T, A> ? (A*)(dx + plane * area) : acc.get();
       dense(plane, out);
       if (chan.max) {
         i64 h = chan.at[plane] / m.w, w = chan.at[plane] % m.w;
@@ -474,9 +492,9 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
     });
   parallel(m.n * m.h, size, threads, [&](i64 nh) {
     i64 n = nh / m.h, h = nh % m.h;
-    Scratch<A> acc(std::is_same_v<T, A> ? 0 : m.w * m.c);
+    std::unique_ptr<A[]> acc(std::is_same_v<T, A> ? nullptr : new A[m.w * m.c]);
     T* to = dx + nh * m.w * m.c;
-    A* out = std::is_same_v<T, A> ? (A*)to : acc + 0;
+    A* out = std::is_same_v<T, A> ? (A*)to : acc.get();
     for (i64 w = 0; w < m.w; ++w) dense(nh * m.w + w, out + w * m.c);
     for (i64 from = std::max<i64>(0, h - p); from < std::min(m.h, h + p + 1); ++from) {
       A tap = taps[h - from + p];
@@ -500,6 +518,37 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
 // --------------------------------------------------------------------------------------------------
 // As they are called from outside.
 
+// A contiguous map of few positions wastes most of its vectors: its samples are turned one by one, to be
+// read as channels_last ones.
+constexpr i64 kFew = 256;
+template <class T>
+i64 entropy_of_few(const T* x, Map m, const Acc<T>* taps, i64 k, Side<Acc<T>> chan, Side<Acc<T>> spat,
+                   Acc<T>* refs, int threads) {
+  using A = Acc<T>;
+  i64 area = m.h * m.w;
+  std::atomic<i64> wide{0};
+  parallel(m.n, m.n * m.c * area, threads, [&](i64 n) {
+    constexpr i64 N = 16;  // channels at a time: a cache line of float
+    Scratch<A> turned(m.c * area), rows(std::is_same_v<T, A> ? 0 : N * area);
+    for (i64 c = 0; c < m.c; c += N) {
+      i64 count = std::min(N, m.c - c);
+      const T* from = x + (n * m.c + c) * area;
+      const A* full;
+      if constexpr (std::is_same_v<T, A>) {
+        full = from;
+      } else {
+        lanes<A>(0, count * area, [&](i64 l, auto r) FLAT { st(rows + l, ld(from + l, r), r); });
+        full = rows + 0;
+      }
+      for (i64 p = 0; p < area; p += 4)
+        turn(full + p, area, turned + p * m.c + c, m.c, count, std::min<i64>(4, area - p));
+    }
+    wide += entropy_pool<A>(turned + 0, Map{1, m.c, m.h, m.w}, true, taps, k, chan.of(n, m.c),
+                            spat.of(n, area), refs + n, 1);
+  });
+  return wide;
+}
+
 // channel, spatial: pointers to avg, max, ent, log s, ref. Returns the number of wide samples.
 i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int last, const Sum* taps,
                    i64 k, Sum** channel, int32_t* channel_at, Sum** spatial, int32_t* spatial_at,
@@ -510,8 +559,13 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
     auto side = [](Sum** v, int32_t* at) {
       return Side<A_>{(A_*)v[0], (A_*)v[1], (A_*)v[2], (A_*)v[3], (A_*)v[4], at};
     };
-    wide = entropy_pool<T>((const T*)x, Map{n, c, h, w}, last, (const A_*)taps, k,
-                           side(channel, channel_at), side(spatial, spatial_at), (A_*)refs, threads);
+    Map m{n, c, h, w};
+    auto of_channels = side(channel, channel_at), of_positions = side(spatial, spatial_at);
+    wide = !last && h * w <= kFew
+               ? entropy_of_few<T>((const T*)x, m, (const A_*)taps, k, of_channels, of_positions,
+                                   (A_*)refs, threads)
+               : entropy_pool<T>((const T*)x, m, last, (const A_*)taps, k, of_channels, of_positions,
+                                 (A_*)refs, threads);
   });
   return wide;
 }

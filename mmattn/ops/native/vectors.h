@@ -234,6 +234,24 @@ INLINE Vec<double> vexp(Vec<double> x) {
 
 template <class A> INLINE bool beats(A v, A than) { return v > than || (v != v && than == than); }
 
+// The largest of a vector's values, and its index, of equals the smallest: halves compared, then theirs.
+template <class A, class V, class I> INLINE void first_of(V v, I i, A* top, int32_t* at) {
+  if constexpr (sizeof v == sizeof(A)) {
+    *top = v[0];
+    *at = int32_t(i[0]);
+  } else {
+    typedef A HalfV __attribute__((vector_size(sizeof(V) / 2)));
+    typedef Index<A> HalfI __attribute__((vector_size(sizeof(I) / 2)));
+    HalfV v2[2];
+    HalfI i2[2];
+    std::memcpy(v2, &v, sizeof v);
+    std::memcpy(i2, &i, sizeof i);
+    HalfI take = (v2[1] > v2[0]) | ((v2[1] != v2[1]) & (v2[0] == v2[0])) |
+                 ((v2[1] == v2[0]) & (i2[1] < i2[0]));
+    first_of<A>(HalfV(take ? v2[1] : v2[0]), HalfI(take ? i2[1] : i2[0]), top, at);
+  }
+}
+
 // Running maximum with its index; a NaN, once seen, stays.
 template <class A> struct Peak {
   Vec<A> value = all<A>(-std::numeric_limits<A>::infinity());
@@ -248,14 +266,7 @@ template <class A> struct Peak {
     value = take ? v : value;
     index = take ? at : index;
   }
-  INLINE void best(A* top, int32_t* at) const {  // over the lanes, the first of equals
-    A v = value[0];
-    Index<A> i = index[0];
-    for (int k = 1; k < Simd<A>::N; ++k)
-      if (beats(A(value[k]), v) || (value[k] == v && index[k] < i)) v = value[k], i = index[k];
-    *top = v;
-    *at = int32_t(i);
-  }
+  INLINE void best(A* top, int32_t* at) const { first_of(value, index, top, at); }  // over the lanes
 };
 template <class A> INLINE Vec<A> outside(Vec<A> v, int n) {  // lanes from n on: -infinity
   return iota<A>() < Int<A>{} + n ? v : all<A>(-std::numeric_limits<A>::infinity());
