@@ -22,6 +22,10 @@ from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 # Module: the distributions that hold it, the one to install first.
 LIBRARIES = dict(
@@ -97,7 +101,7 @@ MENDS = (
 class Page:
     """The report: a line for each thing, then what is broken."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.lines: list[str] = []
         self.broken: dict[str, str] = {}  # what -> mend
         self.bad: set[str] = set()  # modules that do not import
@@ -140,6 +144,13 @@ def installed(module: str) -> bool:
     except (ImportError, ValueError):
         return False
     return spec is not None and spec.origin is not None
+
+
+def place_of(module: str) -> Path:
+    """The folder of a module that is installed."""
+    spec = find_spec(module)
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
 
 
 def distributions(module: str) -> list[tuple[str, str]]:
@@ -210,7 +221,7 @@ def library(page: Page, module: str, *parts: str) -> None:
     if found:
         text = ' and '.join(f'{version} ({name})' for name, version in found)
     else:
-        text = f'{version or "?"} (from {Path(find_spec(module).origin).parent})'
+        text = f'{version or "?"} (from {place_of(module)})'
     page.say(module, text if good else f'{text}: does not import')
     if len(found) > 1 and module != 'cv2':
         names = ' '.join(name for name, _ in found)
@@ -233,8 +244,8 @@ def own_package(page: Page) -> None:
             'pip install -e . in the checkout, or PYTHONPATH',
         )
         return
-    root = Path(find_spec('mmattn').origin).parent
-    scope = {}
+    root = place_of('mmattn')
+    scope: dict[str, object] = {}
     with contextlib.suppress(OSError):
         exec((root / 'version.py').read_text(), scope)
     commit = command('git', '-C', str(root), 'describe', '--always', '--dirty')
@@ -417,7 +428,7 @@ def kernels(page: Page) -> None:
         page.say('GPU kernels', f'the equations, slower: {_no_triton(torch)}')
 
 
-def self_checks(page: Page, device: object) -> None:
+def self_checks(page: Page, device: 'torch.device') -> None:
     """The verdicts that are kept of this GPU's kernels (`mmattn.ops.triton.selfcheck`)."""
     from mmattn.ops.triton import selfcheck
 

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 # Of a name or a header of keys, which are read into memory.
 MOST_OF_HEADER = 2**20
@@ -27,10 +27,10 @@ class Header(tarfile.TarInfo):
 
 
 class _Limited(io.RawIOBase):
-    def __init__(self, file, most):
+    def __init__(self, file: IO[bytes] | io.BufferedIOBase, most: int) -> None:
         self.file, self.left, self.most = file, most, most
 
-    def read(self, size=-1):
+    def read(self, size: int = -1) -> bytes:
         data = self.file.read(min(size, 2**20) if size >= 0 else 2**20)
         self.left -= len(data)
         if self.left < 0:
@@ -38,6 +38,6 @@ class _Limited(io.RawIOBase):
         return data
 
 
-def limited(file: BinaryIO, most: int) -> BinaryIO:
+def limited(file: IO[bytes] | io.BufferedIOBase, most: int) -> io.RawIOBase:
     """A stream that raises ReadError after so many bytes: what is packed small may be endless."""
     return _Limited(file, most)

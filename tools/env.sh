@@ -247,6 +247,9 @@ mmattn_fill_venv() {
     [ "$1" != all ] || return 0
     mmattn_stage tests 'requirements/tests.txt requirements/docs.txt' \
         mmattn_install -r requirements/tests.txt -r requirements/docs.txt
+    # Without its dependencies, which are there: for them pip might take another OpenCV or torch.
+    mmattn_stage visual requirements/visual.txt \
+        mmattn_pip_install --no-deps --no-build-isolation -r requirements/visual.txt
 }
 
 # Looks whether an environment somebody else made has what is needed.

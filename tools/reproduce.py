@@ -19,6 +19,7 @@ from mmattn.papers import plan
 from mmattn.papers.alternatives import AlternativeError
 from mmattn.runs import cluster, leases, local, locks, needs, watch
 from mmattn.runs.cli import UserError
+from mmattn.runs.driver import Work
 from mmattn.runs.progress import Progress
 
 ASK = 24 * 3600  # seconds of GPU time from which on we ask
@@ -220,7 +221,7 @@ def keep_watching(runs, work_dir):
             time.sleep(1)
 
 
-def on_cluster(runs, args, options):
+def on_cluster(work, args):
     """A driver that submits to Slurm.
 
     Raises:
@@ -233,7 +234,7 @@ def on_cluster(runs, args, options):
             raise
         raise UserError("--slurm needs submitit: pip install 'mmattn[reproduce]'") from error
     found = cluster.read(args.cluster, args.slurm)
-    return slurm.Driver(runs, args.work_dir, found, **options)
+    return slurm.Driver(work, found)
 
 
 def make_driver(runs, args, say):
@@ -243,16 +244,18 @@ def make_driver(runs, args, say):
         UserError: if that cannot be.
     """
     environment = {'MMATTN_DATA': os.path.abspath(args.data_root)} if args.data_root else {}
-    options = dict(
+    work = Work(
+        runs,
+        args.work_dir,
         per_run=args.gpus_per_run,
         tries=args.tries,
         say=say,
         environment=environment,
     )
     if (args.slurm or args.cluster) and not args.local:
-        return on_cluster(runs, args, options)
+        return on_cluster(work, args)
     slots = find_slots(args.gpus, args.gpus_per_run)
-    return local.Driver(runs, args.work_dir, slots, **options)
+    return local.Driver(work, slots)
 
 
 def drive(runs, args):

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from .gates import Place, Seen
-from .panels import OVER, Panel, panels, shown
+from .panels import FACTORS, OVER, Panel, panels, shown
 
 # Of even lightness, so that grey prints and colour-blind eyes see the same order.
 COLOURS = 'viridis'
@@ -20,6 +20,7 @@ BAR = '#0072b2'
 CELL, LABEL, TOP = 1.25, 1.0, 0.4  # inches
 EDGE = 320  # pixels of a single file, about
 SHARE = 0.6  # of the map in an overlay
+LEAST = 0.1  # what the colours of a factor span at least: a flat map looks flat
 
 
 class Shot(NamedTuple):
@@ -38,12 +39,15 @@ class Cell(NamedTuple):
     over: bool = False
 
 
-def attention_figure(shots: Sequence[Shot], keys: Iterable[str] | None = None) -> Figure:
+def attention_figure(
+    shots: Sequence[Shot], keys: Iterable[str] | None = None, stretch: bool = False
+) -> Figure:
     """One figure of a picture, the models side by side.
 
     Args:
         shots (Sequence[Shot]): Of the same picture, one a model.
         keys (iterable of str, optional): The panels to draw, of those in `panels`.
+        stretch (bool): Whether factors that hardly vary get all colours all the same.
     """
     keys = list(keys) if keys else None
     grids = [[_row(seen, keys) for _, seen in shot.rows] for shot in shots]
@@ -58,7 +62,7 @@ def attention_figure(shots: Sequence[Shot], keys: Iterable[str] | None = None) -
         1, len(shots), squeeze=False, width_ratios=[LABEL + CELL * n for n in widths]
     )[0]
     for part, shot, grid, columns in zip(parts, shots, grids, widths, strict=True):
-        _draw(part, shot, grid, columns, high)
+        _draw(part, shot, grid, columns, high, stretch)
     return figure
 
 
@@ -78,7 +82,7 @@ def _row(seen: Seen, keys: Sequence[str] | None) -> list[Cell]:
     return cells
 
 
-def _draw(part, shot, grid, columns, high):
+def _draw(part, shot, grid, columns, high, stretch):
     part.suptitle(shot.title, fontsize=9, y=0.995, va='top')
     left = LABEL / (LABEL + CELL * columns)
     inches = part.get_figure().get_figheight()
@@ -95,7 +99,7 @@ def _draw(part, shot, grid, columns, high):
                 axis.axis('off')
                 continue
             cell = row[column]
-            _draw_cell(axis, cell, shot)
+            _draw_cell(axis, cell, shot, stretch)
             if number == 0 or not same:
                 axis.set_title(cell.title, fontsize=7.5, pad=3)
         if row:  # fewer where the models have not equally many gates
@@ -112,7 +116,17 @@ def _label(place: Place, seen: Seen) -> str:
     return '\n'.join(([] if place.stage is None else [stage]) + [short, size])
 
 
-def _draw_cell(axis: Any, cell: Cell, shot: Shot) -> None:
+def span_of(panel: Panel, stretch: bool = False) -> tuple[float, float]:
+    """The values of the first and the last colour: a map's least and most, for factors no nearer
+    than `LEAST`."""
+    low, high = float(panel.values.min()), float(panel.values.max())
+    if panel.key in FACTORS and not stretch:
+        more = max(LEAST - (high - low), 0.0) / 2
+        return low - more, high + more
+    return low, high
+
+
+def _draw_cell(axis: Any, cell: Cell, shot: Shot, stretch: bool) -> None:
     axis.set_xticks([])
     axis.set_yticks([])
     axis.tick_params(length=0)
@@ -122,39 +136,74 @@ def _draw_cell(axis: Any, cell: Cell, shot: Shot) -> None:
     if panel is None:
         return
     if panel.kind == 'bars':
-        draw_bars(axis, panel.values)
+        draw_bars(axis, panel)
         axis.set_box_aspect(_aspect(shot))
-    elif panel.kind == 'strip':
-        axis.imshow(panel.values, cmap=COLOURS, aspect='auto', interpolation='nearest')
+        return
+    span = span_of(panel, stretch)
+    colours = dict(cmap=COLOURS, vmin=span[0], vmax=span[1])
+    if not cell.over:
+        _draw_scale(axis, panel, colours, _aspect(shot))
+    if panel.kind == 'strip':
+        axis.imshow(panel.values, aspect='auto', interpolation='nearest', **colours)
         axis.set_box_aspect(_aspect(shot))
     else:
         height, width = shot.padded
         axis.imshow(
             panel.values,
-            cmap=COLOURS,
             extent=(-0.5, width - 0.5, height - 0.5, -0.5),
             interpolation='bilinear' if cell.over else 'nearest',
             alpha=SHARE if cell.over else None,
+            **colours,
         )
         # The padding, which is no part of the picture, stays outside.
         axis.set_xlim(-0.5, shot.rgb.shape[1] - 0.5)
         axis.set_ylim(shot.rgb.shape[0] - 0.5, -0.5)
-    if not cell.over:
-        low, high = float(panel.values.min()), float(panel.values.max())
-        axis.set_xlabel(f'{low:.3g} … {high:.3g}', fontsize=6, labelpad=2)
 
 
-def draw_bars(axis: Any, values: np.ndarray) -> None:
-    """One bar for each value, from 0, without gaps."""
+def _draw_scale(axis, panel, colours, aspect):
+    """Below a map its colours from the least to the most, with these two numbers."""
+    lower, upper = -0.11 / aspect, -0.05 / aspect
+    ends = float(panel.values.min()), float(panel.values.max())
+    top = axis.transAxes
+    axis.imshow(
+        np.linspace(*ends, 64)[None], extent=(0.3, 0.7, lower, upper), transform=top,
+        aspect='auto', clip_on=False, **colours,
+    )  # fmt: skip
+    for x, text, side in zip((0.28, 0.72), _numbers(*ends), ('right', 'left'), strict=True):
+        y = (lower + upper) / 2
+        axis.text(x, y, text, transform=top, fontsize=6, ha=side, va='center_baseline')
+
+
+def _numbers(low, high):
+    """Two numbers with as many digits as tell them apart, three at least, six at most."""
+    for digits in range(3, 7):
+        texts = [f'{x:.1g}' if abs(x) < 1e-3 else f'{x:.{digits}g}' for x in (low, high)]
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def draw_bars(axis: Any, panel: Panel) -> None:
+    """One bar for each value, from 0 (and for factors up to 1 at least), without gaps."""
+    values = panel.values
     axis.bar(np.arange(len(values)), values, width=1.0, color=BAR, linewidth=0)
+    axis.axhline(0, color='black', linewidth=0.6)
     axis.set_xlim(-0.5, len(values) - 0.5)
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    low, high = _ends_of_bars(panel)
     axis.set_ylim(low, (high - low) * 1.05 + low if high > low else 1.0)
+    of = f' (of {low:g} … {high:g})' if panel.key in FACTORS else ''
+    words = ' … '.join(_numbers(float(values.min()), float(values.max())))
+    axis.set_xlabel(words + of, fontsize=6, labelpad=2)
     for side in ('top', 'right'):
         axis.spines[side].set_visible(False)
 
 
-def save_parts(folder: Path, shot: Shot) -> int:
+def _ends_of_bars(panel):
+    low, high = min(0.0, float(panel.values.min())), max(0.0, float(panel.values.max()))
+    return low, max(high, 1.0) if panel.key in FACTORS else high
+
+
+def save_parts(folder: Path, shot: Shot, stretch: bool = False) -> int:
     """Each map of each gate as a picture of its own, and all numbers as `maps.npz`, in a folder a
     gate; returns how many files."""
     count = 0
@@ -163,21 +212,21 @@ def save_parts(folder: Path, shot: Shot) -> int:
         own = folder / place.name
         own.mkdir(parents=True, exist_ok=True)
         for panel in found.values():
-            _save_panel(own / f'{panel.key}.png', panel, shot)
+            _save_panel(own / f'{panel.key}.png', panel, shot, stretch)
         over = [key for key in OVER if key in found]
         for key in over:
-            _save_panel(own / f'{key}_overlay.png', found[key], shot, over=True)
+            _save_panel(own / f'{key}_overlay.png', found[key], shot, stretch, over=True)
         np.savez_compressed(own / 'maps.npz', **{k: p.values for k, p in found.items()})
         count += len(found) + len(over) + 1
     return count
 
 
-def _save_panel(path, panel, shot, over=False):
+def _save_panel(path, panel, shot, stretch, over=False):
     """Without matplotlib's axes, which take a tenth of a second each."""
     if panel.kind == 'bars':
-        pixels = _bar_pixels(panel.values)
+        pixels = _bar_pixels(panel)
     else:
-        pixels = _coloured(panel.values)
+        pixels = _coloured(panel.values, *span_of(panel, stretch))
         size = (EDGE, EDGE)
         if panel.kind == 'map':
             height, width = shot.padded
@@ -194,17 +243,16 @@ def _save_panel(path, panel, shot, over=False):
     Image.fromarray(pixels).save(path)
 
 
-def _coloured(values):
-    low, high = float(values.min()), float(values.max())
+def _coloured(values, low, high):
     unit = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return matplotlib.colormaps[COLOURS](unit, bytes=True)[..., :3]
 
 
-def _bar_pixels(values):
+def _bar_pixels(panel):
     """Bars from 0 on white, (EDGE, EDGE, 3)."""
-    low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
+    low, high = _ends_of_bars(panel)
     levels = np.linspace(high, low, EDGE)[:, None]
-    bars = values[np.arange(EDGE) * len(values) // EDGE]
+    bars = panel.values[np.arange(EDGE) * len(panel.values) // EDGE]
     inside = (levels <= np.maximum(bars, 0)) & (levels >= np.minimum(bars, 0))
     colour = np.array(matplotlib.colors.to_rgb(BAR)) * 255
     return np.where(inside[..., None], colour, 255).astype(np.uint8)

@@ -1,6 +1,7 @@
 """What a model's gates look at on pictures: from a config, a checkpoint and files to figures."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mmattn.runs.errors import UserError
 
 from .attention_figure import Shot, attention_figure, save_parts
 from .gates import gates_of, recording, select
+from .outputs import folder
 from .panels import panels
 from .pictures import enter_scope, load_model, look, picture
 
@@ -70,29 +72,29 @@ def draw(
     size: tuple[int, int] | None = None,
     keys: Iterable[str] | None = None,
     parts: bool = True,
+    stretch: bool = False,
 ) -> list[Path]:
     """Write a figure for each picture, `<out>/<picture>.png`; returns their paths.
 
-    With `parts`, the single maps go below `<out>/<picture>/`, in a folder a network.
+    With `parts`, the single maps go below `<out>/<picture>/`, in a folder a network. `stretch` is
+    that of `attention_figure`. A second picture of a name is written as `<picture>-2`.
     """
     out, written = Path(out), []
-    keys = list(keys or ())
+    folder(out)
+    keys, names = list(keys or ()), Counter()
     for source in sources:
         looks = [network.look(source, size) for network in networks]
         name, shots = looks[0][0], [shot for _, shot in looks]
         _check_keys(keys, shots)
+        names[name] += 1
+        name += f'-{names[name]}' if names[name] > 1 else ''
         path = out / f'{name}.png'
-        path.parent.mkdir(parents=True, exist_ok=True)
-        attention_figure(shots, keys).savefig(path)
+        attention_figure(shots, keys, stretch).savefig(path)
         written.append(path)
         if parts:
             for number, shot in enumerate(shots):
-                folder = (
-                    out / name
-                    if len(shots) == 1
-                    else out / name / f'{number + 1}-{_as_name(shot.title)}'
-                )
-                save_parts(folder, shot)
+                own = '' if len(shots) == 1 else f'{number + 1}-{_as_name(shot.title)}'
+                save_parts(out / name / own, shot, stretch)
     return written
 
 

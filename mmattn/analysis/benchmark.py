@@ -10,10 +10,13 @@ import importlib
 import platform
 import statistics
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from mmengine.config import Config
+from torch import Tensor, nn
 
 import mmattn.attention as attention
 
@@ -47,7 +50,10 @@ MOBILENETV2 = (
 LIMIT = dict(mul=4, SE=7, ECA=7, CBAM=9, CoordAttention=7, DRTAM=7, CAT=8)
 
 
-def _synchronize(device):
+Step = Callable[[], Any]
+
+
+def _synchronize(device: torch.device) -> None:
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
 
@@ -55,7 +61,7 @@ def _synchronize(device):
 CLOCKS = dict(wall=time.perf_counter, cpu=time.process_time)
 
 
-def keep_memory():
+def keep_memory() -> None:
     """Keep the memory that a step frees with the process, for the next step.
 
     glibc gives large blocks back to the system or not by rules of its own, and taking them again
@@ -70,7 +76,13 @@ def keep_memory():
         mallopt(parameter, value)
 
 
-def timings(steps, device, rounds=15, seconds=0.01, clock='wall'):
+def timings(
+    steps: Mapping[str, Step],
+    device: torch.device,
+    rounds: int = 15,
+    seconds: float = 0.01,
+    clock: str = 'wall',
+) -> dict[str, list[float]]:
     """Milliseconds of each function of `steps` (name -> function): a list, one value a round.
 
     `clock` 'cpu' counts processor time instead: on one thread it tells steps apart on a machine
@@ -96,16 +108,16 @@ def timings(steps, device, rounds=15, seconds=0.01, clock='wall'):
     return times
 
 
-def ratio(times, of, to):
+def ratio(times: Mapping[str, Sequence[float]], of: str, to: str) -> float:
     """The median over the rounds of times[of] / times[to]."""
     return statistics.median(a / b for a, b in zip(times[of], times[to], strict=True))
 
 
-def saved_bytes(module, x):
+def saved_bytes(module: nn.Module, x: Tensor) -> int:
     """Bytes that autograd keeps for the backward of `module(x)`, without parameters and buffers."""
     kept = {}
 
-    def pack(t):
+    def pack(t: Tensor) -> Tensor:
         kept[t.untyped_storage().data_ptr()] = t
         return t
 
@@ -119,7 +131,7 @@ def saved_bytes(module, x):
 class Mul(nn.Module):
     """The least any gate can do."""
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return x * 1.5
 
 
@@ -131,9 +143,11 @@ class PlainCAT(attention.CAT):
     The same values as the reference, which filters one axis at a time, the channels in groups.
     """
 
-    def _pool(self, x, channel=True, spatial=True):
+    def _pool(
+        self, x: Tensor, channel: bool = True, spatial: bool = True
+    ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         images, taps = x.reshape(-1, 1, *x.shape[2:]), self.taps
-        found = []
+        found: list[tuple[Tensor | None, ...]] = []
         for wanted, dims, kernel in (
             (channel, (2, 3), taps[:, None]),
             (spatial, (1,), taps[:, None] * taps),
@@ -145,10 +159,11 @@ class PlainCAT(attention.CAT):
             p = x.flatten(2).softmax(2).view_as(x) if len(dims) == 2 else x.softmax(1)
             stats = dict(avg=x.mean(dims), max=smooth.amax(dims), ent=-(p * p.log()).sum(dims))
             found.append(tuple(stats[pool] if pool in self.pools else None for pool in stats))
-        return tuple(found)
+        of_channels, of_positions = found
+        return of_channels, of_positions
 
 
-def _timm(gate, channels):
+def _timm(gate: str, channels: int) -> nn.Module | None:
     """timm's module of that gate (the best-known public eager code), or None."""
     from timm.layers.cbam import CbamModule
     from timm.layers.coord_attn import CoordAttn
@@ -164,16 +179,18 @@ def _timm(gate, channels):
     return made[gate]() if gate in made else None
 
 
-def _compile_often():
+def _compile_often() -> None:
     """All gates share the code of one forward, which Dynamo would compile eight times at most."""
     config = importlib.import_module('torch._dynamo.config')
     limit = 'recompile_limit' if hasattr(config, 'recompile_limit') else 'cache_size_limit'
     setattr(config, limit, 128)
 
 
-def candidates(gates, channels, against=()):
+def candidates(
+    gates: Iterable[str], channels: int, against: Sequence[str] = ()
+) -> dict[str, nn.Module]:
     """name -> module: `mul`, each gate in both implementations, and public code where asked for."""
-    found = {'mul': Mul()}
+    found: dict[str, nn.Module] = {'mul': Mul()}
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
@@ -185,7 +202,8 @@ def candidates(gates, channels, against=()):
             _compile_often()
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)
-                found[f'{gate} {name}'] = torch.compile(module, fullgraph=True)
+                compiled: Any = torch.compile(module, fullgraph=True)  # a module, too
+                found[f'{gate} {name}'] = compiled
         if 'plain' in against and gate == 'CAT':
             found['CAT plain'] = PlainCAT(channels, impl='reference')
         if 'timm' in against and (public := _timm(gate, channels)) is not None:
@@ -194,16 +212,16 @@ def candidates(gates, channels, against=()):
 
 
 def modules(
-    shapes,
-    gates=GATES,
-    dtypes=('fp32',),
-    layouts=('contiguous',),
-    device='cpu',
-    rounds=15,
-    against=(),
-    backward=True,
-    clock='wall',
-):
+    shapes: Iterable[tuple[int, int, int, int]],
+    gates: Sequence[str] = GATES,
+    dtypes: Sequence[str] = ('fp32',),
+    layouts: Sequence[str] = ('contiguous',),
+    device: str | torch.device = 'cpu',
+    rounds: int = 15,
+    against: Sequence[str] = (),
+    backward: bool = True,
+    clock: str = 'wall',
+) -> list[dict[str, Any]]:
     """Time and saved memory of gates on maps of these (N, C, H, W) shapes.
 
     Returns:
@@ -234,7 +252,7 @@ def modules(
                 )
                 for name, module in found.items():
                     gate, _, impl = name.partition(' ')
-                    row = dict(
+                    row: dict[str, Any] = dict(
                         gate=gate,
                         impl=impl,
                         shape='x'.join(map(str, shape)),
@@ -254,24 +272,24 @@ def modules(
     return rows
 
 
-def _step(module, x, dy, backward):
+def _step(module: nn.Module, x: Tensor, dy: Tensor, backward: bool) -> Step:
     leaves = [x, *module.parameters()]
 
-    def train():
+    def train() -> None:
         torch.autograd.grad(module(x), leaves, dy)
 
-    def infer():
+    def infer() -> None:
         with torch.no_grad():
             module(x)
 
     return train if backward else infer
 
 
-def bare(config):
+def bare(config: Config) -> Config:
     """The config's model without its plugins."""
     config = copy.deepcopy(config)
 
-    def strip(node):
+    def strip(node: Any) -> None:
         if isinstance(node, dict):
             node.pop('plugins', None)
             node = list(node.values())
@@ -284,7 +302,9 @@ def bare(config):
     return config
 
 
-def _samples(scope, count, size, classes, device):
+def _samples(
+    scope: str, count: int, size: tuple[int, int], classes: int, device: torch.device
+) -> list[Any]:
     """Made-up targets, in the form of the codebase."""
     if scope == 'mmpretrain':
         from mmpretrain.structures import DataSample
@@ -328,7 +348,15 @@ def _samples(scope, count, size, classes, device):
     raise ValueError(f'default_scope must be mmpretrain, mmdet or mmseg, got {scope!r}')
 
 
-def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last=False):
+def network(
+    config: Config,
+    batch: int,
+    size: tuple[int, int],
+    device: str | torch.device = 'cpu',
+    rounds: int = 5,
+    amp: str | None = None,
+    channels_last: bool = False,
+) -> list[dict[str, Any]]:
     """Throughput and peak memory of a config's model, with its plugins and without.
 
     Args:
@@ -360,15 +388,15 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
         model = build_model(dict(model=cfg, plug=whole.get('plug')))
         models[name] = model.to(device).to(memory_format=layout)
 
-    def autocast():
+    def autocast() -> torch.autocast:
         return torch.autocast(device.type, DTYPES[amp or 'bf16'], enabled=amp is not None)
 
-    def train(model):
-        def step():
+    def train(model: nn.Module) -> Step:
+        def step() -> None:
             model.train()
             with autocast():
                 losses = model(images, samples, mode='loss')
-            total = sum(
+            total: Any = sum(
                 v.sum() if isinstance(v, torch.Tensor) else sum(v).sum()
                 for k, v in losses.items()
                 if 'loss' in k
@@ -378,8 +406,8 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
 
         return step
 
-    def infer(model):
-        def step():
+    def infer(model: nn.Module) -> Step:
+        def step() -> None:
             model.eval()
             with torch.no_grad(), autocast():
                 model(images, samples, mode='tensor')
@@ -411,9 +439,9 @@ def network(config, batch, size, device='cpu', rounds=5, amp=None, channels_last
     return rows
 
 
-def machine(device='cpu'):
+def machine(device: str | torch.device = 'cpu') -> dict[str, str | int | None]:
     """What the figures depend on."""
-    info = dict(
+    info: dict[str, str | int | None] = dict(
         torch=torch.__version__, threads=torch.get_num_threads(), device='cpu', name=_processor()
     )
     if torch.device(device).type == 'cuda':
@@ -421,7 +449,7 @@ def machine(device='cpu'):
     return info
 
 
-def _processor():
+def _processor() -> str:
     try:
         with open('/proc/cpuinfo') as f:
             return next(line.split(':')[1].strip() for line in f if line.startswith('model name'))
@@ -443,7 +471,7 @@ _FORMATS = dict(
 )
 
 
-def markdown(rows):
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows (a list of dicts) as a Markdown table; what a row lacks stays empty."""
     keys = list(dict.fromkeys(k for row in rows for k in row))
     lines = ['| ' + ' | '.join(keys) + ' |', '|' + ' --- |' * len(keys)]

@@ -37,7 +37,8 @@ def package() -> Any:
     """The `pytorch_grad_cam` module, or a UserError that says how to get it."""
     if importlib.util.find_spec('pytorch_grad_cam') is None:
         raise UserError(
-            'class activation maps need the package grad-cam: pip install --no-deps grad-cam ttach'
+            'class activation maps need the package grad-cam: '
+            'pip install --no-deps -r requirements/visual.txt'
         )
     import pytorch_grad_cam
 

@@ -116,7 +116,7 @@ def from_logs(path: str | Path) -> Course:
     files = [path] if path.is_file() else sorted(path.rglob('vis_data/scalars.json'))
     points: dict[str, dict[str, dict[int, float]]] = {}
     for file in files:
-        for line in file.read_text(encoding='utf-8').splitlines():
+        for line in file.read_text(encoding='utf-8', errors='replace').splitlines():
             try:
                 record = json.loads(line)
             except ValueError:  # the line at which a run was cut off

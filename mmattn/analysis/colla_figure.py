@@ -62,6 +62,7 @@ def against_depth(models: Sequence[Factors]) -> Figure:
                     linewidth=1.2,
                     label=label if places else None,
                 )
+            _start_line(axis, kind == 'exterior')
             axis.set_xticks(range(len(gates)), _short(list(model.gates)), rotation=90, fontsize=6)
             _tidy(axis)
             if number == 0:
@@ -91,6 +92,7 @@ def over_training(courses: Sequence[Course]) -> Figure:
                 points = gate.get(factor, [])
                 colour = matplotlib.colormaps[DEPTH](depth / count * 0.9)
                 axis.plot([step for step, _ in points], [v for _, v in points], color=colour)
+            _start_line(axis, factor.endswith('_w'))
             axis.xaxis.set_major_locator(MaxNLocator(2, integer=True))
             _tidy(axis)
             if number == 0:
@@ -106,6 +108,11 @@ def over_training(courses: Sequence[Course]) -> Figure:
     bar = figure.colorbar(scale, ax=axes, fraction=0.02, pad=0.01, ticks=[0, 1])
     bar.ax.set_yticklabels([names[0], names[-1]], fontsize=6)
     return figure
+
+
+def _start_line(axis, exterior):
+    """Where the factors of an axis start from."""
+    axis.axhline(0.5 if exterior else 0, color='black', linewidth=0.6, linestyle=':', zorder=1)
 
 
 def _symbol(factor: str) -> str:

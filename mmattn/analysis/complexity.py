@@ -10,16 +10,18 @@ The authors' count is that of the tool behind a table, see `mmattn.analysis.coun
 """
 
 from collections import Counter as Tally
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +31,7 @@ from mmattn.ops import use_impl
 from mmattn.papers import config_root, entries, load
 from mmattn.papers.alternatives import combine
 
-from .counters import CONVENTIONS, DEFAULTS, ROWS, Convention, Layer, is_seen, layer_of
+from .counters import CONVENTIONS, DEFAULTS, ROWS, Convention, Counter, Layer, is_seen, layer_of
 from .public_gates import GATES
 
 aten = torch.ops.aten
@@ -64,18 +66,30 @@ SCOPES = {'image-classification': 'mmpretrain', 'semantic-segmentation': 'mmseg'
 BOX_ROIS, MASK_ROIS = 1000, 100
 
 
+# Gate class -> arguments of its function in `public_gates`.
+Codes = Mapping[str, Mapping[str, Any]]
+# A part of a model: takes and returns the feature maps.
+Run = Callable[[Any], Any]
+
+
 class FlopCounter(TorchDispatchMode):
     """Adds up, in `flops`, the FLOPs (see the module's docstring) of all that runs inside it."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.flops = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         out = func(*args, **(kwargs or {}))
         op = func.overloadpacket
         if op is aten.convolution:
-            x, weight, bias, transposed = *args[:3], args[6]
+            x, weight, bias, transposed = args[0], args[1], args[2], args[6]
             self.flops += (x if transposed else out).numel() * weight[0].numel()
             self.flops += out.numel() if bias is not None else 0
         elif op is aten.mm or op is aten.bmm:
@@ -92,7 +106,13 @@ class FlopCounter(TorchDispatchMode):
 class ReadableLinspace(TorchFunctionMode):
     """Keeps `torch.linspace` on the CPU: mmpretrain's ResNet reads its values (drop-path rates)."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.linspace:
             kwargs.setdefault('device', 'cpu')
@@ -110,8 +130,8 @@ class Complexity:
     as_authors: tuple[int, int] | None = None
 
 
-def build(config):
-    """The config's model on the meta device, in eval mode; `config` is a path or a `Config`."""
+def build(config: str | Path | Config) -> nn.Module:
+    """The model of a config, or of a config's file, on the meta device, in eval mode."""
     if not isinstance(config, Config):
         config = Config.fromfile(config)
     scope = config.get('default_scope', 'mmengine')
@@ -121,12 +141,13 @@ def build(config):
     model = config.model.copy()
     if scope == 'mmpretrain' and 'data_preprocessor' in config:
         model.setdefault('data_preprocessor', config.data_preprocessor)
-    with DefaultScope.overwrite_default_scope(scope), torch.device('meta'), ReadableLinspace():
+    on_meta: Any = torch.device('meta')  # a context, too
+    with DefaultScope.overwrite_default_scope(scope), on_meta, ReadableLinspace():
         built = build_model(dict(model=model, plug=config.get('plug'))).eval()
     return built.to('meta')  # CAT's taps, too, which keep their values
 
 
-def count(model: nn.Module, convention: Convention, gates: dict | None = None) -> Complexity:
+def count(model: nn.Module, convention: Convention, gates: Codes | None = None) -> Complexity:
     """Count a model of the meta device for one image of the convention's size.
 
     Detectors count their heads on `BOX_ROIS` and `MASK_ROIS` regions (with a last stage that runs
@@ -144,21 +165,31 @@ def count(model: nn.Module, convention: Convention, gates: dict | None = None) -
     gates = convention.gates if gates is None else gates
     parts, layers = {}, {}
     x = torch.empty(1, 3, *convention.size, device='meta')
-    watch = _watched(model, gates) if convention.counter else nullcontext([])
+    counter = convention.counter
+    watch: AbstractContextManager[list[Layer]] = nullcontext([])
+    if counter is not None:
+        watch = _watched(model, gates)
     with use_impl('reference'), torch.no_grad(), watch as seen:
         for name, run in _parts(model):
-            with FlopCounter() as counter:
+            with FlopCounter() as flops:
                 x = run(x)
-            parts[name], layers[name] = counter.flops, seen.copy()
+            parts[name], layers[name] = flops.flops, seen.copy()
             seen.clear()
     params = sum(p.numel() for p in model.parameters())
-    as_authors = _as_authors(model, convention, gates, layers) if convention.counter else None
+    as_authors = None
+    if counter is not None:
+        as_authors = _as_authors(model, counter, convention, gates, layers)
     return Complexity(params, sum(parts.values()), parts, as_authors)
 
 
-def _as_authors(model, convention, gates, layers):
+def _as_authors(
+    model: nn.Module,
+    counter: Counter,
+    convention: Convention,
+    gates: Codes,
+    layers: Mapping[str, Sequence[Layer]],
+) -> tuple[int, int]:
     """Parameters and FLOPs by the convention's counter, of the layers seen in each part."""
-    counter = convention.counter
     flops = sum(
         counter.flops(layer)
         for part, seen in layers.items()
@@ -169,42 +200,44 @@ def _as_authors(model, convention, gates, layers):
     return sum(p.numel() for p in counted) + _params_unlike_ours(model, gates, counted), flops
 
 
-def _params_unlike_ours(model, gates, counted):
+def _params_unlike_ours(model: nn.Module, gates: Codes, counted: Iterable[nn.Parameter]) -> int:
     """Parameters that the public code of the gates has more than our gates."""
-    counted = {id(p) for p in counted}
+    known = {id(p) for p in counted}
     more = 0
     for gate in model.modules():
-        if isinstance(gate, Gate) and all(id(p) in counted for p in gate.parameters()):
+        if isinstance(gate, Gate) and all(id(p) in known for p in gate.parameters()):
             layers = public_layers(gate, (gate.in_channels, 1, 1), gates)
             more += sum(layer.params for layer in layers)
             more -= sum(p.numel() for p in gate.parameters())
     return more
 
 
-def public_layers(gate: Gate, shape: tuple[int, int, int], gates: dict) -> list[Layer]:
+def public_layers(gate: Gate, shape: tuple[int, int, int], gates: Codes) -> list[Layer]:
     """The layers of a gate's public code for one input of the shape (C, H, W)."""
     name = type(gate).__name__
-    return GATES[name](gate, *shape, **gates.get(name, {}))
+    layers_of: Any = GATES[name]  # which takes a gate of this class
+    return layers_of(gate, *shape, **gates.get(name, {}))
 
 
 @contextmanager
-def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
+def _watched(model: nn.Module, gates: Codes) -> Iterator[list[Layer]]:
     """Yields a list that fills with the layers that a counter of modules sees while model runs."""
     layers, calls, handles = [], Tally(), []
     backbone = type(getattr(model, 'backbone', None)).__name__
 
-    def listen(name, module):
-        def heard(module, inputs, output):
+    def listen(name: str, module: nn.Module) -> None:
+        def heard(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             calls[name] += 1
             if isinstance(module, Gate):
-                layers.extend(public_layers(module, inputs[0].shape[1:], gates))
+                _, c, h, w = inputs[0].shape
+                layers.extend(public_layers(module, (c, h, w), gates))
             elif is_seen(backbone, f'{name}#{calls[name]}'):
                 layer = layer_of(module, inputs[0], output)
                 layers.extend([layer] if layer else [])
 
         handles.append(module.register_forward_hook(heard))
 
-    def visit(name, module):
+    def visit(name: str, module: nn.Module) -> None:
         children = [] if isinstance(module, Gate) else list(module.named_children())
         if not children:
             listen(name, module)
@@ -220,22 +253,22 @@ def _watched(model: nn.Module, gates: dict) -> Iterator[list[Layer]]:
             handle.remove()
 
 
-def _parts(model):
+def _parts(model: Any) -> Iterator[tuple[str, Run]]:
     """(name, function) in running order; each takes and returns the feature maps."""
 
-    def on_rois(heads, extractor, head, rois):
+    def on_rois(heads: Any, extractor: Any, head: Any, rois: int) -> Run:
         shape = (rois, extractor.out_channels, *extractor.roi_layers[0].output_size)
 
-        def run(features):
+        def run(features: Any) -> Any:
             x = torch.empty(shape, device='meta')
             head(heads.shared_head(x) if heads.with_shared_head else x)
             return features
 
         return run
 
-    def aside(head):
+    def aside(head: Any) -> Run:
 
-        def run(features):
+        def run(features: Any) -> Any:
             head(features)
             return features
 
@@ -261,7 +294,9 @@ def _parts(model):
 
 
 @cache
-def measure(config: str, convention: Convention | None = None, alternatives: tuple[str, ...] = ()):
+def measure(
+    config: str, convention: Convention | None = None, alternatives: tuple[str, ...] = ()
+) -> tuple[Complexity, Convention]:
     """`count` of a config file; by the authors' count, of the model with the convention's changes.
 
     Args:
@@ -275,14 +310,13 @@ def measure(config: str, convention: Convention | None = None, alternatives: tup
     Raises:
         AlternativeError: for alternatives that the config does not have.
     """
-    name = config
-    config = combine(name, alternatives) if alternatives else Config.fromfile(name)
-    convention = convention or DEFAULTS.get(config.get('default_scope'), Convention())
-    gates = next((gates for row, gates in ROWS.items() if name.endswith(row)), None)
-    counted = count(build(config), convention, gates)
+    cfg = combine(config, alternatives) if alternatives else Config.fromfile(config)
+    convention = convention or DEFAULTS.get(cfg.get('default_scope'), Convention())
+    gates = next((gates for row, gates in ROWS.items() if config.endswith(row)), None)
+    counted = count(build(cfg), convention, gates)
     if convention.changes:
-        config.merge_from_dict(convention.changes)
-        changed = count(build(config), convention, gates)
+        cfg.merge_from_dict(convention.changes)
+        changed = count(build(cfg), convention, gates)
         counted = replace(counted, as_authors=changed.as_authors)
     return counted, convention
 

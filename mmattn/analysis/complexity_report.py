@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from mmattn.papers import entries, load
@@ -14,7 +15,7 @@ STYLES = ('markdown', 'csv', 'json')
 COLUMNS = {'params': 'Params (M)', 'gflops': 'FLOPs (G)', 'gmac': 'GMac'}
 
 
-def _check(style):
+def _check(style: str) -> None:
     if style not in STYLES:
         raise ValueError(f'style must be one of {STYLES}, got {style!r}')
 
@@ -26,7 +27,7 @@ def markdown(header: list[str], rows: list[list[str]], left: int) -> str:
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in (header, rule, *rows))
 
 
-def _two(number):
+def _two(number: float | None) -> str:
     return '' if number is None else f'{number:.2f}'
 
 
@@ -132,8 +133,8 @@ def contradictions() -> str:
                 place = f'{paper.upper()} {table}', f'{row.group} {row.method}', COLUMNS[metric]
                 cells.append([*place, _two(printed), _two(counted), reason])
     header = ['Table', 'Row', 'Column', 'paper', 'as counted', 'What was found']
-    table = markdown(header, cells, left=3)
-    return table.replace('---: | ---: | ---: |', '---: | ---: | --- |')
+    text = markdown(header, cells, left=3)
+    return text.replace('---: | ---: | ---: |', '---: | ---: | --- |')
 
 
 def conventions() -> str:
@@ -149,7 +150,7 @@ def conventions() -> str:
     return markdown(['Table', 'Counted', 'By', 'Params', 'FLOPs'], cells, left=3)
 
 
-def _of(numbers):
+def _of(numbers: Sequence[int]) -> tuple[str, str]:
     params, flops, cells = numbers
     return f'{params} of {cells}', f'{flops} of {cells}'
 
@@ -168,5 +169,5 @@ def costs() -> str:
     return markdown(['Module', *(c.name for c in COUNTERS)], cells, left=1 + len(COUNTERS))
 
 
-def _terms(terms):
+def _terms(terms: Mapping[str, int]) -> str:
     return ' + '.join(name if times == 1 else f'{times} x {name}' for name, times in terms.items())

@@ -52,10 +52,12 @@ def layer_of(module: nn.Module, x: Tensor, y: Tensor) -> Layer | None:
     products = biases = 0
     if kinds[0] in (*CONVOLUTIONS, 'Linear'):
         transposed = kinds[0] == 'ConvTranspose2d'
-        products = (x if transposed else y).numel() * module.weight[0].numel()
+        weight: Any = module.weight
+        products = (x if transposed else y).numel() * weight[0].numel()
         biases = 0 if module.bias is None else y.numel()
     elif kinds[0] == 'MaxPool2d':
-        products = y.numel() * module.kernel_size
+        size: Any = module.kernel_size  # of a side; the tools of the time wanted a number
+        products = y.numel() * size
     params = sum(p.numel() for p in module.parameters())
     return Layer(kinds[0], x.numel(), y.numel(), products, biases, params)
 
@@ -157,7 +159,7 @@ class Convention:
     gates: dict[str, dict[str, Any]] = field(default_factory=dict)
     evidence: str = ''
 
-    def __str__(self):
+    def __str__(self) -> str:
         return ', '.join(self._words())
 
     def _words(self) -> Iterator[str]:

@@ -80,18 +80,19 @@ class Sums:
     """The statistics of a gate, batch by batch; foreign gates have the ratio of their output."""
 
     def __init__(self) -> None:
-        self.kind, self.identity, self.fit = '', None, 0.0
+        self.kind = ''
+        self.identity: Tensor | None = None
+        self.fit: Tensor | float = 0.0  # (2, C) once there is a batch
         self.count = 0
         self.total, self.squares, self.by_position = 0.0, 0.0, 0.0
         self.of_pictures: list[Tensor] = []  # a channel's mean, (N, C)
 
     def add(self, seen: Seen) -> None:
         self.kind, self.identity = seen.kind, seen.identity
+        assert seen.ratio is not None and seen.fit is not None  # of a pass
         self.fit = self.fit + seen.fit.double()
-        whole = seen.attentions()
-        if whole is None:
-            whole = seen.ratio[:, None]
-        whole = whole.double()
+        factors = seen.attentions()
+        whole = (seen.ratio[:, None] if factors is None else factors).double()
         self.count += len(whole)
         # Axes of ones count as if they were as long as the map: means are the same.
         self.total += float(whole.mean((1, 2, 3)).sum())
@@ -103,7 +104,7 @@ class Sums:
     def channel_means(self) -> Tensor:
         """(C,), of the recorded factors; of a foreign gate that which fits its output best."""
         means = torch.cat(self.of_pictures).mean(0)
-        if len(means) > 1 or self.fit.shape[1] == 1:
+        if len(means) > 1 or not isinstance(self.fit, Tensor) or self.fit.shape[1] == 1:
             return means.float()
         products, squares = self.fit
         return (products / squares.clamp_min(1e-12)).float()
@@ -128,7 +129,7 @@ class Sums:
 def replaced(means: Mapping[nn.Module, Tensor]) -> Iterator[None]:
     """Gates multiply each channel by its mean (C,), or all by one (1,), and by nothing else."""
 
-    def hook(module, args, y):
+    def hook(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
         return (args[0] * means[module].to(args[0].device)[:, None, None]).to(y.dtype)
 
     handles = [module.register_forward_hook(hook) for module in means]
@@ -172,7 +173,7 @@ class Trial:
             innermost(loader.dataset)['indices'] = images
             for one in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators or {}]:
                 if 'Coco' in one.get('type', ''):
-                    raise UserError(f'{one.type} {IMAGES_OF_ALL}: leave it out, or --no-metric')
+                    raise UserError(f'{one["type"]} {IMAGES_OF_ALL}: leave it out, or --no-metric')
         self.model, self.metric = model, metric
         self.loader = Runner.build_dataloader(loader, seed=0)
         self.evaluator = Evaluator(evaluators) if evaluators else None
@@ -187,18 +188,20 @@ class Trial:
         self, after_batch: Callable[[], Any] = lambda: None
     ) -> tuple[float | None, list[Tensor]]:
         """The metric, and the features of the first pictures, a tensor (N, F) a batch."""
-        features, kept = [], []
+        model: Any = self.model
+        features: list[Tensor] = []
+        kept: list[Tensor] = []
 
-        def keep(module, args, out):
+        def keep(module: nn.Module, args: Any, out: Any) -> None:
             if sum(map(len, features)) < OUTPUTS:
                 kept.append(_flat(out))
 
-        watched = self.model.neck if getattr(self.model, 'with_neck', False) else None
-        handle = (watched or self.model.backbone).register_forward_hook(keep)
+        watched = model.neck if getattr(model, 'with_neck', False) else None
+        handle = (watched or model.backbone).register_forward_hook(keep)
         try:
             with torch.no_grad():
                 for batch in self.loader:
-                    outputs = self.model.test_step(batch)
+                    outputs = model.test_step(batch)
                     if self.evaluator is not None:
                         self.evaluator.process(data_samples=outputs, data_batch=batch)
                     features += kept
@@ -208,7 +211,7 @@ class Trial:
             handle.remove()
         return self._metric(), features
 
-    def _metric(self):
+    def _metric(self) -> float | None:
         if self.evaluator is None:
             return None
         found = self.evaluator.evaluate(self.images)
@@ -220,7 +223,7 @@ class Trial:
         return float(found[self.metric])
 
 
-def _flat(out):
+def _flat(out: Tensor | Sequence[Tensor]) -> Tensor:
     """Features of a batch, of one level or several, as (N, F) on the CPU."""
     levels = [out] if isinstance(out, Tensor) else list(out)
     return torch.cat([t.detach().float().flatten(1).cpu() for t in levels], 1)
@@ -252,7 +255,7 @@ def report(trial: Trial, say: Callable[[str], Any] = lambda text: None) -> Whole
     say(f'{trial.images} pictures, {len(places)} gates')
     with recording(places) as seen:
 
-        def add():
+        def add() -> None:
             for name, one in seen.items():
                 sums[name].add(one)
             seen.clear()
@@ -269,7 +272,7 @@ def report(trial: Trial, say: Callable[[str], Any] = lambda text: None) -> Whole
         with replaced({place.module: means[place.module]}):
             row.metric, other = trial.run()
         row.output = _moved(base, other)
-        if value is not None:
+        if value is not None and row.metric is not None:
             row.change = row.metric - value
         whole.rows.append(row)
         say(f'{place.name}: its mean moves the features by {row.output:.1%}')
@@ -299,7 +302,7 @@ def markdown(whole: Whole) -> str:
     output, metric = whole.all_replaced
     cells = ['all replaced', *[''] * (len(header) - 2 - 2 * (whole.value is not None))]
     cells.append(f'{output:.1%}')
-    if whole.value is not None:
+    if whole.value is not None and metric is not None:
         cells += [f'{metric:.4g}', f'{metric - whole.value:+.4g}']
     lines.append(cells)
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]

@@ -5,7 +5,7 @@ went into each gate and came out: nothing is computed a second time.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -46,7 +46,7 @@ def gates_of(model: nn.Module) -> list[Place]:
         id(module)
         for host in model.modules()
         if hasattr(host, '_plugin_modules')
-        for _, module in host._plugin_modules()
+        for _, module in host._plugin_modules()  # type: ignore[operator]
     }
     for _, owner, place in placed(model):
         plugged |= {id(getattr(owner, spot.name)) for spot in place.spots}
@@ -144,8 +144,8 @@ def recording(places: Sequence[Place]) -> Iterator[dict[str, Seen]]:
     """Gives a dict that a forward pass inside fills: of each gate, by name, what it did last."""
     found, handles = {}, []
 
-    def listen(place):
-        def hook(module, args, y):
+    def listen(place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Any) -> None:
             x = args[0]
             if not isinstance(y, Tensor) or x.dim() != 4 or y.shape != x.shape:
                 return

@@ -1,6 +1,7 @@
 """Hooks that let a training tell of its gates. None is on unless a config names it in
 `custom_hooks`; what they say goes through mmengine's visualizer, to each of its backends."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,13 +10,13 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from mmattn.attention import CAT
 from mmattn.attention.gate import Gate
 from mmattn.registry import register
 
-from .gates import entries_of, gates_of
+from .gates import Place, entries_of, gates_of
 
 
 def log_gates(cfg: Config, interval: int) -> None:
@@ -54,7 +55,8 @@ class CollaFactorHook(Hook):
     priority = 'LOW'
 
     def __init__(self, interval: int = 50) -> None:
-        self.interval, self.last = _checked(interval), None
+        self.interval = _checked(interval)
+        self.last: int | None = None  # step that was logged
 
     def before_train(self, runner: Runner) -> None:
         self.gates = {n: m for n, m in _model(runner).named_modules() if isinstance(m, CAT)}
@@ -71,7 +73,7 @@ class CollaFactorHook(Hook):
     def after_train(self, runner: Runner) -> None:
         self._log(runner, runner.iter)
 
-    def _log(self, runner, step):
+    def _log(self, runner: Runner, step: int) -> None:
         if step == self.last:
             return
         self.last = step
@@ -138,10 +140,10 @@ class GateStatsHook(Hook):
             runner.logger.warning('GateStatsHook hears no gate: is the model compiled?')
         self.seen = {}
 
-    def _listen(self, place):
+    def _listen(self, place: Place) -> Callable[[nn.Module, tuple[Tensor, ...], Any], None]:
         most = _most(place.module)
 
-        def hook(module, args, y):
+        def hook(module: nn.Module, args: tuple[Tensor, ...], y: Any) -> None:
             x = args[0]
             if not isinstance(y, torch.Tensor) or x.shape != y.shape:
                 return
@@ -159,7 +161,7 @@ class GateStatsHook(Hook):
 
         return hook
 
-    def _log(self, runner):
+    def _log(self, runner: Runner) -> None:
         # One copy from the device for all.
         values = torch.stack([t for t, _ in self.seen.values()]).tolist()
         scalars = {}

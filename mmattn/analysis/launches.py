@@ -97,11 +97,17 @@ def _launches(function: Any) -> bool:
 class _Aten(TorchDispatchMode):
     """Writes down PyTorch's own calls."""
 
-    def __init__(self, found: list[Launch]):
+    def __init__(self, found: list[Launch]) -> None:
         super().__init__()
         self.found = found
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         results = function(*args, **(kwargs or {}))
         if _launches(function):
             self.found.append(Launch(function._schema.name, _bytes(args, results)))
@@ -111,11 +117,17 @@ class _Aten(TorchDispatchMode):
 class _Operators(TorchDispatchMode):
     """Runs operators of mmattn on the Triton backend, whatever their tensors' device."""
 
-    def __init__(self, found: list[Launch]):
+    def __init__(self, found: list[Launch]) -> None:
         super().__init__()
         self.found = found
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
         space, _, name = function._schema.name.partition('::')
         if space != 'mmattn':
             return function(*args, **(kwargs or {}))
@@ -127,13 +139,15 @@ class _Operators(TorchDispatchMode):
 @contextlib.contextmanager
 def replaced_launch(launch: Any) -> Iterator[None]:
     """`launch(kernel, programs, *args, **constants)` in place of every kernel's, on any device."""
-    modules = [importlib.import_module(f'{backend.__name__}.{name}') for name in backend.MODULES]
+    modules: list[Any] = [
+        importlib.import_module(f'{backend.__name__}.{name}') for name in backend.MODULES
+    ]
     whole = [(module, module.launch) for module in modules if hasattr(module, 'launch')]
     of_device = dispatch.backend
     try:
         for module, _ in whole:
             module.launch = launch
-        dispatch.backend = lambda device_type: backend
+        dispatch.backend = lambda device_type: backend  # type: ignore[assignment]
         yield
     finally:
         dispatch.backend = of_device
@@ -176,7 +190,14 @@ def count(
     """
     found: list[Launch] = []
 
-    def write_down(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
+    def write_down(
+        kernel: Any,
+        programs: int,
+        *args: Any,
+        num_warps: int = 4,
+        maxnreg: int | None = None,
+        **constants: Any,
+    ) -> None:
         found.append(Launch(kernel.__name__, _bytes(args)))
 
     with replaced_launch(write_down):
@@ -226,7 +247,7 @@ def rows(
     return table
 
 
-def _cells(counts, unit):
+def _cells(counts: Counts, unit: float) -> tuple[str, str, str]:
     ours = [sum(not one.name.startswith('aten') for one in part) for part in counts]
     moved = [sum(one.bytes for one in part) / unit for part in counts]
     return (

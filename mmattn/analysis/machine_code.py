@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,18 +46,18 @@ class Code(NamedTuple):
 class _Driver:
     """As much of a Triton driver as compiling takes."""
 
-    def __init__(self, target: int):
+    def __init__(self, target: int) -> None:
         self.target = target
 
-    def get_current_target(self):
+    def get_current_target(self) -> Any:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget('cuda', self.target, 32)
 
-    def get_current_device(self):
+    def get_current_device(self) -> int:
         return self.target  # a kernel keeps what it compiled by the number of the device
 
-    def get_current_stream(self, device):
+    def get_current_stream(self, device: int) -> int:
         return 0
 
 
@@ -78,7 +78,14 @@ def compiling_for(target: int) -> Iterator[None]:
         vars(driver).update(before)
 
 
-def compile_only(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
+def compile_only(
+    kernel: Any,
+    programs: int,
+    *args: Any,
+    num_warps: int = 4,
+    maxnreg: int | None = None,
+    **constants: Any,
+) -> Any:
     """What is compiled of a launch: Triton's `CompiledKernel`."""
     return kernel.warmup(*args, grid=(programs,), num_warps=num_warps, maxnreg=maxnreg, **constants)
 
@@ -93,7 +100,7 @@ def compiled(
     """The kernels that an operator launches, forward and backward, each variant once."""
     found = {}
 
-    def keep(kernel, programs, *args, **options):
+    def keep(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
         done = compile_only(kernel, programs, *args, **options)
         key = kernel.__name__, done.asm['cubin']
         if key not in found:
@@ -104,13 +111,13 @@ def compiled(
     return list(found.values())
 
 
-def _tool(name):
+def _tool(name: str) -> Path:
     import triton
 
     return Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin' / name
 
 
-def _code(op, kernel, target, done):
+def _code(op: str, kernel: str, target: int, done: Any) -> Code:
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         file.write(done.asm['cubin'])
         file.flush()

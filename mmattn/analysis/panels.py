@@ -12,6 +12,8 @@ from .gates import Seen
 
 # Panels of a spatial map that may be laid over the picture.
 OVER = ('gate', 'ratio')
+# What the map is multiplied by, or would be: numbers whose size means something.
+FACTORS = ('s', 'c', 'h', 'w', 'S_A', 'a_i', 'a_c', *OVER)
 
 
 class Panel(NamedTuple):
@@ -75,8 +77,8 @@ def panels(seen: Seen, sample: int = 0) -> dict[str, Panel]:
             if key in known:
                 add(key, title, 'bars', known[key])
     if seen.kind == 'CoordAttention' and 'h' in factors:
-        add('h', 'height factor', 'strip', factors['h'].T)
-        add('w', 'width factor', 'strip', factors['w'])
+        add('h', 'height factor (h, c)', 'strip', factors['h'].T)
+        add('w', 'width factor (c, w)', 'strip', factors['w'])
     attention = seen.attention(sample)
     if attention is not None:
         add('gate', 'gate', 'map', attention.mean(0))

@@ -31,11 +31,13 @@ class Picture:
         name (str): For titles and files.
         rgb (ndarray): (H, W, 3) of bytes, as the test pipeline left it.
         data (dict): As a data loader gives it, a batch of one.
+        label (int, optional): The class of one of a classifier's test set.
     """
 
     name: str
     rgb: np.ndarray
     data: dict[str, Any]
+    label: int | None = None
 
 
 def enter_scope(cfg: Config) -> str:
@@ -118,11 +120,15 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     dataset = cfg.get('test_dataloader') and cfg.test_dataloader.get('dataset')
     if not dataset:
         raise UserError('the config has no test_dataloader, whose pipeline makes the pictures')
+    if size is not None and min(size) < 1:
+        raise UserError(f'the size of a picture must be 1 or more, got {size[0]} {size[1]}')
     kind, _, number = source.partition(':')
     if kind == 'test' and number.isdecimal():
         packed, name, bgr = _from_test_set(dataset, int(number))
     else:
         path, name = _file(source)
+        if mmcv.imread(str(path)) is None:
+            raise UserError(f'{source} is no picture that can be read')
         pipeline = innermost(dataset).pipeline
         bgr, given = _is_bgr(pipeline), dict(img_path=str(path), img_id=0)
         if not any(map(_loads, pipeline)):  # a data set of arrays (CIFAR), which are RGB
@@ -136,7 +142,9 @@ def picture(cfg: Config, source: str, size: tuple[int, int] | None = None) -> Pi
     if rgb.shape[2] == 1:
         rgb = rgb.repeat(3, 2)
     rgb = np.ascontiguousarray(rgb[..., ::-1] if bgr else rgb).astype(np.uint8)
-    return Picture(name, rgb, pseudo_collate([packed]))
+    label = getattr(packed['data_samples'], 'gt_label', None)
+    known = isinstance(label, Tensor) and label.numel() == 1 and kind == 'test'
+    return Picture(name, rgb, pseudo_collate([packed]), int(label) if known else None)
 
 
 def _file(source):

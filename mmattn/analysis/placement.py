@@ -77,7 +77,7 @@ class Features(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.model: Any = model
 
     def forward(self, x: Tensor) -> list[Tensor]:
         found = self.model.extract_feat(x)
@@ -117,7 +117,8 @@ def candidates(
         ValueError: for a gate, a pattern or a `start` that fits nothing.
     """
     started = {} if start is None else dict(start=start)
-    host, model = host_of(config), build(_with(config, host_of(config)))
+    host = host_of(config)
+    model: Any = build(_with(config, host))
     at = list(at)
     found, refused = [], []
     if host is not None and not at:
@@ -140,7 +141,8 @@ def candidates(
             reasons.setdefault(str(error), refused[-1])
             continue
         # One stage of a position that only one stage has is all of that position.
-        position = candidate.plugin['position'] if candidate.plugin else candidate.plug['at']
+        entry = candidate.plugin or candidate.plug or {}
+        position = entry.get('position', entry.get('at'))
         key = position, frozenset(built.state_dict())
         if key not in seen:
             kept.append(candidate)
@@ -165,7 +167,7 @@ def changes(config: Config, chosen: Sequence[Candidate]) -> dict[str, Any]:
     plug = [candidate.plug for candidate in chosen if candidate.plug]
     if plugins:
         there = [copy.deepcopy(dict(p)) for p in config.model.backbone.get('plugins') or ()]
-        backbone = dict(plugins=[*there, *map(copy.deepcopy, plugins)])
+        backbone: dict[str, Any] = dict(plugins=[*there, *map(copy.deepcopy, plugins)])
         host = host_of(config)
         if host != config.model.backbone.type:
             backbone = dict(type=host, **backbone)
@@ -300,7 +302,7 @@ def _with(config: Config, host: str | None) -> Config:
 
 
 def _slot_entries(
-    backbone: nn.Module, gate: dict[str, Any], started: dict[str, Any]
+    backbone: Any, gate: dict[str, Any], started: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
     slots = backbone._slots
     for position in slots.positions:
@@ -319,7 +321,7 @@ def _words(entry: dict[str, Any]) -> str:
     return f'{entry["position"]}, stage {stages.index(True) + 1}'
 
 
-def _default_patterns(model: nn.Module, host: str | None) -> list[str]:
+def _default_patterns(model: Any, host: str | None) -> list[str]:
     found = [] if host else [f'backbone.{name}' for name, _ in model.backbone.named_children()]
     return [*found, *(['neck'] if getattr(model, 'neck', None) is not None else [])]
 

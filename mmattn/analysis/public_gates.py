@@ -5,11 +5,11 @@ CBAM's release pools by functions, SE's, ECA-Net's, Coordinate Attention's and D
 Each function takes the gate, for its widths and kernels, and its input's C, H, W.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from mmattn.attention.gate import Gate
+from mmattn.attention import CAT, CBAM, DRTAM, ECA, EMA, SE, CoordAttention, SimAM, TripletAttention
 from mmattn.ops.chunks import windows
 
 from .counters import Layer
@@ -43,9 +43,10 @@ def conv(
     )
 
 
-def mlp(layers: Sequence[nn.Module], runs: int) -> list[Layer]:
+def mlp(layers: nn.Module, runs: int) -> list[Layer]:
     """Two linear layers and the ReLU between them, run so many times."""
-    first, _, second = layers
+    inner: Any = layers
+    first, _, second = inner
     hidden = first.out_features
     bias = first.bias is not None
     return [
@@ -55,15 +56,15 @@ def mlp(layers: Sequence[nn.Module], runs: int) -> list[Layer]:
     ]
 
 
-def se(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def se(gate: SE, c: int, h: int, w: int) -> list[Layer]:
     return [pool(AVG, c * h * w, c), *mlp(gate.mlp, 1)]
 
 
-def eca(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def eca(gate: ECA, c: int, h: int, w: int) -> list[Layer]:
     return [pool(AVG, c * h * w, c), conv('Conv1d', 1, 1, gate.conv.kernel_size[0], c)]
 
 
-def cbam(gate: Gate, c: int, h: int, w: int, pool_modules: bool = False) -> list[Layer]:
+def cbam(gate: CBAM, c: int, h: int, w: int, pool_modules: bool = False) -> list[Layer]:
     """`pool_modules`: the channel's two pools are modules, as in later re-implementations."""
     layers = [pool(kind, c * h * w, c) for kind in (AVG, MAX) if pool_modules]
     taps = gate.conv.kernel_size[0] ** 2
@@ -71,7 +72,7 @@ def cbam(gate: Gate, c: int, h: int, w: int, pool_modules: bool = False) -> list
     return layers if isinstance(gate.norm, nn.Identity) else [*layers, norm(h * w, 1)]
 
 
-def coord(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def coord(gate: CoordAttention, c: int, h: int, w: int) -> list[Layer]:
     hidden = gate.conv.out_channels
     return [
         pool(AVG, c * h * w, c * h),
@@ -84,7 +85,7 @@ def coord(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
     ]
 
 
-def cat(gate: Gate, c: int, h: int, w: int, maps: int | None = None) -> list[Layer]:
+def cat(gate: CAT, c: int, h: int, w: int, maps: int | None = None) -> list[Layer]:
     """No code is public. `maps`: how many the spatial convolution takes, 1 where they are summed
     (eq. 7), 3 where they are concatenated; None as the gate. Entropies and Gaussian filters are
     functions."""
@@ -99,7 +100,7 @@ def cat(gate: Gate, c: int, h: int, w: int, maps: int | None = None) -> list[Lay
     ]
 
 
-def drtam(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def drtam(gate: DRTAM, c: int, h: int, w: int) -> list[Layer]:
     s, n = gate.initial.chunks
     runs = 1 if gate.complement is None else 2
     planes = [(AVG, c * h), (AVG, c * w), ('AdaptiveAvgPool3d', h * w)]
@@ -117,18 +118,18 @@ def drtam(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
     return layers + mlp(gate.mlp, runs)
 
 
-def simam(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def simam(gate: SimAM, c: int, h: int, w: int) -> list[Layer]:
     """Functions only."""
     return []
 
 
-def triplet(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def triplet(gate: TripletAttention, c: int, h: int, w: int) -> list[Layer]:
     places = [c * w, h * c, h * w][: 2 if gate.height_width is None else 3]
     taps = gate.channel_width.conv.kernel_size[0] ** 2
     return [x for n in places for x in (conv('Conv2d', 2, 1, taps, n), norm(n, 1))]
 
 
-def ema(gate: Gate, c: int, h: int, w: int) -> list[Layer]:
+def ema(gate: EMA, c: int, h: int, w: int) -> list[Layer]:
     """No counter knew its group norm."""
     width = c // gate.groups
     return [

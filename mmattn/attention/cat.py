@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class CAT(Gate):
 
     _abbr_ = 'cat'
     # Who changes one of these in a subclass is heard.
+    taps: Tensor
     _PARTS = ('channel_attention', 'spatial_attention', '_pool', '_stack', '_weigh')
 
     def __init__(
@@ -128,7 +129,8 @@ class CAT(Gate):
         self.arrangement = arrangement
         self.formula = formula
         self.pools = tuple(pool for pool in POOLS if pool in pools)
-        self.entropy_range = tuple(entropy_range)
+        low, high = entropy_range
+        self.entropy_range = low, high
         self.spatial_fusion = spatial_fusion
         self.interior_softmax = interior_softmax
         self.channel_factors = self.spatial_factors = self.exterior_logits = None
@@ -148,7 +150,7 @@ class CAT(Gate):
         self.gaussian = max(1, gaussian_size), gaussian_sigma
         self.register_buffer('taps', gaussian(*self.gaussian), persistent=False)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> 'CAT':
         """The taps are computed anew where they become another tensor: `to_empty` leaves them
         without values, and no state dict would bring any."""
         before = self.taps
@@ -163,8 +165,9 @@ class CAT(Gate):
         if self.arrangement == 'parallel':
             if (y := self._by_operator(x, a)) is not None:
                 return y
-            channel, spatial = self._pool(x)
-            channel, spatial = self.channel_attention(channel), self.spatial_attention(spatial)
+            of_channels, of_positions = self._pool(x)
+            channel = self.channel_attention(of_channels)
+            spatial = self.spatial_attention(of_positions)
             c_w, s_w = self._exterior()
             if self.formula == 'equation':
                 channel, spatial = (channel * c_w).sigmoid(), (spatial * s_w).sigmoid()
@@ -175,11 +178,11 @@ class CAT(Gate):
         scale: Any
         for step in steps:
             if step == 'channel':
-                channel, _ = self._pool(y, spatial=False)
-                scale, factor = ops.channel_scale, self.channel_attention(channel).sigmoid()
+                stats, _ = self._pool(y, spatial=False)
+                scale, factor = ops.channel_scale, self.channel_attention(stats).sigmoid()
             else:
-                _, spatial = self._pool(y, channel=False)
-                scale, factor = ops.spatial_scale, self.spatial_attention(spatial)
+                _, stats = self._pool(y, channel=False)
+                scale, factor = ops.spatial_scale, self.spatial_attention(stats)
             factors[step] = factor
             if a is None or len(factors) < len(steps):
                 y = scale(y, factor, impl=self.impl)
@@ -247,28 +250,34 @@ class CAT(Gate):
         if self.exterior_logits is not None:
             factors['C_w'], factors['S_w'] = self.exterior_logits.softmax(0).tolist()
         for axis, interior in (('C', self.channel_factors), ('S', self.spatial_factors)):
-            if interior is not None:
-                values = self._interior(interior).tolist()
+            acting = self._interior(interior)
+            if acting is not None:
+                values = acting.tolist()
                 factors.update(zip([f'{axis}_{n}' for n in names], values, strict=True))
         return factors
 
-    def _pool(self, x, channel=True, spatial=True):
+    def _pool(
+        self, x: Tensor, channel: bool = True, spatial: bool = True
+    ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
         wanted = {pool: pool in self.pools for pool in POOLS}
         return ops.entropy_pool(x, self.taps, channel, spatial, **wanted, impl=self.impl)
 
-    def _stack(self, avg, peak, ent):
+    def _stack(self, avg: Tensor | None, peak: Tensor | None, ent: Tensor | None) -> Tensor:
         if ent is not None:
             ent = ops.min_max(ent, *self.entropy_range, impl=self.impl)
         return torch.stack([stat for stat in (avg, peak, ent) if stat is not None], 1)
 
-    def _weigh(self, stats, factors):
+    def _weigh(self, stats: Tensor, factors: Tensor | None) -> Tensor:
         """Sum over the poolings, axis 1, each times its interior factor."""
         factors = self._interior(factors)
         return stats.sum(1) if factors is None else torch.einsum('np...,p->n...', stats, factors)
 
-    def _interior(self, factors):
+    def _interior(self, factors: Tensor | None) -> Tensor | None:
         """Interior factors as they act."""
         return factors.softmax(0) if self.interior_softmax and factors is not None else factors
 
-    def _exterior(self):
-        return (1, 1) if self.exterior_logits is None else self.exterior_logits.softmax(0).unbind()
+    def _exterior(self) -> tuple[Tensor | int, Tensor | int]:
+        if self.exterior_logits is None:
+            return 1, 1
+        c_w, s_w = self.exterior_logits.softmax(0).unbind()
+        return c_w, s_w

@@ -91,7 +91,7 @@ class CBAM(Gate):
         s = batch_norm(self.norm, s).squeeze(1).sigmoid()
         return ops.product_scale(x, c, s, impl=self.impl, identity_scale=a)
 
-    def _norm(self):
+    def _norm(self) -> list[Tensor] | None:
         """Weight, bias, running mean and variance of the norm, nothing of none; or None for a norm
         that an operator may not stand in for."""
         if is_plain(self.norm, nn.Identity):

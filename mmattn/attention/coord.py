@@ -1,3 +1,5 @@
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -74,7 +76,7 @@ class CoordAttention(Gate):
         h, w = self.height_conv(h).sigmoid(), self.width_conv(w).sigmoid()
         return ops.coord_scale(x, h, w, impl=self.impl, identity_scale=a)
 
-    def _plain(self):
+    def _plain(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]] | None:
         """The tensors of the layers as `ops.coord` takes them; None where it may not stand in for
         these."""
         convs = self.conv, self.height_conv, self.width_conv

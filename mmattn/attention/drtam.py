@@ -189,7 +189,9 @@ class DRTAM(Gate):
             factors.append(module(planes, self.mlp, *factors, impl=self.impl))
         return ops.rank1_scale(x, *factors, impl=self.impl, identity_scale=a)
 
-    def _plain(self, modules, norms):
+    def _plain(
+        self, modules: Sequence[nn.Module], norms: Sequence[Sequence[nn.Module]]
+    ) -> Sequence[Tensor] | None:
         """The MLP's tensors where one op may stand for all layers, else None: one is changed
         (SyncBatchNorm) or listened to.
 

@@ -124,7 +124,7 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     )
 
 
-def _kind(module):
+def _kind(module: nn.Module) -> type[nn.Module]:
     """A module's class. Non-strict export of PyTorch before 2.7 gives a module one of its own, of a
     base that it keeps a path in and of the module's class."""
     kind = type(module)

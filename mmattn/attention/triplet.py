@@ -22,7 +22,7 @@ class Branch(nn.Module):
 
     def forward(self, x: Tensor, dim: int, impl: str | None = None) -> Tensor:
         """(N, C, H, W) -> factors of the same four axes, of which `dim` has length 1."""
-        pooled = torch.stack((x.max(dim).values, x.mean(dim)), 1)  # eq. 1
+        pooled = torch.stack((x.max(dim).values, x.mean(dim)), 1)
         factors = batch_norm(self.norm, self.conv(as_input_of(self.conv, pooled), impl=impl))
         return factors.sigmoid().squeeze(1).unsqueeze(dim)
 
@@ -32,9 +32,9 @@ class TripletAttention(Gate):
     """Rotate to Attend: Convolutional Triplet Attention Module, https://arxiv.org/abs/2010.03045
 
     (N, C, H, W) -> (N, C, H, W). Three branches look along height, width and channels; the output
-    is the average of the map times the factors of each (eq. 5). Each has a batch norm of momentum
-    0.01, as in the authors' release. Layers start from PyTorch's default initialisation, in every
-    host. Only the convolutions run on kernels.
+    is the average of the map times the factors of each (section 3.2). Each has a batch norm of
+    momentum 0.01, as in the authors' release. Layers start from PyTorch's default initialisation,
+    in every host. Only the convolutions run on kernels.
 
     Args:
         in_channels (int): C; the parameters do not depend on it.

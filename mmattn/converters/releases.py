@@ -92,7 +92,7 @@ def _mobilenet(weights: dict[str, Tensor]) -> Converted:
             continue
         number = int(found['block']) if found else 0
         layers = FIRST_LAYERS if number == 1 else {**LAYERS, CA.child: 'coord'}
-        if not 1 <= number <= len(places) or found['layer'] not in layers:
+        if found is None or not 1 <= number <= len(places) or found['layer'] not in layers:
             raise ValueError(f"{name} is none of MobileNetV2's with coordinate attention")
         stage, block = places[number - 1]
         prefix = f'backbone.layer{stage}.{block}.conv.{layers[found["layer"]]}'

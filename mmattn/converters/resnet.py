@@ -201,7 +201,10 @@ def _depth(weights: dict[str, Tensor]) -> tuple[int, str]:
         for found in map(BLOCK.fullmatch, weights)
         if found
     }
-    counts = tuple(sum(stage == number for stage, _ in blocks) for number in range(1, 5))
+    first, second, third, fourth = (
+        sum(stage == number for stage, _ in blocks) for number in range(1, 5)
+    )
+    counts = first, second, third, fourth
     last = 'conv3' if any('.conv3.' in name for name in weights) else 'conv2'
     if (last, counts) not in DEPTHS:
         known = ', '.join(map(str, DEPTHS.values()))

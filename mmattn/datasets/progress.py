@@ -28,7 +28,7 @@ def track(label: str, total: int, unit: str = 'bytes') -> Iterator[Callable[[int
 
 
 @contextmanager
-def _bar(label, total, unit):
+def _bar(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     from rich import progress
     from rich.console import Console
 
@@ -41,11 +41,11 @@ def _bar(label, total, unit):
 
 
 class _Lines:
-    def __init__(self, label, total, unit):
+    def __init__(self, label: str, total: int, unit: str) -> None:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.last = 0, time.monotonic()
 
-    def __call__(self, done):
+    def __call__(self, done: int) -> None:
         self.done += done
         if time.monotonic() - self.last > SECONDS_BETWEEN_LINES:
             self.last = time.monotonic()

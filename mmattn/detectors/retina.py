@@ -52,6 +52,6 @@ class EMARetinaHead(RetinaHead):
 
     def _updated(self, positive: list[Tensor]) -> Tensor:
         """The average after a step whose anchors are these bools; without waiting for a GPU."""
-        count = sum(level.sum() for level in positive).clamp(min=1)
+        count = torch.stack([level.sum() for level in positive]).sum().clamp(min=1)
         self.loss_normalizer.lerp_(count.to(self.loss_normalizer), 1 - self.momentum)
         return self.loss_normalizer.clone()  # a graph may keep it, the next step writes the buffer

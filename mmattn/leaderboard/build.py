@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmattn.papers.alternatives import PRETRAINED
-from mmattn.papers.metrics import COUNTED, metrics_of
+from mmattn.papers.metrics import COUNTED, Metric, metrics_of
 from mmattn.papers.own import Table, select
-from mmattn.papers.tables import PAPERS
+from mmattn.papers.tables import PAPERS, Entry
 
 from . import judge
 from .board import NO_PAPER, Board, Cell, Row
@@ -82,11 +82,10 @@ def build(
                 sorted(found.get(names, []), key=lambda run: run.seed),
                 metrics,
                 described['checkpoint'],
-                expected,
                 counted.get(entry.config, {}),
                 is_own,
             )
-            if PRETRAINED in names:
+            if PRETRAINED in names and entry.pretrained is not None:
                 sources = by_config.get(entry.pretrained, {}).get((), [])
                 row = _with_waiting(row, entry.pretrained, sources, expected)
             rows.append(_with_missing(row, expected))
@@ -105,7 +104,7 @@ def build(
     )
 
 
-def _complexities(table):
+def _complexities(table: Table) -> dict[str, dict[str, float]]:
     """The counted columns of each config of a paper's; imported here, as it builds models."""
     if table.paper not in PAPERS:
         return {}
@@ -118,7 +117,15 @@ def _complexities(table):
     return found
 
 
-def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
+def _row(
+    entry: Entry,
+    names: tuple[str, ...],
+    runs: list[Run],
+    metrics: dict[str, Metric],
+    checkpoint: str,
+    counted: dict[str, float],
+    own: bool,
+) -> Row:
     other = {'best': 'last', 'last': 'best'}[checkpoint]
     cells, notes = {}, []
     for name, metric in metrics.items():
@@ -161,13 +168,13 @@ def _row(entry, names, runs, metrics, checkpoint, expected, counted, own):
     )
 
 
-def _with_waiting(row, source, sources, expected):
+def _with_waiting(row: Row, source: str, sources: Iterable[Run], expected: Iterable[int]) -> Row:
     """The row with those of its seeds that cannot start yet: what they start from is not done."""
     there = {run.seed for run in row.runs} | {run.seed for run in sources if run.counts}
     return replace(row, waiting={seed: source for seed in expected if seed not in there})
 
 
-def _with_missing(row, expected):
+def _with_missing(row: Row, expected: Iterable[int]) -> Row:
     """The row with a note of the seeds of which there is nothing."""
     there = {run.seed for run in row.runs} | {*row.waiting}
     missing = [seed for seed in expected if seed not in there]
@@ -180,17 +187,19 @@ def _with_missing(row, expected):
     return replace(row, notes=notes)
 
 
-def _values(runs, metric, which):
+def _values(runs: Iterable[Run], metric: Metric, which: str) -> dict[int, float]:
     values = {}
     for run in runs:
         if run.counts:
-            value = metric.read((run.record['final'] or {}).get(which) or {})
+            final = run.record['final']
+            found = {} if final is None else final['best' if which == 'best' else 'last']
+            value = metric.read(found)
             if value is not None:
                 values[run.seed] = value
     return values
 
 
-def _unjudged(values, margin, step):
+def _unjudged(values: Sequence[float], margin: float, step: float) -> judge.Verdict:
     """Mean and spread of a row that no paper has."""
     mean = sum(values) / len(values) if values else 0.0
     found = judge.against_paper(values, mean, margin, step)

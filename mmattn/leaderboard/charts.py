@@ -18,6 +18,10 @@ LINE, GROUP = 24, 28
 PALETTE = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8c6d1f', '#777777')
 
 
+Point = tuple[float, float]
+Label = tuple[float, str, str]  # its height in the picture, the words, their colour
+
+
 class Line(NamedTuple):
     """One of a chart's lines: `dots` and `paper` in its unit, an interval and its middle."""
 
@@ -83,7 +87,7 @@ def curves_chart(row: Row, column: str) -> str:
     metric = row.cells[column].metric
     curves, unit = [], 'iteration'
     for run in row.runs:
-        points = []
+        points: list[Point] = []
         for item in run.record['evaluations']:
             value, at = metric.read(item['metrics']), item.get('epoch')
             unit, at = ('iteration', item['iter']) if not at else ('epoch', at)
@@ -99,10 +103,10 @@ def curves_chart(row: Row, column: str) -> str:
     (x0, x1), ticks = (min(xs), max(xs)), _ticks(min(ys), max(ys), 4)
     y0, y1 = min(ticks[0], *ys), max(ticks[-1], *ys)
 
-    def x_of(x):
+    def x_of(x: float) -> float:
         return left + (x - x0) / ((x1 - x0) or 1) * (width - left - right)
 
-    def y_of(y):
+    def y_of(y: float) -> float:
         return height - bottom - (y - y0) / ((y1 - y0) or 1) * (height - top - bottom)
 
     out = [_open(width, height, f'{column} of {name_of(row)} at each evaluation', 'curves')]
@@ -129,7 +133,7 @@ def curves_chart(row: Row, column: str) -> str:
     return ''.join(out) + '</svg>'
 
 
-def _chart(lines, title, zero=False):
+def _chart(lines: Sequence[Line], title: str, zero: bool = False) -> str:
     """A line for each row, under its group's name."""
     numbers = [0.0] if zero else []
     for line in lines:
@@ -149,7 +153,7 @@ def _chart(lines, title, zero=False):
     height = TOP + LINE * len(lines) + GROUP * len(groups) + BOTTOM
     reach = WIDTH - LABEL - RIGHT
 
-    def x_of(value):
+    def x_of(value: float) -> float:
         return LABEL + (value - low) / ((high - low) or 1) * reach
 
     out = [_open(WIDTH, height, title, 'dots')]
@@ -167,7 +171,7 @@ def _chart(lines, title, zero=False):
         middle = y + LINE / 2
         out.append(f'<g><title>{escape(line.title)}</title>')
         out.append(_text(14, middle + 4, _cut(line.label), 'start'))
-        if line.low is not None:
+        if line.low is not None and line.high is not None:
             a, b = x_of(max(line.low, low)), x_of(min(line.high, high))
             # an end only where the interval ends inside the picture
             ends = [x for x, inside in ((a, line.low >= low), (b, line.high <= high)) if inside]
@@ -190,25 +194,27 @@ def _chart(lines, title, zero=False):
     return ''.join(out) + '</svg>'
 
 
-def _open(width, height, title, kind):
+def _open(width: int, height: int, title: str, kind: str) -> str:
     return (
         f'<svg class="chart {kind}" viewBox="0 0 {width} {height}" role="img" '
         f'aria-label="{escape(title)}" xmlns="http://www.w3.org/2000/svg">'
     )
 
 
-def _text(x, y, words, anchor, fill=None, weight=None):
+def _text(
+    x: float, y: float, words: str, anchor: str, fill: str | None = None, weight: str | None = None
+) -> str:
     style = (f' style="fill:{fill}"' if fill else '') + (
         f' font-weight="{weight}"' if weight else ''
     )
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{style}>{escape(words)}</text>'
 
 
-def _cut(label, most=36):
+def _cut(label: str, most: int = 36) -> str:
     return label if len(label) <= most else f'{label[: most - 1]}…'
 
 
-def _ticks(low, high, most):
+def _ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers, at most about so many, inside or next to a range."""
     step = 10 ** math.floor(math.log10(max(high - low, 1e-6) / most))
     step = next(step * k for k in (1, 2, 5, 10, 20) if (high - low) / (step * k) <= most)
@@ -216,20 +222,20 @@ def _ticks(low, high, most):
     return [round(k * step, 10) for k in range(first, math.ceil(high / step - 1e-9) + 1)]
 
 
-def _digits(ticks):
+def _digits(ticks: Sequence[float]) -> int:
     step = ticks[1] - ticks[0] if len(ticks) > 1 else 1
     return max(0, -math.floor(math.log10(step) + 1e-9))
 
 
-def _thinned(points, most=200):
+def _thinned(points: list[Point], most: int = 200) -> list[Point]:
     step = math.ceil(len(points) / most)
     return points if step < 2 else [*points[:-1:step], points[-1]]
 
 
-def _spaced(labels, gap):
+def _spaced(labels: Sequence[Label], gap: float) -> list[Label]:
     """Labels from the top down, none nearer than `gap` to the one above."""
-    found = []
-    for y, *rest in sorted(labels):
+    found: list[Label] = []
+    for y, words, colour in sorted(labels):
         y = max(y, found[-1][0] + gap) if found else y
-        found.append((y, *rest))
+        found.append((y, words, colour))
     return found

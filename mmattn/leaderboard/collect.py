@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from mmattn.lines import one_line
 from mmattn.papers import alternatives, own
-from mmattn.papers.metrics import is_number
 from mmattn.papers.tables import config_root, entries
 from mmattn.runs.atomic import TEMPORARY
+from mmattn.runs.form import Record
 from mmattn.runs.record import NAME as RECORD
 from mmattn.runs.record import RecordError, check, folder_of
 
@@ -50,7 +50,7 @@ class Run:
     alternatives: tuple[str, ...]
     seed: int
     state: str
-    record: dict[str, Any] = field(repr=False)
+    record: Record = field(repr=False)
     modified: tuple[str, ...] = ()
     deviations: tuple[str, ...] = ()
     progress: float | None = None
@@ -68,7 +68,9 @@ class Run:
 class Source(Protocol):
     """Where records come from: a folder, or a pack (see `mmattn.leaderboard.packs`)."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of its file or folder."""
 
     def records(self) -> Iterator[tuple[str, bytes]]:
         """Each record's (or would-be record's) place and contents."""
@@ -107,7 +109,7 @@ class Folder:
             text = file.read(TAIL_BYTES).decode(errors='replace')
         return '\n'.join(text.splitlines()[-TAIL_LINES:])
 
-    def _below(self, folder, place, depth):
+    def _below(self, folder: Path | str, place: str, depth: int) -> Iterator[tuple[str, bytes]]:
         folder_name = os.path.basename(folder)
         for item in sorted(os.scandir(folder), key=lambda item: item.name):
             inner = f'{place}{item.name}'
@@ -250,7 +252,7 @@ def read(full: str, place: str, contents: bytes, known: Known) -> Run:
     )
 
 
-def _contents(item):
+def _contents(item: os.DirEntry[str]) -> bytes:
     """Of a file, as far as a record may go, without waiting for what is no plain file."""
     if not item.is_file(follow_symlinks=False):
         return b''
@@ -261,7 +263,7 @@ def _contents(item):
         return b''
 
 
-def _record(place, contents):
+def _record(place: str, contents: bytes) -> Record:
     name = place.rsplit('/', 1)[-1]
     if name != RECORD:
         half = name.startswith(f'{RECORD}{TEMPORARY}')
@@ -276,14 +278,14 @@ def _record(place, contents):
     return found
 
 
-def _once(pairs):
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError('a key is there twice')
     return found
 
 
-def _check_evaluations(record):
+def _check_evaluations(record: Record) -> None:
     """A record whose evaluations and final metrics do not say the same was changed by hand."""
     evaluations, final = record['evaluations'], record['final']
     iters = [item['iter'] for item in evaluations]
@@ -303,13 +305,13 @@ def _check_evaluations(record):
         raise RecordError('tampered with: final.best is not the evaluation of best_epoch')
 
 
-def _drop_copies(runs, faults):
+def _drop_copies(runs: dict[tuple[str, tuple[str, ...], int], Run], faults: list[Fault]) -> None:
     """Runs whose checkpoints hold the same weights: at most one of them was trained."""
     same = {}
     for identity, run in runs.items():
-        if run.state == 'done':
-            sha = run.record['checkpoint']['weights_sha256']
-            same.setdefault(sha, []).append(identity)
+        checkpoint = run.record['checkpoint']
+        if run.state == 'done' and checkpoint is not None:
+            same.setdefault(checkpoint['weights_sha256'], []).append(identity)
     for identities in same.values():
         if len(identities) > 1:
             places = [runs.pop(identity).place for identity in identities]
@@ -318,15 +320,18 @@ def _drop_copies(runs, faults):
                 faults.append(Fault(place, f'the same weights as {others}: none counts'))
 
 
-def _progress(record, length):
+def _progress(record: Record, length: tuple[str, int] | None) -> float | None:
     """How much of the training is done, from 0 to 1: by its last word, else its last evaluation."""
     if record['state'] == 'done':
         return 1.0
-    now = record.get('progress') or {}
-    done, most = now.get('iter'), now.get('max_iters')
-    if not (is_number(done) and is_number(most) and most > 0):
-        if length is None:
-            return None
+    now, done = record.get('progress'), 0
+    if now and now['max_iters'] > 0:
+        done, most = now['iter'], now['max_iters']
+    elif length is None:
+        return None
+    else:
         unit, most = length
-        done = record['evaluations'][-1][unit] if record['evaluations'] else 0
+        if record['evaluations']:
+            last = record['evaluations'][-1]
+            done = last['epoch'] if unit == 'epoch' else last['iter']
     return min(1.0, max(0.0, done / most))

@@ -1,12 +1,12 @@
 """What the rows of a board gain over their baselines, corrected over the table."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from mmattn.papers.metrics import Metric, is_number
 
 from . import judge
-from .board import ALONE, BASELINE, ONE_SEED, Row
+from .board import ALONE, BASELINE, ONE_SEED, Cell, Row
 from .collect import Known
 
 
@@ -29,11 +29,14 @@ def with_gains(rows: Sequence[Row], metrics: dict[str, Metric], known: Known) ->
         if base is None or row.config == base.config:
             continue
         names = tuple(name for name in row.alternatives if name in known.fitting(base.config))
-        base = by_name.get((base.config, names))
-        for name in metrics if base else ():
-            gains[at, name] = found = _gain(row, base, name)
+        same = by_name.get((base.config, names))
+        if same is None:
+            whys[at] = ALONE
+            continue
+        whys[at] = ''
+        for name in metrics:
+            gains[at, name] = found = _gain(row, same, name)
             families.setdefault((row.alternatives, row.own), []).append((at, name, found))
-        whys[at] = '' if base else ALONE
     # A table with an alternative is planned to be as large as the table.
     planned = max((len(family) for (_, own), family in families.items() if not own), default=0)
     for (_, own), family in families.items():
@@ -59,14 +62,14 @@ def with_gains(rows: Sequence[Row], metrics: dict[str, Metric], known: Known) ->
     ]
 
 
-def _why(cell, why):
+def _why(cell: Cell, why: str) -> str:
     """Why there is no gain: the row has too few runs, or what it has to do with a baseline."""
     if not cell.ours:
         return judge.NOT_RUN
     return why if why == BASELINE else ONE_SEED if len(cell.ours) == 1 else why
 
 
-def _gain(row, base, name):
+def _gain(row: Row, base: Row, name: str) -> judge.Gain | None:
     ours, theirs = row.cells[name], base.cells[name]
     sign = ours.metric.sign
     paper = None
@@ -85,7 +88,7 @@ def _gain(row, base, name):
     )
 
 
-def _pair(row, base, seed):
+def _pair(row: Row, base: Row, seed: int) -> bool:
     """Whether a seed of both began with the same weights of the host and saw the same images: a
     gate takes nothing from the host's random numbers, so they do where code and data are the same.
     """
@@ -94,5 +97,7 @@ def _pair(row, base, seed):
     )
     if first['pretrained'] or second['pretrained'] or first['commit'] is None:
         return False
+    one: Mapping[str, object] = first
+    other: Mapping[str, object] = second
     keys = ('commit', 'diff_sha256', 'data_sha256', 'versions', 'processes', 'batch')
-    return all(first[key] == second[key] for key in keys)
+    return all(one[key] == other[key] for key in keys)

@@ -182,17 +182,7 @@ def gain(
     if min(n, m) < 2:
         return None
     mean = math.fsum(values) / n - math.fsum(baseline) / m
-    if paired:
-        differences = [a - b for a, b in zip(values, baseline, strict=True)]
-        # of two rounded numbers
-        error, freedom = _std(differences, step * math.sqrt(2)) / math.sqrt(n), n - 1
-    else:
-        parts = [_std(values, step) ** 2 / n, _std(baseline, step) ** 2 / m]
-        error = math.sqrt(sum(parts))
-        # Welch and Satterthwaite
-        freedom = (
-            sum(parts) ** 2 / (parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1)) if error else 1
-        )
+    error, freedom = _error(values, baseline, paired, step)
     if error == 0:
         known: Any = (None, None) if paper is None else (float(mean != paper), 1.0)
         return Gain(mean, mean, mean, float(mean == 0), known[0], known[1], paired, paper)
@@ -219,6 +209,21 @@ def gain(
     )
 
 
+def _error(
+    values: Sequence[float], baseline: Sequence[float], paired: bool, step: float
+) -> tuple[float, float]:
+    """The standard error of a gain, and its degrees of freedom."""
+    n, m = len(values), len(baseline)
+    if paired:
+        differences = [a - b for a, b in zip(values, baseline, strict=True)]
+        # of two rounded numbers
+        return _std(differences, step * math.sqrt(2)) / math.sqrt(n), n - 1
+    parts = [_std(values, step) ** 2 / n, _std(baseline, step) ** 2 / m]
+    # Welch and Satterthwaite
+    spread = parts[0] ** 2 / (n - 1) + parts[1] ** 2 / (m - 1)
+    return math.sqrt(sum(parts)), sum(parts) ** 2 / spread if spread else 1
+
+
 def holm(p: Sequence[float]) -> list[float]:
     """P-values of one table's comparisons, corrected together (Holm 1979), in their order.
 
@@ -234,7 +239,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _std(values, step):
+def _std(values: Sequence[float], step: float) -> float:
     """The sample's, but no less than that of what rounding to `step` hides."""
     n = len(values)
     mean = math.fsum(values) / n
@@ -242,16 +247,16 @@ def _std(values, step):
     return max(sample, step / math.sqrt(12))
 
 
-def _quantile(freedom):
+def _quantile(freedom: float) -> float:
     """Of Student's t: the middle 95 % lie within so many standard errors."""
     return float(special.stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
-def _half_width(n, std):
+def _half_width(n: int, std: float) -> float:
     return _quantile(n - 1) * std * math.sqrt(1 + 1 / n)
 
 
-def _more(n, std, difference, margin):
+def _more(n: int, std: float, difference: float, margin: float) -> int | None:
     """The fewest further runs after which the interval is within the margin, or excludes the paper,
     if mean and spread stay as they are."""
     goal = max(margin, abs(difference))
@@ -265,7 +270,7 @@ def _more(n, std, difference, margin):
     return high - n
 
 
-def _power(effect, freedom):
+def _power(effect: float, freedom: float) -> float:
     """The chance of a two-sided t-test to see an effect of so many standard errors: the mean over
     the spreads that may be seen, since scipy's noncentral t is not a number for large effects."""
     chances = (np.arange(POINTS) + 0.5) / POINTS
@@ -274,10 +279,10 @@ def _power(effect, freedom):
     return float(np.mean(special.ndtr(effect - reach) + special.ndtr(-reach - effect)))
 
 
-def _check_finite(values, paper):
+def _check_finite(values: Sequence[float], paper: float) -> None:
     if not all(map(math.isfinite, [*values, paper])):
         raise ValueError(f'values must be finite, got {list(values)} against {paper}')
 
 
-def _seeds(count):
+def _seeds(count: int) -> str:
     return 'seed' if count == 1 else 'seeds'

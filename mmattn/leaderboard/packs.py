@@ -12,9 +12,10 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from mmattn import tars
 from mmattn.lines import one_line
@@ -58,7 +59,7 @@ class Pack:
         return '\n'.join(self._members[1][logs[-1]].splitlines()[-TAIL_LINES:]) if logs else ''
 
     @cached_property
-    def _members(self):
+    def _members(self) -> tuple[dict[str, bytes], dict[str, str]]:
         """Records and the ends of logs, by their places."""
         records, ends = {}, {}
         try:
@@ -72,13 +73,15 @@ class Pack:
                         raise PackError(f'{self.path}: larger than a pack may be')
                     if not member.isfile():
                         continue
+                    file = pack.extractfile(member)
+                    assert file is not None  # of a plain file
                     name = member.name.rsplit('/', 1)[-1]
                     if name.startswith(NAME):
                         if member.name in records:
                             raise PackError(f'{self.path}: {member.name} is in it twice')
-                        records[member.name] = pack.extractfile(member).read(MOST_BYTES + 1)
+                        records[member.name] = file.read(MOST_BYTES + 1)
                     elif name.endswith('.log') and member.size < MOST_BYTES:
-                        text = pack.extractfile(member).read().decode(errors='replace')
+                        text = file.read().decode(errors='replace')
                         ends[member.name] = text[-8000:]
                 # To the end, where the checksum is.
                 while zipped.read(2**20):
@@ -149,7 +152,7 @@ def verify(root: str | Path, runs: Iterable[Run]) -> list[Fault]:
     return faults
 
 
-def _logs(run):
+def _logs(run: Path) -> list[Path]:
     """A run's logs: the text and scalars of each start. Links are not followed."""
     found = []
     for folder, inner, files in os.walk(run):
@@ -163,13 +166,13 @@ def _logs(run):
     return found
 
 
-def _add(pack, name, contents):
+def _add(pack: tarfile.TarFile, name: str, contents: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.mtime = len(contents), 0o644, 0
     pack.addfile(member, io.BytesIO(contents))
 
 
-def _lines(log):
+def _lines(log: Path) -> list[dict[str, Any]]:
     """The scalars of a log, a JSON object a line; a line that a kill cut short is no error."""
     found = []
     with open(log, encoding='utf-8', errors='replace') as file:
@@ -183,7 +186,7 @@ def _lines(log):
     return found
 
 
-def _says(line, evaluation):
+def _says(line: Mapping[str, Any], evaluation: Mapping[str, Any]) -> bool:
     """Whether a line of scalars is that evaluation: the same step, the same numbers."""
     if line.get('step') not in (evaluation['epoch'], evaluation['iter'], evaluation['iter'] - 1):
         return False

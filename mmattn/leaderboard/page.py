@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import resources
 from typing import Any
@@ -118,12 +118,12 @@ def anchor(board: Board, row: Row) -> str:
     return f'row-{board.table}-{hashlib.sha256(name.encode()).hexdigest()[:10]}'
 
 
-def _svg(chart):
+def _svg(chart: Callable[..., str]) -> Callable[..., Markup]:
     """Charts escape what they show; they are markup."""
     return lambda *args: Markup(chart(*args))
 
 
-def _configs(row):
+def _configs(row: Row) -> list[tuple[list[int], str]]:
     """The distinct configs of a row's runs: (seeds, text)."""
     found = {}
     for run in row.runs:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -182,7 +182,7 @@ def plain(text: Any) -> str:
     return one_line(text, most=None)
 
 
-def _encodable(text):
+def _encodable(text: str) -> str:
     """Names of files that are no text have their bytes as `\\udcff`."""
     return text.encode('utf-8', 'backslashreplace').decode()
 
@@ -263,7 +263,7 @@ def run_data(run: Run) -> dict[str, Any]:
     }
 
 
-def _words(row, cell, first):
+def _words(row: Row, cell: Cell, first: bool) -> dict[str, str]:
     paper_gain = cell.gain.paper if cell.gain else None
     return {
         'Network': row.group if first else '',
@@ -281,8 +281,8 @@ def _words(row, cell, first):
     }
 
 
-def _markdown(board):
-    def line(cells):
+def _markdown(board: Board) -> str:
+    def line(cells: Iterable[str]) -> str:
         return f'| {" | ".join(map(_escaped, cells))} |\n'
 
     text = f'### {_escaped(heading(board))}\n\n'
@@ -296,18 +296,18 @@ def _markdown(board):
     return text + '\n' + ''.join(f'- {_escaped(remark)}\n' for remark in remarks(board))
 
 
-def _escaped(word):
+def _escaped(word: str) -> str:
     return re.sub(r'([\\`*_\[\]<>|&#!~$])', r'\\\1', plain(word))
 
 
-def _csv(boards):
+def _csv(boards: Iterable[Board]) -> str:
     """A line for each metric of each row. A text that a spreadsheet would take for a formula has an
     apostrophe before it."""
     out = io.StringIO()
-    names = ('paper_name', 'table', 'group', 'method', 'config', 'alternatives', 'metric', 'paper')
-    names += ('ours_mean', 'ours_std', 'n', 'half_width', 'difference', 'verdict', 'more_seeds')
-    names += ('gain_paper', 'gain_ours', 'gain_low', 'gain_high', 'gain_p', 'gain_power')
-    names += ('gain_verdict', 'state', 'ours_values')
+    names = ['paper_name', 'table', 'group', 'method', 'config', 'alternatives', 'metric', 'paper']
+    names += ['ours_mean', 'ours_std', 'n', 'half_width', 'difference', 'verdict', 'more_seeds']
+    names += ['gain_paper', 'gain_ours', 'gain_low', 'gain_high', 'gain_p', 'gain_power']
+    names += ['gain_verdict', 'state', 'ours_values']
     writer = csv.writer(out, lineterminator='\n')
     writer.writerow(names)
     for board in boards:
@@ -324,7 +324,7 @@ def _csv(boards):
     return out.getvalue()
 
 
-def _harmless(value):
+def _harmless(value: Any) -> Any:
     if isinstance(value, str):
         value = plain(value)
         return f"'{value}" if value[:1] in ('=', '+', '-', '@') else value

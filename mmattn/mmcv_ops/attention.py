@@ -32,10 +32,12 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
+    """Adds the gradients to the three buffers."""
     inputs = [t.detach().requires_grad_() for t in (value, sampling_locations, attention_weights)]
+    value, locations, weights = inputs
     with torch.enable_grad():
         output = ms_deform_attn_forward(
-            inputs[0], value_spatial_shapes, value_level_start_index, *inputs[1:], im2col_step
+            value, value_spatial_shapes, value_level_start_index, locations, weights, im2col_step
         )
     buffers = (grad_value, grad_sampling_loc, grad_attn_weight)
     grads = torch.autograd.grad(output, inputs, grad_output)

@@ -1,5 +1,6 @@
 """Convolution at places that a network chooses: deformable and masked."""
 
+from collections.abc import Sequence
 from math import prod
 
 import torch.nn.functional as F
@@ -108,8 +109,7 @@ def modulated_deform_conv_forward(
     """As :func:`deform_conv_forward`, each sample multiplied by its mask (N, kH kW groups, ...)."""
     geometry = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, group, deformable_group)
     offset, mask = (_as_read(tensor, output) for tensor in (offset, mask))
-    bias = bias if with_bias else None
-    output.copy_(_deform_conv(input, weight, offset, mask, bias, geometry))
+    output.copy_(_deform_conv(input, weight, offset, mask, bias if with_bias else None, geometry))
 
 
 def modulated_deform_conv_backward(
@@ -159,19 +159,36 @@ def _as_read(tensor: Tensor, output: Tensor) -> Tensor:
     return tensor if tensor.shape == shape else tensor.flatten(1)[:, : prod(shape[1:])].view(shape)
 
 
-def _deform_conv(input, weight, offset, mask, bias, geometry) -> Tensor:
+def _deform_conv(
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> Tensor:
     return tv.deform_conv2d(
         *_deform_arguments(input, weight, offset, mask, bias), *geometry, mask is not None
     )
 
 
-def _deform_conv_grads(grad, input, weight, offset, mask, bias, geometry) -> tuple[Tensor, ...]:
+def _deform_conv_grads(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    bias: Tensor | None,
+    geometry: Sequence[int],
+) -> tuple[Tensor, ...]:
     """The gradients of input, weight, offset, mask and bias."""
     arguments = _deform_arguments(input, weight, offset, mask, bias)
     return tv._deform_conv2d_backward(wide(grad), *arguments, *geometry, mask is not None)
 
 
-def _deform_arguments(input, weight, offset, mask, bias) -> tuple[Tensor, ...]:
+def _deform_arguments(
+    input: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, bias: Tensor | None
+) -> tuple[Tensor, ...]:
     input = wide(input)
     mask = input.new_zeros(input.size(0), 1) if mask is None else mask
     bias = input.new_zeros(weight.size(0)) if bias is None else bias

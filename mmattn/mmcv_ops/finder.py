@@ -4,6 +4,7 @@ import ctypes
 import importlib.util
 import os
 import sys
+from collections.abc import Sequence
 from importlib import metadata
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -23,7 +24,7 @@ class InUse(NamedTuple):
     reason: str
     """Why these, in a few words."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"mmcv's operators: {self.name} ({self.reason})"
 
 
@@ -56,9 +57,9 @@ def in_use() -> InUse:
         return InUse('none', str(error))
     if spec is None:
         return InUse('none', 'mmcv has no compiled operators, and mmattn.mmcv_ops is not installed')
-    if _is_ours(spec):
+    if isinstance(spec.loader, OperatorsLoader):
         return InUse('torchvision', spec.loader.reason)
-    return InUse('compiled', spec.origin)
+    return InUse('compiled', str(spec.origin))
 
 
 def recipe() -> str:
@@ -91,7 +92,9 @@ def chosen() -> str | None:
 class OperatorsFinder(MetaPathFinder):
     """Answers for `mmcv._ext` alone, and only where the compiled one is missing or unwanted."""
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != EXTENSION:
             return None
         choice = chosen()
@@ -100,13 +103,14 @@ class OperatorsFinder(MetaPathFinder):
             raise ImportError(f'{VARIABLE}=compiled, but {fault}. To get them: {recipe()}')
         if choice != 'torchvision' and not fault:
             return None
-        loader = OperatorsLoader(fault if choice is None else f'{VARIABLE}=torchvision')
+        by_hand = f'{VARIABLE}=torchvision'
+        loader = OperatorsLoader(fault if fault is not None and choice is None else by_hand)
         spec = ModuleSpec(fullname, loader, origin=str(Path(__file__).with_name('operators.py')))
         spec.has_location = True
         return spec
 
     @staticmethod
-    def _fault(path) -> str | None:
+    def _fault(path: Sequence[str] | None) -> str | None:
         """Why the compiled module cannot be used, None where it can."""
         others = (finder for finder in sys.meta_path if not isinstance(finder, OperatorsFinder))
         specs = (finder.find_spec(EXTENSION, path, None) for finder in others)
@@ -130,14 +134,14 @@ class OperatorsLoader(Loader):
         reason (str): Why the compiled ones are not used.
     """
 
-    def __init__(self, reason: str):
+    def __init__(self, reason: str) -> None:
         self.reason = reason
 
     def exec_module(self, module: ModuleType) -> None:
         from . import operators
 
         module.__doc__ = operators.__doc__
-        module.__getattr__ = operators.missing
+        vars(module)['__getattr__'] = operators.missing
         for name in operators.__all__:
             setattr(module, name, getattr(operators, name))
 

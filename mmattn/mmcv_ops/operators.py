@@ -5,6 +5,8 @@ given: gradients are added to what lies in them. Half precision is computed in f
 at the end, on CPU and CUDA.
 """
 
+from typing import Any, NoReturn
+
 import torch
 import torchvision
 
@@ -57,13 +59,13 @@ __all__ = [
 class Missing:
     """Stands for an operator without a counterpart: exists by name, and raises when called."""
 
-    def __init__(self, name: str):
+    def __init__(self, name: str) -> None:
         self.__name__ = name
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f'<no counterpart of mmcv._ext.{self.__name__}>'
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise NotImplementedError(
             f"mmcv's operator '{self.__name__}' has no counterpart in torch or torchvision, which "
             f"stand in for mmcv's compiled operators here. To get the compiled ones: {recipe()}"

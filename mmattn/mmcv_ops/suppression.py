@@ -32,38 +32,38 @@ def softnms(
 
     `method` is 0 for hard, 1 for linear, 2 for Gaussian lowering. On the CPU, as mmcv's.
     """
-    boxes, scores = wide(boxes).T.numpy().copy(), wide(scores).numpy().copy()
-    index = np.arange(len(scores))
-    stay, best = len(scores), 0
+    corners, lowered = wide(boxes).T.numpy().copy(), wide(scores).numpy().copy()
+    index = np.arange(len(lowered))
+    stay, best = len(lowered), 0
     while best < stay:
         rest = slice(best + 1, stay)
         # Equal scores stand where mmcv's swaps put them, so that they come in its order.
-        swap = [best, best + scores[best:stay].argmax()]
-        for array in (boxes, scores, index):
+        swap = [best, best + int(lowered[best:stay].argmax())]
+        for array in (corners, lowered, index):
             array[..., swap] = array[..., swap[::-1]]
-        iou = _iou(boxes[:, best], boxes[:, rest], offset)
+        iou = _iou(corners[:, best], corners[:, rest], offset)
         if method == 2:
-            scores[rest] *= np.exp(-iou * iou / sigma)
+            lowered[rest] *= np.exp(-iou * iou / sigma)
         else:
-            scores[rest] *= np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
-        keep = ~(scores[rest] < min_score)
+            lowered[rest] *= np.where(iou >= iou_threshold, 1 - iou if method == 1 else 0, 1)
+        keep = ~(lowered[rest] < min_score)
         kept = np.count_nonzero(keep)
         if kept < len(keep):
             holes = best + 1 + np.flatnonzero(~keep[:kept])
             fillers = best + 1 + kept + np.flatnonzero(keep[kept:])[::-1]
-            for array in (boxes, scores, index):
+            for array in (corners, lowered, index):
                 array[..., holes] = array[..., fillers]
         best += 1
         stay = best + kept
-    dets[:stay, :4] = torch.from_numpy(boxes[:, :stay].T)
-    dets[:stay, 4] = torch.from_numpy(scores[:stay])
+    dets[:stay, :4] = torch.from_numpy(corners[:, :stay].T)
+    dets[:stay, 4] = torch.from_numpy(lowered[:stay])
     return torch.from_numpy(index[:stay])
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
     """Groups of dets (N, 5), each one that stays followed by those that it suppresses."""
-    order = dets[:, 4].argsort(descending=True, stable=True)
-    boxes, order = wide(dets[order, :4]).T.numpy(), order.numpy()
+    falling = dets[:, 4].argsort(descending=True, stable=True)
+    boxes, order = wide(dets[falling, :4]).T.numpy(), falling.numpy()
     groups = []
     while len(order):
         hit = _iou(boxes[:, 0], boxes, 0) >= np.float32(iou_threshold)

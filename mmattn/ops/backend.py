@@ -6,7 +6,7 @@
 What an operator guarantees to a backend
 ----------------------------------------
 - `takes(x.device, x.dtype)`; x (N, C, H, W) is dense and not empty, contiguous or channels_last.
-- `dy`, `dx` and `carry` have x's shape, dtype and strides.
+- `dy` and `dx` have x's shape, dtype and strides.
 - Vectors (c, s, h, w, g*) are contiguous, on x's device and of the accumulator type `acc`: float64
   for float64 x, else float32. A `g*` may be None: zero.
 
@@ -36,7 +36,7 @@ w: (N, W). `at`: int32, where a maximum is.
     channel_pool(x, maximum) -> avg, max | None, at | None
     channel_pool_grad(dx, gavg, gmax, at) -> dx         # dx: a buffer without values
     spatial_pool(x, c) -> avg, max, at                  # over the channels of x * c
-    spatial_pool_grad(x, c, gavg, gmax, at, need_x, carry) -> dx | None, dc
+    spatial_pool_grad(x, c, gavg, gmax, at, need_x) -> dx | None, dc
     strip_pool(x, channel) -> ch, cw, hw | None         # means over W, over H, over C
     strip_pool_grad(dx, gch, gcw, ghw) -> dx
     entropy_pool(x, taps, channel, spatial, avg, max, ent)
@@ -63,12 +63,11 @@ w: (N, W). `at`: int32, where a maximum is.
 
 How a gate's backward ends
 --------------------------
-    channel_dx(dy, c, gavg, gmax, at, carry) -> dx                      # SE, ECA
-    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry | a) -> dx  # CBAM
-    coord_dx(dy, h, w, gch, gcw, carry | u) -> dx                       # coordinate attention
-    entropy_dx(x, taps, dy, c, s, grads, saved, carry | v) -> dx        # CAT, dy * (c + v s)
+    channel_dx(dy, c, gavg, gmax, at) -> dx                             # SE, ECA
+    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at | a) -> dx     # CBAM
+    coord_dx(dy, h, w, gch, gcw | u) -> dx                              # coordinate attention
+    entropy_dx(x, taps, dy, c, s, grads, saved | v) -> dx               # CAT, dy * (c + v s)
 
-The scaled dy, with the pools' gradients added. Where `CARRIES` is False, one pass reads dy, scales
-it, adds and writes; a scale's gradient was asked for factors alone. Where it is True, the scale's
-gradient made dx on the way (`need_x`), which is carried here, and added to in place.
+One pass reads dy, scales it, adds the pools' gradients and writes. The scale's gradient before it
+was asked for those of the factors alone (`need_x` False).
 """

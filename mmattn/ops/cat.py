@@ -193,13 +193,13 @@ def _backward(
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     inner, z, channel, spatial, hidden, c_ent, s_ent, *pooled = saved
     c_w, s_w = (None, None) if outer is None else outer.unbind()
-    carried, by, in_part, da = need_x and kernels.CARRIES, c, (), []
+    by, in_part, da = c, (), []
     if a is None:
-        carry, dc, ds = kernels.sum_scale_grad(x, c, s, dy=dy, need_x=carried)
+        _, dc, ds = kernels.sum_scale_grad(x, c, s, dy=dy, need_x=False)
     else:
         by, v = identity.part_of_sum(c, a)
         in_part = (v,)
-        carry, du, dv, ds = kernels.affine_scale_grad(x, by, v, s, dy=dy, need_x=carried)
+        _, du, dv, ds = kernels.affine_scale_grad(x, by, v, s, dy=dy, need_x=False)
         dc, *da = identity.part_of_sum_grad(du, dv, c, a)
     dc, ds = dc if gc is None else dc + gc, ds if gs is None else ds + gs
     act = inner if equation else inner.sigmoid()
@@ -224,8 +224,7 @@ def _backward(
         grads = _unstack(kernels, dchannel, c_ent, pools, (1, 1), low, high)
         grads += _unstack(kernels, dspatial, s_ent, pools, (-1, 1), low, high)
         dx = kernels.entropy_dx(
-            x, flat(taps), dy, by, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), carry,
-            *in_part,
+            x, flat(taps), dy, by, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), *in_part
         )  # fmt: skip
     douter = None if outer is None else torch.stack((dc_w, ds_w))
     vectors = [t for t in (dalpha, dbeta, douter) if t is not None]

@@ -138,12 +138,12 @@ def _backward(
     x, kernel = dense(x, last), flat(kernel)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     c, s, pooled, channel_at, hidden, maps, at, before, mean, var = saved
-    carried, da = need_x and kernels.CARRIES, []
+    da = []
     if a is None:
-        carry, dc, ds = kernels.product_scale_grad(x, c, s, dy=dy, need_x=carried)
+        _, dc, ds = kernels.product_scale_grad(x, c, s, dy=dy, need_x=False)
     else:
         u, v = identity.part_of_product(c, a)
-        carry, du, dv, ds = kernels.affine_scale_grad(x, u, v, s, dy=dy, need_x=carried)
+        _, du, dv, ds = kernels.affine_scale_grad(x, u, v, s, dy=dy, need_x=False)
         dc, *da = identity.part_of_product_grad(du, dv, c, a)
     ds = layers.sigmoid_grad(ds if gs is None else ds + gs, s)
     norm = []
@@ -154,7 +154,7 @@ def _backward(
         ds = ds.view_as(s)
     dmaps, dkernel = kernels.spatial_conv_grad(maps, kernel, dy=flat(ds))
     gm, ga = flat(dmaps[:, 0]), flat(dmaps[:, 1])
-    carry, more = kernels.spatial_pool_grad(x, c, ga, gm, at, need_x=carried, carry=carry)
+    _, more = kernels.spatial_pool_grad(x, c, ga, gm, at, need_x=False)
     dc += more
     g = layers.sigmoid_grad(dc if gc is None else dc + gc, c)
     dpooled, grads, _ = layers.mlp_grad(g, pooled, hidden, w1, b1, w2, b2, None)
@@ -162,7 +162,7 @@ def _backward(
     if need_x:
         gavg, gmax = flat(dpooled[:, 0]), flat(dpooled[:, 1])
         in_part = () if a is None else (identity.per_channel(a, c),)
-        dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, *in_part)
+        dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, *in_part)
     return [dx, *(t for t in grads if t is not None), dkernel, *norm, *da]
 
 

@@ -76,35 +76,32 @@ def _se_grads(ctx, saved, dy, gc):
     return dx if ctx.needs[0] else None, *(None if t is None else next(grads) for t in saved[1:6])
 
 
-def _finish(kernels, dy, x, c, carry, gavg, a, need_x):
+def _finish(kernels, dy, x, c, gavg, a, need_x):
     """dx, or what stands for none."""
     if not need_x:
         return some(None, x)
-    return kernels.channel_dx(dy, identity.part(c, a), gavg, None, None, carry)
+    return kernels.channel_dx(dy, identity.part(c, a), gavg, None, None)
 
 
-def _factors_grad(kernels, dy, gc, x, c, a, last, need_x):
-    """dy as kernels read it, what they carry to dx, the gradients of c's logits and of a, the
-    latter as a list."""
+def _factors_grad(kernels, dy, gc, x, c, a, last):
+    """dy as kernels read it, the gradients of c's logits and of a, the latter as a list."""
     x = dense(x, last)
     if dy is None:
         dy = torch.zeros_like(x)
     dy = dense(dy, last)
-    carry, dc = kernels.channel_scale_grad(
-        x, identity.part(c, a), dy=dy, need_x=need_x and kernels.CARRIES
-    )
+    _, dc = kernels.channel_scale_grad(x, identity.part(c, a), dy=dy, need_x=False)
     da = []
     if a is not None:
         dc, *da = identity.part_grad(dc, c, a)
     if gc is not None:
         dc = dc + gc
-    return dy, carry, layers.sigmoid_grad(dc, c), da
+    return dy, layers.sigmoid_grad(dc, c), da
 
 
 def _se_backward(kernels, dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
-    dy, carry, g, da = _factors_grad(kernels, dy, gc, x, c, a, last, need_x)
+    dy, g, da = _factors_grad(kernels, dy, gc, x, c, a, last)
     dv, grads, _ = layers.mlp_grad(g, avg[:, None], hidden, w1, b1, w2, b2, None)
-    dx = _finish(kernels, dy, x, c, carry, dv[:, 0], a, need_x)
+    dx = _finish(kernels, dy, x, c, dv[:, 0], a, need_x)
     return [dx, *(t for t in grads if t is not None), *da]
 
 
@@ -166,9 +163,9 @@ def _eca_grads(ctx, saved, dy, gc):
 
 
 def _eca_backward(kernels, dy, gc, x, kernel, a, c, avg, last, need_x):
-    dy, carry, g, da = _factors_grad(kernels, dy, gc, x, c, a, last, need_x)
+    dy, g, da = _factors_grad(kernels, dy, gc, x, c, a, last)
     gavg, dkernel = kernels.spatial_conv_grad(*_row(avg, kernel), dy=g[:, None])
-    dx = _finish(kernels, dy, x, c, carry, gavg[:, 0, 0], a, need_x)
+    dx = _finish(kernels, dy, x, c, gavg[:, 0, 0], a, need_x)
     return [dx, dkernel.squeeze(2), *da]
 
 

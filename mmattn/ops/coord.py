@@ -154,13 +154,13 @@ def _backward(
     x = dense(x, last)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     strips, v, u, mean, var = saved
-    carried, rows, in_part, da = need_x and kernels.CARRIES, h, (), []
+    rows, in_part, da = h, (), []
     if a is None:
-        carry, dh, dw = kernels.coord_scale_grad(x, h, w, dy=dy, need_x=carried)
+        _, dh, dw = kernels.coord_scale_grad(x, h, w, dy=dy, need_x=False)
     else:
         plus, rows = identity.part_of_rows(h, a)
         in_part = (plus,)
-        carry, dv, dw, du = kernels.coord_scale_grad(x, rows, w, plus, dy=dy, need_x=carried)
+        _, dv, dw, du = kernels.coord_scale_grad(x, rows, w, plus, dy=dy, need_x=False)
         dh, *da = identity.part_of_rows_grad(du, dv, h, a)
     dh = _columns(layers.sigmoid_grad(dh if gh is None else dh + gh, h))
     dw = _columns(layers.sigmoid_grad(dw if gw is None else dw + gw, w))
@@ -174,7 +174,7 @@ def _backward(
     dx = some(None, x)
     if need_x:
         gch, gcw = (_samples(t, n) for t in _split(dstrips, n, lengths))
-        dx = kernels.coord_dx(dy, rows, w, gch, gcw, carry, *in_part)
+        dx = kernels.coord_dx(dy, rows, w, gch, gcw, *in_part)
     return [dx, dw1, db1, dweight, dbias, dwh, dbh, dww, dbw, *da]
 
 

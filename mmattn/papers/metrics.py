@@ -7,7 +7,7 @@ its `top1_error` is what an `accuracy/top1` leaves of 100.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 # Of the network, not of a training: `mmattn.analysis.complexity` counts them.
 COUNTED = ('params', 'gflops', 'gmac')
@@ -55,7 +55,7 @@ def metrics_of(table: Mapping[str, Any]) -> dict[str, Metric]:
     return found
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a finite number; a bool is none."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
@@ -65,9 +65,10 @@ def is_number(value: Any) -> bool:
         return False
 
 
-def _metric(table, column):
+def _metric(table: Mapping[str, Any], column: str) -> Metric:
     task, dataset = table['task'], table['dataset']
     step = table.get('granularity', {}).get(column)
+    allowed: tuple[str, ...]
     if task == 'image-classification':
         allowed = ('top1', 'top5', 'top1_error', 'top5_error')
         name = column.removesuffix('_error')

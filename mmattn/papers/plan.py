@@ -119,7 +119,7 @@ def make(
         for entry in chosen:
             names = _names(entry, alternatives)
             waits_for = None
-            if PRETRAINED in names:
+            if PRETRAINED in names and entry.pretrained is not None:
                 start = _run(entry, entry.pretrained, (), seed)
                 waits_for = runs.setdefault(start.name, start)
             row = f'{entry.paper} {entry.table}: {entry.group}, {entry.name}'
@@ -132,15 +132,16 @@ def make(
 
 def in_order(runs: Iterable[Run]) -> list[Run]:
     """The same, each after the one it waits for, otherwise in their order."""
-    runs, placed = list(runs), {}
+    by_name = {run.name: run for run in runs}
+    placed: dict[str, Run] = {}
 
-    def place(run):
+    def place(run: Run) -> None:
         if run.name not in placed:
             if run.waits_for is not None:
-                place(next(other for other in runs if other.name == run.waits_for.name))
+                place(by_name[run.waits_for.name])
             placed[run.name] = run
 
-    for run in runs:
+    for run in by_name.values():
         place(run)
     return list(placed.values())
 
@@ -196,7 +197,9 @@ def as_data(runs: Sequence[Run], work_dir: str | Path, processes: int) -> list[d
     return found
 
 
-def _run(entry, config, names, seed, waits_for=None):
+def _run(
+    entry: Entry, config: str, names: Iterable[str], seed: int, waits_for: Run | None = None
+) -> Run:
     return Run(config, tuple(sorted(names)), seed, entry.root_of(config), waits_for)
 
 

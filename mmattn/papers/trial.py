@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
@@ -80,7 +80,7 @@ def one_for_each_alternative() -> list[tuple[str, str]]:
     """A (config, name) pair for each table's alternatives: a shallow network among those that one
     fits, with the gate of the paper's own where it can be."""
 
-    def rank(path):
+    def rank(path: str) -> tuple[bool, bool]:
         paper, name = path.split('/')
         return '101' in name, f'-{paper}' not in name
 
@@ -135,7 +135,7 @@ def overlay(cfg: Config, data_root: str | Path) -> Config:
     return cfg
 
 
-def _move(item, data_root):
+def _move(item: Any, data_root: str | Path) -> Any:
     """Paths below `data/` to `data_root`, with a reader for what is there."""
     if isinstance(item, dict):
         item = {key: _move(value, data_root) for key, value in item.items()}
@@ -152,7 +152,7 @@ def _move(item, data_root):
     return item
 
 
-def _fewer_boxes(model):
+def _fewer_boxes(model: ConfigDict) -> None:
     """An untrained detector sees a thousand objects, all with scores next to nothing."""
     if model.type == 'RetinaNet':
         model.test_cfg.update(score_thr=0, max_per_img=10)
@@ -163,7 +163,7 @@ def _fewer_boxes(model):
     model.test_cfg.rcnn.update(score_thr=0, max_per_img=5)
 
 
-def _shrink(item, inside=False):
+def _shrink(item: Any, inside: bool = False) -> Any:
     """Every number below one of the keys `SIZES`, divided."""
     if isinstance(item, dict):
         return {key: _shrink(value, inside or key in SIZES) for key, value in item.items()}

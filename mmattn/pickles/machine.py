@@ -5,7 +5,7 @@ import os
 import pickletools
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 from .errors import PickleError, UnknownNames
@@ -13,6 +13,8 @@ from .makers import MAKERS, Maker, Storage, Unfinished, hashable, pairs
 
 # What a whole checkpoint stays far below; more is made to keep a reader busy.
 MAX_DEPTH, MAX_ITEMS, MAX_OPCODES = 100, 10**7, 2 * 10**6
+
+PickleFile = BinaryIO | mmap.mmap  # at the pickle's begin
 
 
 def _full_name(module: str, name: str) -> str:
@@ -22,7 +24,7 @@ def _full_name(module: str, name: str) -> str:
     return f'{IMPORT_MAPPING.get(module, module)}.{name}'
 
 
-def names_in(file: BinaryIO) -> set[str]:
+def names_in(file: PickleFile) -> set[str]:
     """The full names of all classes and functions that a pickle wants, without reading it.
 
     Raises:
@@ -30,24 +32,27 @@ def names_in(file: BinaryIO) -> set[str]:
     """
     # A name may also come from the stack: in a pickle that nobody has twisted, these are the last
     # two texts there. What is missed here is refused when it is met.
-    names, pushed, memo = set(), [None, None], {}
+    names = set()
+    before: str | None = None
+    last: str | None = None
+    memo: dict[int, str | None] = {}
     for op, arg in _opcodes(file):
         if op in ('GLOBAL', 'INST'):
             names.add(_full_name(*arg.split(' ', 1)))
-        elif op == 'STACK_GLOBAL' and None not in pushed:
-            names.add(_full_name(*pushed))
+        elif op == 'STACK_GLOBAL' and before is not None and last is not None:
+            names.add(_full_name(before, last))
         elif op in _Machine.MEMO:
-            memo[len(memo) if arg is None else arg] = pushed[-1]
+            memo[len(memo) if arg is None else arg] = last
         elif op in _Machine.GETS:
-            pushed = [pushed[-1], memo.get(arg)]
+            before, last = last, memo.get(arg)
         elif op not in ('PROTO', 'FRAME'):
-            pushed = [pushed[-1], arg if isinstance(arg, str) else None]
+            before, last = last, arg if isinstance(arg, str) else None
     return names
 
 
-def _opcodes(file):
+def _opcodes(file: PickleFile) -> Iterator[tuple[str, Any]]:
     try:
-        for number, (op, arg, _) in enumerate(pickletools.genops(file)):
+        for number, (op, arg, _) in enumerate(pickletools.genops(file)):  # type: ignore[arg-type]  # maps, too
             if number >= MAX_OPCODES:
                 raise PickleError(f'more than {MAX_OPCODES} opcodes')
             yield op.name, arg
@@ -55,11 +60,11 @@ def _opcodes(file):
         raise PickleError(f'no whole pickle: {error}') from error
 
 
-def load(file: BinaryIO, storage_of: Callable[[Any], Storage] | None = None) -> Any:
+def load(file: PickleFile, storage_of: Callable[[Any], Storage] | None = None) -> Any:
     """What a pickle describes, of plain Python types, NumPy arrays, tensors and HistoryBuffers.
 
     Args:
-        file (BinaryIO): Is left behind the pickle's end.
+        file (BinaryIO or mmap): Is left behind the pickle's end.
         storage_of (Callable, optional): Gives the storage of a persistent number; without it there
             are no tensors.
 
@@ -109,11 +114,13 @@ def load_file(path: str | os.PathLike) -> Any:
 class _Machine:
     """The pickle's stack machine, as far as data needs it."""
 
-    def __init__(self, file, storage_of):
+    def __init__(self, file: PickleFile, storage_of: Callable[[Any], Storage] | None) -> None:
         self.file, self.storage_of = file, storage_of
-        self.stack, self.marks, self.memo = [], [], {}
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # places in the stack
+        self.memo: dict[int, Any] = {}
 
-    def run(self):
+    def run(self) -> Any:
         for op, arg in _opcodes(self.file):
             if op == 'STOP':
                 return self.stack.pop()
@@ -140,7 +147,7 @@ class _Machine:
         + ('UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8')
         + ('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8')
     )
-    CONSTANTS = {
+    CONSTANTS: dict[str, Callable[[], Any]] = {
         'NONE': lambda: None,
         'NEWTRUE': lambda: True,
         'NEWFALSE': lambda: False,
@@ -152,79 +159,79 @@ class _Machine:
     MEMO = frozenset(('BINPUT', 'LONG_BINPUT', 'PUT', 'MEMOIZE'))
     GETS = frozenset(('BINGET', 'LONG_BINGET', 'GET'))
 
-    def _marked(self):
+    def _marked(self) -> list[Any]:
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
         return items
 
-    def _pairs(self):
+    def _pairs(self) -> dict[Any, Any]:
         items = self._marked()
         return dict(pairs(zip(items[::2], items[1::2], strict=True)))
 
-    def _top(self, *kinds):
+    def _top(self, *kinds: type) -> Any:
         if type(self.stack[-1]) not in kinds:
             raise PickleError('an item for what holds none')
         return self.stack[-1]
 
-    def op_mark(self, _):
+    def op_mark(self, _: None) -> None:
         self.marks.append(len(self.stack))
 
-    def op_tuple(self, _):
+    def op_tuple(self, _: None) -> None:
         self.stack.append(tuple(self._marked()))
 
-    def op_list(self, _):
+    def op_list(self, _: None) -> None:
         self.stack.append(self._marked())
 
-    def op_dict(self, _):
+    def op_dict(self, _: None) -> None:
         self.stack.append(self._pairs())
 
-    def _tuple(self, length):
+    def _tuple(self, length: int) -> None:
         items = tuple(self.stack[-length:])
         del self.stack[-length:]
         self.stack.append(items)
 
-    def op_tuple1(self, _):
+    def op_tuple1(self, _: None) -> None:
         self._tuple(1)
 
-    def op_tuple2(self, _):
+    def op_tuple2(self, _: None) -> None:
         self._tuple(2)
 
-    def op_tuple3(self, _):
+    def op_tuple3(self, _: None) -> None:
         self._tuple(3)
 
-    def op_append(self, _):
+    def op_append(self, _: None) -> None:
         item = self.stack.pop()
         self._top(list).append(item)
 
-    def op_appends(self, _):
+    def op_appends(self, _: None) -> None:
         items = self._marked()
         self._top(list).extend(items)
 
-    def op_additems(self, _):
+    def op_additems(self, _: None) -> None:
         items = self._marked()
         self._top(set).update(map(hashable, items))
 
-    def op_setitem(self, _):
+    def op_setitem(self, _: None) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._top(dict, OrderedDict, Counter)[hashable(key)] = value
 
-    def op_setitems(self, _):
+    def op_setitems(self, _: None) -> None:
         found = self._pairs()
         self._top(dict, OrderedDict, Counter).update(found)
 
-    def op_pop(self, _):
+    def op_pop(self, _: None) -> None:
         self.stack.pop()
 
-    def op_global(self, arg):
+    def op_global(self, arg: str) -> None:
         self.stack.append(self._maker(*arg.split(' ', 1)))
 
-    def op_stack_global(self, _):
+    def op_stack_global(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(self._maker(module, name))
 
     @staticmethod
-    def _maker(module, name):
+    def _maker(module: Any, name: Any) -> Maker:
         if not (type(module) is type(name) is str):
             raise PickleError('a name that is no text')
         full = _full_name(module, name)
@@ -232,7 +239,7 @@ class _Machine:
             raise UnknownNames({full})
         return MAKERS[full]
 
-    def op_reduce(self, _):
+    def op_reduce(self, _: None) -> None:
         arguments, maker = self.stack.pop(), self.stack.pop()
         if not isinstance(maker, Maker) or type(arguments) is not tuple:
             raise PickleError('a call of what is no function')
@@ -240,7 +247,7 @@ class _Machine:
 
     op_newobj = op_reduce
 
-    def op_build(self, _):
+    def op_build(self, _: None) -> None:
         state, thing = self.stack.pop(), self.stack[-1]
         if type(thing) is OrderedDict:
             # The versions of the modules in a state dict.
@@ -252,13 +259,13 @@ class _Machine:
             raise PickleError('contents for what has none')
         self.stack[-1] = thing.built = thing.build(state)
 
-    def op_binpersid(self, _):
+    def op_binpersid(self, _: None) -> None:
         if self.storage_of is None:
             raise PickleError('a storage where there is none')
         self.stack.append(self.storage_of(self.stack.pop()))
 
 
-def _children(item):
+def _children(item: Any) -> Sequence[Any]:
     if isinstance(item, dict):
         return [*item.keys(), *item.values(), *getattr(item, '__dict__', {}).values()]
     if isinstance(item, (Maker, Storage, Unfinished)):
@@ -266,7 +273,7 @@ def _children(item):
     return list(item) if isinstance(item, (list, tuple, set)) else ()
 
 
-def _check_extent(root):
+def _check_extent(root: Any) -> None:
     """Raises PickleError if what is read refers to itself, or would take ages to walk through."""
     # Depth first; `counts` holds the number of items below, -1 while they are being counted.
     counts, path = {}, [(root, iter(_children(root)))]

@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ class Array(Unfinished):
             data = data.encode('latin1')
         if type(data) is not bytes:
             raise PickleError('an array without its bytes')
-        order = 'F' if fortran else 'C'
+        order: Literal['C', 'F'] = 'F' if fortran else 'C'
         array = np.frombuffer(data, dtype.dtype).reshape(shape, order=order).copy(order)
         _check_text(array)
         return array

@@ -22,14 +22,23 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from subprocess import Popen
+from types import FrameType
+from typing import Any
 
-from torch.distributed import DistError, PrefixStore, TCPStore
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec, WorkerState
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed.elastic.agent.server.api import (
+    RunResult,
+    WorkerGroup,
+    WorkerSpec,
+    WorkerState,
+)
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousInfo, RendezvousStoreInfo
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
@@ -50,7 +59,7 @@ ELASTICS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 class Ended(Exception):
     """Another machine has ended for good; ``code`` is its exit code."""
 
-    def __init__(self, message, code):
+    def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
         self.code = code
 
@@ -60,16 +69,22 @@ class Rendezvous(StaticTCPRendezvous):
 
     attempt = done = -1
 
-    def next_rendezvous(self):
+    @property
+    def store(self) -> Store:
+        """The one of all attempts; it is there once the machines have met."""
+        assert self._store is not None
+        return self._store
+
+    def next_rendezvous(self) -> RendezvousInfo:
         self.attempt += 1
         # For mmattn.runs.processes, where the workers enter the same attempt's store.
         os.environ['MMATTN_ATTEMPT'] = str(self.attempt)
         deadline = time.monotonic() + JOIN_TIMEOUT
         if self._store is None:
             self._store = self._connect(deadline)
-        self._store.set(f'begun_{self.attempt}', '')
+        self.store.set(f'begun_{self.attempt}', '')
         # Not one of the store's own waits, in which no signal is heard.
-        joined = self._store.add(f'joined_{self.attempt}', 1)
+        joined = self.store.add(f'joined_{self.attempt}', 1)
         while joined < self.world_size:
             self._raise_if_ended()
             if time.monotonic() > deadline:
@@ -79,15 +94,15 @@ class Rendezvous(StaticTCPRendezvous):
                     USER_ERROR,
                 )
             time.sleep(0.1)
-            joined = self._store.add(f'joined_{self.attempt}', 0)
+            joined = self.store.add(f'joined_{self.attempt}', 0)
         return RendezvousInfo(
-            PrefixStore(f'agents_{self.attempt}', self._store),
+            PrefixStore(f'agents_{self.attempt}', self.store),
             self.rank,
             self.world_size,
             RendezvousStoreInfo(self.master_addr, self.master_port),
         )
 
-    def _connect(self, deadline):
+    def _connect(self, deadline: float) -> TCPStore:
         while self.rank:
             # The store's own attempts to connect hear no signal, and their failures are logged.
             try:
@@ -108,40 +123,40 @@ class Rendezvous(StaticTCPRendezvous):
             multi_tenant=True,
         )
 
-    def _raise_if_ended(self):
+    def _raise_if_ended(self) -> None:
         try:
-            if self._store.check(['ended']):
-                code = int(self._store.get('ended'))
+            if self.store.check(['ended']):
+                code = int(self.store.get('ended'))
                 raise Ended(f'another machine ended with exit code {code}', code)
         except DistError as error:
             raise Ended('the machine of NODE_RANK 0 is gone', 1) from error
 
-    def num_nodes_waiting(self):
+    def num_nodes_waiting(self) -> int:
         """Whether another machine has begun the next attempt, upon which elastic follows."""
         if self.world_size == 1:
             return 0
         self._raise_if_ended()
-        return int(self._store.check([f'begun_{self.attempt + 1}']))
+        return int(self.store.check([f'begun_{self.attempt + 1}']))
 
-    def all_done(self):
+    def all_done(self) -> bool:
         """Whether the processes of all machines have ended well; to be asked when ours have."""
         if self.world_size == 1:
             return True
         if self.done != self.attempt:
             self.done = self.attempt
-            self._store.add(f'done_{self.attempt}', 1)
-        return self._store.add(f'done_{self.attempt}', 0) == self.world_size
+            self.store.add(f'done_{self.attempt}', 1)
+        return self.store.add(f'done_{self.attempt}', 0) == self.world_size
 
-    def leave(self):
+    def leave(self) -> None:
         """Lets the store, which ends with machine 0, outlive the others' last look at it."""
         deadline = time.monotonic() + GRACE
         with suppress(DistError):
-            left = self._store.add('left', int(self.rank > 0))
+            left = self.store.add('left', int(self.rank > 0))
             while not self.rank and left < self.world_size - 1 and time.monotonic() < deadline:
                 time.sleep(0.05)
-                left = self._store.add('left', 0)
+                left = self.store.add('left', 0)
 
-    def end(self, code):
+    def end(self, code: int) -> None:
         """Tells the other machines that this one will not start again."""
         if self._store is not None and self.world_size > 1:
             with suppress(DistError):
@@ -149,7 +164,7 @@ class Rendezvous(StaticTCPRendezvous):
             time.sleep(1)  # the store ends with machine 0: long enough for all to have looked
 
 
-def _is_over(pid):
+def _is_over(pid: int) -> bool:
     """Whether a process of ours has ended; it stays there to be waited for."""
     try:
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
@@ -157,28 +172,38 @@ def _is_over(pid):
         return True
 
 
-def _kill_group(pid):
+def _kill_group(pid: int) -> None:
     """Kills what a process has started and left: its data workers."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
 
 
 class Agent(LocalElasticAgent):
-    def __init__(self, spec):
+    """Starts the processes of this machine, looks after them, and ends them.
+
+    Args:
+        spec (WorkerSpec): What to run, and how often again.
+        meeting (Rendezvous): The spec's handler.
+    """
+
+    def __init__(self, spec: WorkerSpec, meeting: Rendezvous) -> None:
         super().__init__(spec, DefaultLogsSpecs(log_dir=os.devnull))
-        self.signalled = None  # the time at which we were asked to stop
+        self.meeting = meeting
+        self.signalled: float | None = None  # the time at which we were asked to stop
         self._forget()
 
-    def _forget(self):
-        self.failed = {}  # exit codes by local rank, in the order in which they were seen
-        self.deadline = None
-        self.killed = ()  # local ranks
+    def _forget(self) -> None:
+        # Exit codes by local rank, in the order in which they were seen.
+        self.failed: dict[int, int] = {}
+        self.deadline: float | None = None  # of those that are left after a failure
+        self.killed: Sequence[int] = ()  # local ranks
 
-    def _processes(self):
-        handlers = self._pcontext.subprocess_handlers if self._pcontext else {}
+    def _processes(self) -> dict[int, Popen]:
+        context = self._pcontext
+        handlers = context.subprocess_handlers if isinstance(context, SubprocessContext) else {}
         return {rank: handler.proc for rank, handler in handlers.items()}
 
-    def pass_on(self, signum, frame):
+    def pass_on(self, signum: int, frame: FrameType | None) -> None:
         """Handles a signal."""
         now = time.monotonic()
         if self.signalled is None:
@@ -193,7 +218,7 @@ class Agent(LocalElasticAgent):
         self._shutdown()
         os._exit(128 + signum)
 
-    def _start_workers(self, worker_group):
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         self._forget()
         before = {signum: signal.getsignal(signum) for signum in ELASTICS}
         signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
@@ -204,7 +229,7 @@ class Agent(LocalElasticAgent):
                 signal.signal(signum, handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
 
-    def _monitor_workers(self, worker_group):
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         for rank, process in self._processes().items():
             if process.returncode is None and _is_over(process.pid):
                 _kill_group(process.pid)  # while its number cannot be another's yet
@@ -213,9 +238,9 @@ class Agent(LocalElasticAgent):
                 self.failed.setdefault(rank, process.returncode)
         running = [rank for rank, proc in self._processes().items() if proc.returncode is None]
         if running:
-            if self.failed:
-                self.deadline = self.deadline or time.monotonic() + GRACE
-            if not self.failed or time.monotonic() < self.deadline:
+            if self.failed and self.deadline is None:
+                self.deadline = time.monotonic() + GRACE
+            if self.deadline is None or time.monotonic() < self.deadline:
                 return RunResult(state=WorkerState.HEALTHY)
             self.killed = running
             self._shutdown()
@@ -224,22 +249,22 @@ class Agent(LocalElasticAgent):
             if self._is_final():
                 self._remaining_restarts = 0
             self._report()
-        if result.state == WorkerState.SUCCEEDED and not self._rdzv_handler.all_done():
+        if result.state == WorkerState.SUCCEEDED and not self.meeting.all_done():
             # Elastic would wait where it hears no signal, nor that another machine starts again.
             return RunResult(state=WorkerState.HEALTHY)
         return result
 
-    def _exit_barrier(self):
-        self._rdzv_handler.leave()
+    def _exit_barrier(self) -> None:
+        self.meeting.leave()
 
-    def _is_final(self):
+    def _is_final(self) -> bool:
         codes = set(self.failed.values())
         # The others' errors are nobody's fault where one was killed.
         if min(codes) < 0:
             codes -= {USER_ERROR, FAULT}
         return self.signalled is not None or bool(codes & FINAL)
 
-    def _report(self):
+    def _report(self) -> None:
         """One line, unless the processes have said all there is to say."""
         rank, code = next(iter(self.failed.items()))
         process = self._worker_group.workers[rank].global_rank
@@ -257,12 +282,12 @@ class Agent(LocalElasticAgent):
             # Rank 0 prints the errors that all processes meet, and has met none.
             print(f'error: {what}; MMATTN_DEBUG=1 shows its traceback', file=sys.stderr)
 
-    def _shutdown(self, *args, **options):
+    def _shutdown(self, *args: Any, **options: Any) -> None:
         # Elastic's own asks with SIGTERM first, which here means to save a checkpoint.
         if self._pcontext:
             self._pcontext.close(signal.SIGKILL)
 
-    def exit_code(self):
+    def exit_code(self) -> int:
         """That of the process that ended first, but one that tells why before any other."""
         codes = list(self.failed.values())
         code = next((code for code in codes if code in FINAL), codes[0])
@@ -270,7 +295,15 @@ class Agent(LocalElasticAgent):
         return code if code >= 0 else 128 - code
 
 
-def run(command, count, nodes, node_rank, address, port, restarts):
+def run(
+    command: Sequence[str],
+    count: int,
+    nodes: int,
+    node_rank: int,
+    address: str,
+    port: int,
+    restarts: int,
+) -> int:
     """Runs a Python script in processes of this machine until they have ended.
 
     Args:
@@ -300,7 +333,8 @@ def run(command, count, nodes, node_rank, address, port, restarts):
             monitor_interval=0.05,
             master_addr=address,
             master_port=port,
-        )
+        ),
+        handler,
     )
     for signum in PASSED_ON:
         signal.signal(signum, agent.pass_on)

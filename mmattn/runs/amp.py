@@ -1,8 +1,11 @@
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
 
 from mmattn.registry import register
 
@@ -16,7 +19,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
     """
 
     @contextmanager
-    def optim_context(self, model):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             for name, module in model.named_modules():
                 if name.split('.')[-1] == 'backbone':
@@ -26,7 +29,7 @@ class CPUAmpOptimWrapper(OptimWrapper):
 
 
 @contextmanager
-def _autocast(backbone):
+def _autocast(backbone: nn.Module) -> Iterator[None]:
     """A backbone computes in bfloat16 and gives float32.
 
     Only inside the context: a function that stays on a module would run the original's weights in
@@ -34,7 +37,7 @@ def _autocast(backbone):
     """
     forward, own = backbone.forward, backbone.__dict__.get('forward')
 
-    def run(*args, **kwargs):
+    def run(*args: Any, **kwargs: Any) -> Any:
         with torch.autocast('cpu', torch.bfloat16):
             return _full(forward(*args, **kwargs))
 
@@ -48,7 +51,7 @@ def _autocast(backbone):
             backbone.forward = own
 
 
-def _full(features):
+def _full(features: Any) -> Any:
     """What a backbone gives (a tensor, or several in a tuple, list or dict) in float32."""
     if isinstance(features, torch.Tensor):
         return features.float() if features.is_floating_point() else features

@@ -1,6 +1,7 @@
 """Files that are replaced as a whole: either the old one is there or the new, whatever happens."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -8,7 +9,7 @@ TEMPORARY = '.tmp'
 
 
 @contextmanager
-def replacing(path):
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Gives the path of another file that takes the place of ``path`` if all goes well."""
     path = Path(path)
     temporary = path.with_name(path.name + TEMPORARY)
@@ -28,6 +29,6 @@ def replacing(path):
         os.close(folder)
 
 
-def write_text(path, text):
+def write_text(path: str | os.PathLike, text: str) -> None:
     with replacing(path) as temporary:
         temporary.write_text(text, encoding='utf-8')

@@ -6,28 +6,49 @@ and in any order; the next driver finds what still runs and leaves it alone. Sev
 on several machines, may work on one folder: a run's lease (leases.py) goes to one of them.
 """
 
-import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from mmattn.papers import config_root
 from mmattn.papers.plan import Run, title
 
-from . import leases, record
-from .checkpoint import sha256_of
+from . import leases, outcome, record
 from .errors import FAULT, INTERRUPTED, STOPPED, USER_ERROR
+from .form import Record
 
 LAUNCH = Path(__file__).with_name('launch.py')
 TRAIN = config_root().parent / 'tools' / 'train.py'  # a wheel has both in mmattn/.mim
-LOG = 'train.log'
-TAIL = 5  # lines of a failed run's log that are shown
 NOT_MENDED = (USER_ERROR, FAULT)  # by trying again
 ENDED = ('done', 'failed', 'blocked')
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a driver has to do, wherever it places runs.
+
+    Args:
+        runs (Sequence[Run]): Each after the one it waits for.
+        folder (str or Path): Holds the runs' folders.
+        per_run (int): Processes of a run.
+        tries (int): How often a run may be started by this driver.
+        say (Callable): Takes a line for the user.
+        options (Sequence[str]): Further ones of `tools/train.py`.
+        environment (Mapping[str, str]): Further variables of the trainings.
+    """
+
+    runs: Sequence[Run]
+    folder: str | Path
+    per_run: int = 1
+    tries: int = 3
+    say: Callable[[str], Any] = print
+    options: Sequence[str] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,27 +76,17 @@ class Driver(Generic[J]):
     """What placements have in common; they say how a run is started, asked and stopped.
 
     Args:
-        runs (Sequence[Run]): Each after the one it waits for.
-        work_dir (str or Path): Holds the runs' folders.
-        tries (int): How often a run may be started by this driver.
-        say (Callable): Takes a line for the user.
-        options (Sequence[str]): Further ones of `tools/train.py`.
+        work (Work): What to do.
     """
 
     job_class: type[J]
     pause = 1.0  # seconds between two rounds
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        work_dir: str | Path,
-        tries: int = 3,
-        say: Callable[[str], Any] = print,
-        options: Sequence[str] = (),
-    ) -> None:
-        self.work_dir = Path(work_dir).resolve()
-        self.limit, self.say, self.options = tries, say, list(options)
-        self.jobs = {run.name: self.job_class(run, run.folder(self.work_dir)) for run in runs}
+    def __init__(self, work: Work) -> None:
+        self.work_dir = Path(work.folder).resolve()
+        self.limit, self.say, self.options = work.tries, work.say, list(work.options)
+        self.per_run, self.environment = work.per_run, dict(work.environment)
+        self.jobs = {run.name: self.job_class(run, run.folder(self.work_dir)) for run in work.runs}
         self.asked_to_stop = 0
 
     def begin_round(self) -> None:
@@ -173,17 +184,17 @@ class Driver(Generic[J]):
         found = []
         for job in self.jobs.values():
             if job.state in ('failed', 'blocked'):
-                lines = [f'{job.run.name} ({job.state}): {job.message}']
+                lines = [f'{title(job.run)} ({job.state}): {job.message}']
                 if job.state == 'failed':
-                    lines += [f'    {line}' for line in tail(job.folder / LOG)]
+                    lines += [f'    {line}' for line in outcome.tail(job.folder / outcome.LOG)]
                 found.append('\n'.join(lines))
         return found
 
     @contextmanager
-    def _signals(self):
+    def _signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM let the trainings save a checkpoint and end; a second one kills."""
 
-        def stop(signum, frame):
+        def stop(signum: int, frame: FrameType | None) -> None:
             self.asked_to_stop += 1
             for job in self.jobs.values():
                 self.stop(job, now=self.asked_to_stop > 1)
@@ -214,13 +225,13 @@ class Driver(Generic[J]):
         first = job.run.waits_for
         before = None if first is None else self.jobs[first.name]
         if before is not None and before.state in ('failed', 'blocked'):
-            self._end(job, 'blocked', f'waits for {before.run.name}, which has no result')
+            self._end(job, 'blocked', f'waits for {title(before.run)}, which has no result')
         elif self.adopt(job):
             job.state = 'running'
         elif self.has_room() and (before is None or before.state == 'done'):
             self._try_to_start(job, before)
 
-    def _read(self, job: J) -> dict[str, Any] | None:
+    def _read(self, job: J) -> Record | None:
         try:
             return record.find(job.folder)
         except record.RecordError as error:
@@ -247,7 +258,7 @@ class Driver(Generic[J]):
             self.release(job)
             return
         try:
-            checkpoint = None if before is None else _checkpoint(before)
+            checkpoint = None if before is None else outcome.checkpoint(before.folder)
             job.starts = len(known['starts']) if known else 0
             if self.start(job, checkpoint):
                 job.tries += 1
@@ -268,7 +279,7 @@ class Driver(Generic[J]):
             self.release(job)
             self._end(job, 'done')
             return
-        reason = _reason(job.folder / LOG, code)
+        reason = outcome.reason(job.folder / outcome.LOG, code)
         retried = code not in NOT_MENDED and job.tries < self.limit
         stopped = code in (STOPPED, INTERRUPTED) or bool(self.asked_to_stop)
         known = known or record.new(job.run.config, job.run.alternatives, job.run.seed)
@@ -283,24 +294,9 @@ class Driver(Generic[J]):
         else:
             self._end(job, 'failed', reason)
 
-    def _note(self, job: J, known: dict[str, Any], reason: str, failed: bool) -> None:
+    def _note(self, job: J, known: Record, reason: str, failed: bool) -> None:
         """Completes the record of a training that could not: the lease is ours, nobody writes."""
-        if len(known['starts']) == job.starts:
-            known['starts'].append(
-                dict(
-                    at=time.time(),
-                    host=os.uname().nodename,
-                    pid=os.getpid(),
-                    resumed_from=None,
-                    ended=None,
-                    outcome=None,
-                    message=None,
-                )
-            )
-            record.end(known, 'failed', reason)
-        elif known['starts'][-1]['outcome'] is None:
-            record.end(known, 'lost', reason)
-        known['state'] = 'failed' if failed else 'stopped'
+        outcome.complete(known, reason, failed, begun=len(known['starts']) > job.starts)
         try:
             record.write(job.folder, known)
         except OSError as error:
@@ -309,34 +305,3 @@ class Driver(Generic[J]):
     def _end(self, job: J, state: str, message: str = '') -> None:
         job.state, job.message = state, message
         self.say(f'{title(job.run)}: {state}{f", {message}" if message else ""}')
-
-
-def tail(path: Path, count: int = TAIL) -> list[str]:
-    """The last lines of a log that are not empty."""
-    try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-            lines = file.read().decode(errors='replace').splitlines()
-    except OSError:
-        return []
-    return [line.rstrip() for line in lines if line.strip()][-count:]
-
-
-def _checkpoint(job: Job) -> str:
-    """The last checkpoint of a run that is done, unchanged.
-
-    Raises:
-        FileNotFoundError: if it is gone.
-        RecordError: if it is another than the record names.
-    """
-    known = record.read(job.folder)['checkpoint']
-    path = job.folder / Path(known['name']).name
-    if sha256_of(path) != known['sha256']:
-        raise record.RecordError(f'{path} is not the checkpoint that {record.NAME} beside it names')
-    return str(path)
-
-
-def _reason(log: Path, code: int | None) -> str:
-    last = ''.join(tail(log, 1))[:300]
-    how = 'without an exit code' if code is None else f'with exit code {code}'
-    return f'ended {how}{f": {last}" if last else ""}'

@@ -15,7 +15,7 @@ class UserError(Exception):
         everywhere (bool): Whether all processes of a training raise it together: one tells it then.
     """
 
-    def __init__(self, message='', everywhere=False):
+    def __init__(self, message: str = '', everywhere: bool = False) -> None:
         super().__init__(message)
         self.everywhere = everywhere
 

@@ -1,12 +1,19 @@
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mmengine
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
+from mmengine.runner import Runner
 
 from mmattn.registry import register
+
+# What a data loader gives; what a training step gives.
+Batch = dict[str, Any] | Sequence[Any] | None
+Outputs = dict[str, Any] | None
 
 
 class ProgressHook(Hook):
@@ -15,13 +22,15 @@ class ProgressHook(Hook):
     begun = False
     steps = 0  # of training, done since the start of this process
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
         self.begun = True
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Outputs = None
+    ) -> None:
         self.steps += 1
 
-    def before_test_iter(self, runner, batch_idx, data_batch=None):
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
         self.begun = True
 
 
@@ -35,7 +44,7 @@ class EvaluateBeforeTraining(Hook):
 
     priority = 'VERY_LOW'
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner) -> None:
         if runner.iter > 0:
             return
         metrics = runner.val_loop.run()

@@ -8,21 +8,22 @@ path, without importing the package, and imports PyTorch only when there is some
 import os
 import socket
 import sys
+from typing import NoReturn
 
 
-def stop(message):
+def stop(message: str) -> NoReturn:
     """Ends the launcher with one line."""
     print(f'error: {message}', file=sys.stderr)
     sys.exit(2)
 
 
-def free_port():
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
 
 
-def port_is_busy(address, port):
+def port_is_busy(address: str, port: int) -> bool:
     with socket.socket() as probe:
         # As the server itself will: a port whose last connections are only closing is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -33,12 +34,12 @@ def port_is_busy(address, port):
     return False
 
 
-def is_number(text):
+def is_number(text: str) -> bool:
     """Whether it is one of at most nine digits; '²' is a digit, too, for Python."""
     return text.isascii() and text.isdigit() and len(text) < 10
 
 
-def number(name, default, low, high):
+def number(name: str, default: int, low: int, high: int) -> int:
     """An environment variable as an integer in [low, high]."""
     text = os.environ.get(name, str(default))
     if not is_number(text) or not low <= int(text) <= high:
@@ -46,7 +47,7 @@ def number(name, default, low, high):
     return int(text)
 
 
-def rendezvous(nodes, node_rank):
+def rendezvous(nodes: int, node_rank: int) -> tuple[str, int]:
     """Address and port at which the processes meet; stops if the port is taken."""
     address = os.environ.get('MASTER_ADDR', '127.0.0.1')
     if nodes > 1 and 'MASTER_ADDR' not in os.environ:
@@ -60,7 +61,7 @@ def rendezvous(nodes, node_rank):
     return address, port
 
 
-def main():
+def main() -> NoReturn:
     count = sys.argv[1] if len(sys.argv) > 1 else ''
     if not is_number(count) or int(count) < 1:
         stop(f'the number of processes must be a positive integer, got {count[:40]!r}')

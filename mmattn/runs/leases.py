@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 NAME = '.lease'
 UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file systems' locks
@@ -27,7 +28,7 @@ BEAT, STALE = 10, 60  # seconds between two touches; after which a silent machin
 class Lease:
     """One that this process holds. Made by `take`."""
 
-    def __init__(self, file):
+    def __init__(self, file: TextIO) -> None:
         self._file, self._touched = file, time.monotonic()
 
     def fileno(self) -> int:
@@ -106,7 +107,7 @@ def holder(path: str | Path) -> str:
         return 'another process'
 
 
-def _is_fresh(file, everywhere=False):
+def _is_fresh(file: TextIO, everywhere: bool = False) -> bool:
     """Whether another machine has touched the file a moment ago; with `everywhere` ours counts."""
     file.seek(0)
     try:

@@ -12,13 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mmattn.papers.plan import Run, title
+from mmattn.papers.plan import title
 
 from . import driver, leases
-from .driver import LAUNCH, LOG, TRAIN
+from .driver import LAUNCH, TRAIN
 from .errors import UserError
+from .outcome import LOG
 
 
 @dataclass
@@ -33,26 +33,15 @@ class Driver(driver.Driver[Job]):
     """Runs a plan on this machine.
 
     Args:
-        runs, work_dir, common: See `driver.Driver`.
-        slots (Slots): What the runs share.
-        per_run (int): Slots, and processes, of a run.
-        environment (dict): Further variables of the trainings.
+        work (Work): What to run.
+        slots (Slots): What the runs share; each has one a process.
     """
 
     job_class = Job
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        work_dir: str | Path,
-        slots: leases.Slots,
-        per_run: int = 1,
-        environment: dict[str, str] | None = None,
-        **common: Any,
-    ) -> None:
-        super().__init__(runs, work_dir, **common)
-        self.slots, self.per_run = slots, per_run
-        self.environment = {**os.environ, **(environment or {})}
+    def __init__(self, work: driver.Work, slots: leases.Slots) -> None:
+        super().__init__(work)
+        self.slots = slots
         self._full = False  # no slots are left in this round
 
     def begin_round(self) -> None:
@@ -110,7 +99,7 @@ class Driver(driver.Driver[Job]):
         config, *rest = arguments
         command = [sys.executable, str(LAUNCH), str(self.per_run), str(TRAIN)]
         command += [config, '--launcher', 'pytorch', *rest]
-        environment = dict(self.environment)
+        environment = {**os.environ, **self.environment}
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [environment.get('PYTHONPATH')])]
         environment['PYTHONPATH'] = os.pathsep.join(paths)

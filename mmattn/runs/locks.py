@@ -13,8 +13,10 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from .errors import UserError
 from .leases import UNSUPPORTED
@@ -22,7 +24,7 @@ from .leases import UNSUPPORTED
 NAME = '.owner'
 
 
-def make_folder(folder):
+def make_folder(folder: str | Path) -> None:
     """Makes a folder and those above it where they are not there yet.
 
     Raises:
@@ -43,7 +45,7 @@ def make_folder(folder):
 
 
 @contextmanager
-def owning(folder, what, wait=False):
+def owning(folder: str | Path, what: str, wait: bool = False) -> Iterator[None]:
     """Owns a folder inside.
 
     Args:
@@ -73,11 +75,11 @@ def owning(folder, what, wait=False):
             _write(file, '')
 
 
-def _self():
+def _self() -> dict[str, Any]:
     return dict(pid=os.getpid(), machine=socket.gethostname())
 
 
-def _lock(file):
+def _lock(file: TextIO) -> bool:
     try:
         # Not flock: it would be inherited by the data workers, and outlive their training.
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +92,7 @@ def _lock(file):
     return True
 
 
-def _may_be_alive(owner):
+def _may_be_alive(owner: dict[str, Any]) -> bool:
     """Without locks: a process of another machine may be, and its user has to say if it is not."""
     if not owner or owner == {**owner, **_self()}:
         return False
@@ -105,7 +107,7 @@ def _may_be_alive(owner):
     return True
 
 
-def _read(file):
+def _read(file: TextIO) -> dict[str, Any]:
     file.seek(0)
     try:
         owner = json.loads(file.read() or '{}')
@@ -118,14 +120,14 @@ def _read(file):
     return owner if is_ours else {}
 
 
-def _write(file, text):
+def _write(file: TextIO, text: str) -> None:
     file.seek(0)
     file.truncate()
     file.write(text)
     file.flush()
 
 
-def _describe(file):
+def _describe(file: TextIO) -> str:
     owner = _read(file)
     if not owner:
         return 'another process'

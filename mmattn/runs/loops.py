@@ -6,17 +6,24 @@ As samples and iterations are seeded by their numbers (seeding.py), the training
 bit as if nothing had happened.
 """
 
-from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from .seeding import batches_after, endless_batches
 
 BATCHES = 'batches_an_epoch'
 
+Loop: TypeAlias = EpochBasedTrainLoop | IterBasedTrainLoop
+
 
 class EpochLoop(EpochBasedTrainLoop):
     """Epochs, of which the first may have begun before."""
 
-    def run(self):
+    def run(self) -> nn.Module:
         # Restored with the checkpoint, from training with the same or another number of processes.
         hub, batches = self.runner.message_hub, len(self.dataloader)
         before = hub.runtime_info.get(BATCHES)
@@ -41,7 +48,7 @@ class EpochLoop(EpochBasedTrainLoop):
         self.runner.call_hook('after_train')
         return self.runner.model
 
-    def run_epoch(self):
+    def run_epoch(self) -> None:
         begin, self._begin = self._begin, 0
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
@@ -55,27 +62,28 @@ class EpochLoop(EpochBasedTrainLoop):
 class _Nothing:
     """Stands for a data loader of which mmengine would start to read at once."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Any]:
         return iter(())
 
 
 class IterLoop(IterBasedTrainLoop):
     """Iterations, of which some may have been done before."""
 
-    def __init__(self, runner, dataloader, *args, **options):
+    def __init__(
+        self, runner: Runner, dataloader: DataLoader | dict[str, Any], *args: Any, **options: Any
+    ) -> None:
         if isinstance(dataloader, dict):
-            dataloader = runner.build_dataloader(
-                dataloader,
-                seed=runner.seed,
-                diff_rank_seed=runner._randomness_cfg.get('diff_rank_seed', False),
-            )
-        super().__init__(runner, _Nothing(dataloader.dataset), *args, **options)
-        self.dataloader = dataloader
+            different = runner._randomness_cfg.get('diff_rank_seed', False)
+            loader = runner.build_dataloader(dataloader, seed=runner.seed, diff_rank_seed=different)
+        else:
+            loader = dataloader
+        super().__init__(runner, _Nothing(loader.dataset), *args, **options)
+        self.dataloader: DataLoader = loader
 
-    def run(self):
+    def run(self) -> nn.Module:
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
@@ -92,7 +100,7 @@ class IterLoop(IterBasedTrainLoop):
         return runner.model
 
 
-def _val_is_due(loop, step, last):
+def _val_is_due(loop: Loop, step: int, last: int) -> bool:
     """Whether a validation follows a step (an epoch or an iteration) of which there are `last`."""
     return (
         loop.runner.val_loop is not None
@@ -101,7 +109,7 @@ def _val_is_due(loop, step, last):
     )
 
 
-def _validate_again(loop, step):
+def _validate_again(loop: Loop, step: int) -> None:
     """Does the validation that follows the step at which a resumed training goes on.
 
     The checkpoint is older than it, and so does not know how it ended, or whether it did: the best
@@ -115,7 +123,7 @@ def _validate_again(loop, step):
         loop.runner.val_loop.run()
 
 
-def resumable(loop):
+def resumable(loop: Loop | dict[str, Any]) -> Loop | dict[str, Any]:
     """The config of a training loop with our loop in the place of mmengine's."""
     if not isinstance(loop, dict):
         return loop

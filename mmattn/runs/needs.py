@@ -17,8 +17,10 @@ from mmattn.papers.alternatives import PRETRAINED, combined_name, of_row
 from mmattn.papers.plan import Run, expected
 
 from . import atomic, measure, record
-from .driver import LOG, Driver, tail
+from .driver import Driver
 from .errors import UserError
+from .form import Record
+from .outcome import LOG, tail
 
 FOLDER, SIZES = 'trials', 'sizes.json'  # of the work directory
 LOGS = 20 * 10**6  # bytes of a run's logs and record
@@ -38,7 +40,7 @@ def trial_of(run: Run, work_dir: str | Path, kind: str, processes: int) -> Path:
     return folder / f'{kind}-x{processes}.json'
 
 
-def gpu_seconds(found: dict[str, Any]) -> float:
+def gpu_seconds(found: Record) -> float:
     """Seconds that the starts in a record took, times its processes."""
     return (found['processes'] or 1) * sum(
         start['ended'] - start['at'] for start in found['starts'] if start['ended'] is not None
@@ -47,7 +49,8 @@ def gpu_seconds(found: dict[str, Any]) -> float:
 
 def left(runs: Sequence[Run], work_dir: str | Path) -> list[Run]:
     """The runs that are not done."""
-    return [run for run in runs if (_record(run, work_dir) or {}).get('state') != 'done']
+    records = [(run, _record(run, work_dir)) for run in runs]
+    return [run for run, found in records if found is None or found['state'] != 'done']
 
 
 def estimate(
@@ -160,7 +163,7 @@ def checkpoint_bytes(cfg: Config) -> int:
     return sum(t.numel() * t.element_size() for t in model.state_dict().values()) + kept * learnt
 
 
-def _record(run: Run, work_dir: str | Path) -> dict[str, Any] | None:
+def _record(run: Run, work_dir: str | Path) -> Record | None:
     try:
         return record.find(run.folder(work_dir))
     except record.RecordError:
@@ -168,5 +171,6 @@ def _record(run: Run, work_dir: str | Path) -> dict[str, Any] | None:
 
 
 def _part(run: Run, work_dir: str | Path) -> float:
-    progress = (_record(run, work_dir) or {}).get('progress') or {}
-    return progress['iter'] / progress['max_iters'] if progress.get('max_iters') else 0.0
+    found = _record(run, work_dir)
+    progress = None if found is None else found.get('progress')
+    return progress['iter'] / progress['max_iters'] if progress and progress['max_iters'] else 0.0

@@ -6,15 +6,22 @@ at the gradients before the optimizer's step: that of a square root at 0, say, u
 
 import functools
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from mmengine.dist import all_gather_object, all_reduce, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.runner import Runner
+from torch import Tensor, nn
 
 from .errors import UserError
+from .hooks import Batch, Outputs
 from .seeding import seed_iteration
+
+T = TypeVar('T')
 
 NAMED = 4  # images and parameters in the message; the log has all
 SKIPPED = 'skipped_nonfinite'  # in the message hub, and so in checkpoints
@@ -34,12 +41,14 @@ class NonFiniteHook(Hook):
             resumptions included.
     """
 
-    def __init__(self, skip=0):
-        self.skip, self.skipped, self.batch, self.buffers = skip, 0, None, {}
-        self.files = []  # of all batches since the optimizer's last step
-        self.loss = None
+    def __init__(self, skip: int = 0) -> None:
+        self.skip, self.skipped = skip, 0
+        self.batch: Batch = None
+        self.buffers: dict[str, Tensor] = {}
+        self.files: list[str] = []  # of all batches since the optimizer's last step
+        self.loss: Tensor | None = None
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner) -> None:
         skipped = runner.message_hub.runtime_info.get(SKIPPED, 0)
         self.skipped = skipped if isinstance(skipped, int) else 0
         wrapper = runner.optim_wrapper
@@ -47,18 +56,18 @@ class NonFiniteHook(Hook):
             if hasattr(each, 'update_params'):
                 self._guard(runner, each)
 
-    def _guard(self, runner, wrapper):
+    def _guard(self, runner: Runner, wrapper: OptimWrapper) -> None:
         update, step = wrapper.update_params, wrapper.step
 
-        def guarded_update(loss, *args, **options):
+        def guarded_update(loss: Tensor, *args: Any, **options: Any) -> None:
             self.loss = loss.detach()
             if not _all_finite(self.loss):
-                return self._refuse_loss(runner)
+                return self._refuse_loss(runner, self.loss)
             self.files += batch_files(self.batch)
             return update(loss, *args, **options)
 
         @functools.wraps(step)  # by whose attributes mmengine's schedulers know it again
-        def guarded_step(**options):
+        def guarded_step(**options: Any) -> None:
             parameters = [each for group in wrapper.param_groups for each in group['params']]
             finite = _scales(wrapper) or _all_finite(_norms(parameters))
             if not (finite or _every_finite(parameters)):
@@ -70,7 +79,7 @@ class NonFiniteHook(Hook):
 
         wrapper.update_params, wrapper.step = guarded_update, guarded_step
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
         self.batch = data_batch
         if self.skip:
             # The forward pass will have put what is not finite into running means.
@@ -78,17 +87,20 @@ class NonFiniteHook(Hook):
                 name: buffer.clone() for name, buffer in _bare(runner.model).named_buffers()
             }
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Outputs = None
+    ) -> None:
         self.batch = self.loss = None
 
-    def _refuse_loss(self, runner):
-        finite = _is_finite(self.loss)
-        here = None if finite else (float(self.loss), first_layer(runner, self.batch))
-        files = None if finite else batch_files(self.batch)
-        if finite and is_distributed():
+    def _refuse_loss(self, runner: Runner, loss: Tensor) -> None:
+        here = None
+        if not _is_finite(loss):
+            here = float(loss), first_layer(runner, self.batch), batch_files(self.batch)
+        elif is_distributed():
             first_layer(runner, self.batch)  # its synchronised layers wait for ours
-        found = [each for each in _gather((here, files)) if each[0] is not None]
-        (value, layer), files = found[0][0], [name for _, names in found for name in names]
+        found = [each for each in _gather(here) if each is not None]
+        value, layer, _ = found[0]
+        files = [name for *_, names in found for name in names]
         self._refuse(
             runner,
             f'loss is {value} at iteration {runner.iter + 1} ({_rates(runner)}); '
@@ -96,7 +108,7 @@ class NonFiniteHook(Hook):
             files,
         )
 
-    def _refuse_gradients(self, runner):
+    def _refuse_gradients(self, runner: Runner) -> None:
         # Summed over the processes by now: each has the same ones, and any may be the cause.
         found = _gather((bad_gradients(_bare(runner.model)), self.files or batch_files(self.batch)))
         self.files = []
@@ -110,14 +122,14 @@ class NonFiniteHook(Hook):
             files,
         )
 
-    def _refuse_scale(self, scale):
+    def _refuse_scale(self, scale: float) -> NoReturn:
         raise UserError(
             f'gradients are not finite however little the loss is scaled ({scale:.3g} by now): '
             f'each step was skipped; images of the last: {_some(self.files)}',
             everywhere=True,
         )
 
-    def _refuse(self, runner, message, files):
+    def _refuse(self, runner: Runner, message: str, files: Sequence[str]) -> None:
         message += '; images: '
         runner.logger.error(message + ', '.join(files))
         for name, buffer in _bare(runner.model).named_buffers():
@@ -134,31 +146,31 @@ class NonFiniteHook(Hook):
         raise UserError(f'{message}{_some(files)}; {hint}', everywhere=True)
 
 
-def _some(names):
+def _some(names: Sequence[str]) -> str:
     """The first of many names, for a message."""
     more = f' and {len(names) - NAMED} more, see the log' if len(names) > NAMED else ''
     return ', '.join(names[:NAMED]) + more
 
 
-def _scales(wrapper):
+def _scales(wrapper: OptimWrapper) -> bool:
     """Whether an optimizer's wrapper scales the loss, and sees to overflows itself."""
     return hasattr(wrapper, 'loss_scaler') or 'Apex' in type(wrapper).__name__
 
 
-def _scale(wrapper):
+def _scale(wrapper: OptimWrapper) -> float:
     """The factor that an optimizer's wrapper multiplies the loss by; 1 if it has none."""
     scale = getattr(getattr(wrapper, 'loss_scaler', None), 'get_scale', None)
     return 1.0 if scale is None else scale()
 
 
-def _gradients(parameters):
+def _gradients(parameters: Iterable[nn.Parameter]) -> Iterator[Tensor]:
     for parameter in parameters:
         gradient = parameter.grad
         if gradient is not None:
             yield gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _norms(parameters):
+def _norms(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The L2 norms of all gradients: (number,). One pass, in few launches on a GPU."""
     gradients = [each.detach() for each in _gradients(parameters)]
     if not gradients:
@@ -167,13 +179,13 @@ def _norms(parameters):
     return torch.stack([norm.float().to(norms[0].device) for norm in norms])
 
 
-def _every_finite(parameters):
+def _every_finite(parameters: Iterable[nn.Parameter]) -> bool:
     """Whether it was only a norm that was too large for a number; the same in all processes."""
     finite = all([_is_finite(each) for each in _gradients(parameters)])
     return _all_finite(torch.tensor(0.0 if finite else math.nan))
 
 
-def bad_gradients(model):
+def bad_gradients(model: nn.Module) -> list[str]:
     """The parameters whose gradients are not finite, from the end of a model to its beginning."""
     return [
         name
@@ -182,11 +194,11 @@ def bad_gradients(model):
     ]
 
 
-def _is_finite(loss):
+def _is_finite(loss: Tensor) -> bool:
     return bool(torch.isfinite(loss.detach()).all())
 
 
-def _all_finite(values):
+def _all_finite(values: Tensor) -> bool:
     """Whether values are finite in all processes."""
     if not is_distributed():
         return _is_finite(values)
@@ -195,15 +207,16 @@ def _all_finite(values):
     return bool(finite)
 
 
-def _gather(value):
+def _gather(value: T) -> list[T]:
     return all_gather_object(value) if is_distributed() else [value]
 
 
-def _bare(model):
-    return model.module if is_model_wrapper(model) else model
+def _bare(model: nn.Module) -> nn.Module:
+    inner: Any = model.module if is_model_wrapper(model) else model
+    return inner
 
 
-def _rates(runner):
+def _rates(runner: Runner) -> str:
     """The learning rates, in words."""
     rates = runner.optim_wrapper.get_lr()
     rates = rates.values() if isinstance(rates, dict) else [rates]
@@ -211,7 +224,7 @@ def _rates(runner):
     return f'learning rate {", ".join(f"{rate:.4g}" for rate in rates)}'
 
 
-def batch_files(batch):
+def batch_files(batch: Batch) -> list[str]:
     """The images of a batch as a data loader gives it, by path as far as they have one."""
     samples = batch.get('data_samples', ()) if isinstance(batch, dict) else ()
     names = []
@@ -221,15 +234,16 @@ def batch_files(batch):
     return names or ['unknown']
 
 
-def first_layer(runner, batch):
+def first_layer(runner: Runner, batch: Batch) -> str:
     """Where the forward pass of a training step stops being finite, in words.
 
     The step is done again, with the same random numbers.
     """
-    model, found, handles = _bare(runner.model), [], []
+    model: Any = _bare(runner.model)
+    found, handles = [], []
 
-    def watch(name):
-        def hook(module, inputs, output):
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if not found and not all(map(_is_finite, _tensors(output))):
                 weights = all(_is_finite(each) for each in module.parameters(recurse=False))
                 found.append(name if weights else f'{name}, whose weights are not finite')
@@ -256,7 +270,7 @@ def first_layer(runner, batch):
     return f'no layer, but {", ".join(names)}' if names else 'not seen again when repeated'
 
 
-def _tensors(value):
+def _tensors(value: Any) -> Iterator[Tensor]:
     """The floating-point tensors in what a layer gives."""
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():

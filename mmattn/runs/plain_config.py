@@ -9,9 +9,10 @@ closes that as well.
 import ast
 import json
 import re
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 from mmengine.config import Config
@@ -85,7 +86,7 @@ def _merged(path: Path, above: tuple[Path, ...], read: list[Path]) -> dict[str, 
         raise PlainConfigError(f'{path}: allowed are {", ".join(SUFFIXES)}')
     text = _text(path)
 
-    def bases_of(names):
+    def bases_of(names: Any) -> dict[str, Any]:
         return _bases(path, names, (*above, path.resolve()), read)
 
     if path.suffix == '.py':
@@ -126,7 +127,7 @@ def _bases(path: Path, names: Any, above: tuple[Path, ...], read: list[Path]) ->
 
 
 def _json(path: Path, text: str) -> Any:
-    def once(pairs):
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
             raise PlainConfigError(f'{path}: a key comes twice')
@@ -159,17 +160,17 @@ def _yaml(path: Path, text: str) -> Any:
 class _Python:
     """One file: a table of what its names stand for, and how each expression is read."""
 
-    def __init__(self, path, bases_of):
+    def __init__(self, path: Path, bases_of: Callable[[Any], dict[str, Any]]) -> None:
         self.path, self.bases_of = path, bases_of
         self.names, self.base, self.items = {}, {}, 0
 
-    def refuse(self, node, what):
+    def refuse(self, node: ast.expr | ast.stmt, what: str) -> NoReturn:
         raise PlainConfigError(
             f'{self.path}:{node.lineno}: {what}; allowed: assignments of literals, '
             'dict(key=value), names given before, +, * and ** inside brackets, _base_'
         )
 
-    def read(self, text):
+    def read(self, text: str) -> dict[str, Any]:
         try:
             tree = ast.parse(text)
         except SyntaxError as error:
@@ -195,7 +196,7 @@ class _Python:
         own.pop('_base_', None)
         return Config._merge_a_into_b(_checked(self.path, own), self.base)
 
-    def value(self, node):
+    def value(self, node: ast.expr) -> Any:
         self.items += 1
         if self.items > MAX_ITEMS:
             self.refuse(node, f'more than {MAX_ITEMS} items')
@@ -204,12 +205,12 @@ class _Python:
             self.refuse(node, type(node).__name__)
         return method(node)
 
-    def read_Constant(self, node):
+    def read_Constant(self, node: ast.Constant) -> str | int | float | bool | None:
         if not isinstance(node.value, (str, int, float, bool, type(None))):
             self.refuse(node, repr(node.value)[:40])
         return node.value
 
-    def read_List(self, node):
+    def read_List(self, node: ast.List | ast.Tuple) -> list[Any]:
         items = []
         for item in node.elts:
             if isinstance(item, ast.Starred):
@@ -221,18 +222,20 @@ class _Python:
                 items.append(self.value(item))
         return items
 
-    def read_Tuple(self, node):
+    def read_Tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
         return tuple(self.read_List(node))
 
-    def read_Dict(self, node):
+    def read_Dict(self, node: ast.Dict) -> dict[str, Any]:
         return self.pairs(node, zip(node.keys, node.values, strict=True))
 
-    def read_Call(self, node):
+    def read_Call(self, node: ast.Call) -> dict[str, Any]:
         if not (isinstance(node.func, ast.Name) and node.func.id == 'dict') or node.args:
             self.refuse(node, f'a call of {ast.unparse(node.func)[:40]}')
         return self.pairs(node, ((word.arg, word.value) for word in node.keywords))
 
-    def pairs(self, node, pairs):
+    def pairs(
+        self, node: ast.expr, pairs: Iterable[tuple[str | ast.expr | None, ast.expr]]
+    ) -> dict[str, Any]:
         found = {}
         for key, value in pairs:
             if key is None:
@@ -246,17 +249,18 @@ class _Python:
             found.update(more)
         return found
 
-    def read_Name(self, node):
+    def read_Name(self, node: ast.Name) -> Any:
         if node.id not in self.names:
             self.refuse(node, f'{node.id}, which has no value here')
         return self.copied(node, self.names[node.id])
 
-    def read_Attribute(self, node):
-        names = []
-        while isinstance(node, ast.Attribute):
-            names.append(node.attr)
-            node = node.value
-        if not isinstance(node, ast.Name) or node.id != '_base_':
+    def read_Attribute(self, node: ast.Attribute) -> Any:
+        names: list[str] = []
+        owner: ast.expr = node
+        while isinstance(owner, ast.Attribute):
+            names.append(owner.attr)
+            owner = owner.value
+        if not isinstance(owner, ast.Name) or owner.id != '_base_':
             self.refuse(node, 'an attribute of other than _base_')
         found = self.base
         for name in reversed(names):
@@ -265,13 +269,13 @@ class _Python:
             found = found[name]
         return self.copied(node, found)
 
-    def read_UnaryOp(self, node):
+    def read_UnaryOp(self, node: ast.UnaryOp) -> int | float:
         value = self.value(node.operand)
         if not isinstance(node.op, ast.USub) or type(value) not in (int, float):
             self.refuse(node, 'an operator')
         return -value
 
-    def read_BinOp(self, node):
+    def read_BinOp(self, node: ast.BinOp) -> Any:
         left, right = self.value(node.left), self.value(node.right)
         numbers = type(left) in (int, float) and type(right) in (int, float)
         alike = type(left) is type(right) and isinstance(left, (str, list, tuple))
@@ -281,7 +285,7 @@ class _Python:
             self.refuse(node, f'a text of more than {MAX_TEXT} characters')
         return left + right
 
-    def copied(self, node, value):
+    def copied(self, node: ast.expr, value: Any) -> Any:
         """A copy, which counts: a few lines of lists of lists could stand for any amount."""
         self.items += 1
         if self.items > MAX_ITEMS:

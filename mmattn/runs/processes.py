@@ -5,12 +5,13 @@ import socket
 import subprocess
 import time
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import distributed
 
 
-def attempt_store():
+def attempt_store() -> distributed.Store | None:
     """The store of this attempt of tools/dist_*.sh, or None if another launcher has started us.
 
     All attempts of a launch share its server. Each has a prefix, as it would find the addresses of
@@ -25,12 +26,12 @@ def attempt_store():
     return distributed.PrefixStore(f'workers_{env["MMATTN_ATTEMPT"]}', server)
 
 
-def attempt():
+def attempt() -> int:
     """How often tools/dist_*.sh have started this process's work before."""
     return int(os.environ.get('MMATTN_ATTEMPT', 0))
 
 
-def announce(code):
+def announce(code: int) -> None:
     """Tells the other processes of this attempt with which exit code this one ends on purpose."""
     with suppress(RuntimeError):
         store = attempt_store()
@@ -38,7 +39,7 @@ def announce(code):
             store.set('end', str(code))
 
 
-def announced(seconds=1):
+def announced(seconds: float = 1) -> int | None:
     """The exit code with which another process of this attempt has ended on purpose, or None.
 
     Whoever loses the connection to it need not say so.
@@ -57,7 +58,7 @@ def announced(seconds=1):
     return None
 
 
-def is_lost(error):
+def is_lost(error: BaseException) -> bool:
     """Whether an error tells of the end of another process, of which the launcher tells better."""
     return 'MMATTN_ATTEMPT' in os.environ and (
         isinstance(error, distributed.DistError)
@@ -65,7 +66,7 @@ def is_lost(error):
     )
 
 
-def group_options():
+def group_options() -> dict[str, Any]:
     """Arguments of `init_process_group` for the store of this attempt."""
     store = attempt_store()
     if store is None:
@@ -73,7 +74,7 @@ def group_options():
     return dict(store=store, rank=int(os.environ['RANK']), world_size=int(os.environ['WORLD_SIZE']))
 
 
-def join(launcher, dist_cfg):
+def join(launcher: str, dist_cfg: dict[str, Any]) -> dict[str, Any]:
     """Joins the processes of a launcher with gloo if there is no GPU.
 
     mmengine's own start binds every process to a GPU, whatever the backend.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from . import checkpoint
+from .form import Checkpoint
 
 SOURCES = ('mmattn', 'configs', 'tools')  # of the checkout: what a training can depend on
 PACKAGES = ('torch', 'torchvision', 'mmengine', 'mmcv', 'mmpretrain', 'mmdet', 'mmseg', 'numpy')
@@ -28,7 +29,7 @@ def code(root: str | Path | None = None) -> tuple[str | None, str | None]:
     """
     root = Path(__file__).resolve().parents[2] if root is None else Path(root)
 
-    def git(*args):
+    def git(*args: str) -> bytes:
         return subprocess.run(['git', '-C', root, *args], capture_output=True, check=True).stdout
 
     try:
@@ -120,7 +121,7 @@ def _sample(info: dict[str, Any], root: str) -> bytes:
     return text + (image.tobytes() if isinstance(image, np.ndarray) else b'')
 
 
-def of_checkpoint(path: str | Path) -> dict[str, str]:
+def of_checkpoint(path: str | Path) -> Checkpoint:
     """A record's `checkpoint`."""
     sha = checkpoint.sha256_of(path)
     return dict(name=Path(path).name, sha256=sha, weights_sha256=weights(path))

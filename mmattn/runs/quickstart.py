@@ -11,8 +11,9 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
 
@@ -29,7 +30,7 @@ DATA_ROOT = Path('data/digits')
 WORK_DIR = Path('work_dirs/quickstart')
 PAGE = WORK_DIR / 'leaderboard.html'
 SEED = 0
-DATA = {
+DATA: dict[str, dict[str, Any]] = {  # arguments of `digits.make`
     'imagenet': dict(num=2500, num_val=300, size=64),
     'cifar': dict(num=1500, num_val=300),
     'coco': dict(num=900, num_val=120, size=96),
@@ -103,7 +104,7 @@ TASKS = (
 )
 
 
-def run(command, log):
+def run(command: Sequence[str | Path], log: Path) -> None:
     """Runs a command, keeps its output in a file and shows the lines of progress.
 
     Raises:
@@ -117,7 +118,8 @@ def run(command, log):
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as process,
     ):
-        last = deque(maxlen=15)
+        assert process.stdout is not None  # a pipe
+        last: deque[str] = deque(maxlen=15)
         for line in process.stdout:
             file.write(line)
             last.append(line)
@@ -128,7 +130,7 @@ def run(command, log):
         sys.exit(f'{"".join(last)}\nerror: {" ".join(map(str, command))} failed, see {log}')
 
 
-def _read(path):
+def _read(path: Path) -> dict[str, Any]:
     """The dict in a JSON file; none where there is no such file, or a damaged one."""
     try:
         found = json.loads(path.read_text())
@@ -137,12 +139,12 @@ def _read(path):
     return found if isinstance(found, dict) else {}
 
 
-def folder(task):
+def folder(task: Task) -> Path:
     """Where a task is trained: where the leaderboard looks for it."""
     return record.folder_of(WORK_DIR, f'quickstart/{task.config}', [], SEED)
 
 
-def train_and_test(task, tools, configs):
+def train_and_test(task: Task, tools: Path, configs: Path) -> dict[str, Any]:
     """Result of one task: parameters, untrained and trained metric, seconds; kept in its folder."""
     config, work_dir = configs / task.config, folder(task)
     kept = work_dir / 'result.json'
@@ -158,9 +160,10 @@ def train_and_test(task, tools, configs):
         print('    finished before')
         return known
     started = time.time()
-    command = ['bash', tools / 'dist_train.sh', config, str(PROCESSES), '--work-dir', work_dir]
+    command = ['bash', str(tools / 'dist_train.sh'), str(config), str(PROCESSES)]
+    command += ['--work-dir', str(work_dir), '--seed', str(SEED), '--record', '--resume']
     try:
-        run([*command, '--seed', str(SEED), '--record', '--resume'], work_dir / 'train.log')
+        run(command, work_dir / 'train.log')
         untrained, tested = _read(work_dir / 'untrained.json'), _final(work_dir)
         if not untrained or tested is None:
             name = record.NAME if untrained else 'untrained.json'
@@ -179,7 +182,7 @@ def train_and_test(task, tools, configs):
     return known
 
 
-def _final(work_dir):
+def _final(work_dir: Path) -> dict[str, float | None] | None:
     """The metrics at the end of a training, on digits that it has not seen; None if unknown."""
     try:
         found = record.read(work_dir)
@@ -188,7 +191,7 @@ def _final(work_dir):
     return found['final'] and found['final']['last']
 
 
-def line(task, result):
+def line(task: Task, result: dict[str, Any]) -> str:
     """A task's result in one line."""
     return (
         f'{task.label} {result["trained"]:.1f} % (untrained {result["untrained"]:.1f} %), '
@@ -196,7 +199,7 @@ def line(task, result):
     )
 
 
-def leaderboard(tasks, tables):
+def leaderboard(tasks: Sequence[Task], tables: Path) -> None:
     """Prints the leaderboard of the tasks and writes its page.
 
     Args:
@@ -215,7 +218,7 @@ def leaderboard(tasks, tables):
     print(f'The same as a page, with curves and configs: {PAGE.resolve()}')
 
 
-def main(only=None):
+def main(only: str | None = None) -> None:
     """Run all tasks, or those whose name begins with `only`, as far as they are not finished.
 
     One at a time in this folder: another waits, and finds them finished.
@@ -224,7 +227,7 @@ def main(only=None):
         _run_all(only)
 
 
-def _run_all(only):
+def _run_all(only: str | None) -> None:
     root = Path(__file__).resolve().parents[2]
     started = time.time()
     tasks = [task for task in TASKS if task.name.startswith(only or '')]

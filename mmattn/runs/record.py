@@ -2,72 +2,25 @@
 
 It lies in the run's folder, `<root>/<paper>/<row>[+<alternative>...]/seed<k>/record.json`, and is
 replaced as a whole (:mod:`mmattn.runs.atomic`). A run is done only if its record says so. The keys
-are those of `KEYS`; what is not known, as after a failure before the first step, is None.
+are those of `form.Record`; what is not known, as after a failure before the first step, is None.
 """
 
-import hashlib
 import json
 import math
-import reprlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import Config
 
 from mmattn.papers.alternatives import combined_name, effective
 
 from . import atomic
+from .form import VERSION, Record, RecordError, Start, check
+from .form import digest as digest
 
 NAME = 'record.json'
-VERSION = 1
-STATES = ('running', 'stopped', 'failed', 'done')
-OUTCOMES = (None, 'done', 'stopped', 'failed', 'lost')
-
-NUMBER = (int, float)
-# The kinds of a record's values; those that may be None as well end with `type(None)`.
-NONE = type(None)
-KEYS = {
-    'version': int,
-    'config': str,  # relative to the folder of configs: 'cat/resnet50_1xb128_cifar100.py'
-    'alternatives': list,
-    'seed': int,
-    'config_sha256': (str, NONE),  # of config_text
-    'config_text': (str, NONE),  # as `resolved` gives it
-    'commit': (str, NONE),
-    'diff_sha256': (str, NONE),  # None if the tree is clean
-    'versions': dict,
-    'data_sha256': (str, NONE),
-    'machines': list,
-    'gpus': (int, NONE),
-    'processes': (int, NONE),
-    'batch': (int, NONE),  # images a step of the optimiser, over all processes
-    'lr': (*NUMBER, NONE),  # the optimiser's, scaled if the run scaled it
-    'pretrained': (dict, NONE),  # config, seed, checkpoint_sha256
-    'starts': list,
-    'evaluations': list,
-    'final': (dict, NONE),  # last, best, best_epoch
-    'checkpoint': (dict, NONE),  # the last: name, sha256 of it, weights_sha256 of what is in it
-    'state': str,
-}
-OPTIONAL = {
-    'progress': (dict, NONE),  # of the running training
-    'best_checkpoint': (dict, NONE),  # as `checkpoint`; None if the config keeps no best one
-}
-PROGRESS = {'epoch': int, 'iter': int, 'max_iters': int, 'loss': (*NUMBER, NONE), 'at': NUMBER}
-START = {
-    'at': NUMBER,  # seconds since 1970, as all times here
-    'host': str,
-    'pid': int,
-    'resumed_from': (str, NONE),  # the checkpoint's name
-    'ended': (*NUMBER, NONE),
-    'outcome': (str, NONE),
-    'message': (str, NONE),  # the last line of one that failed
-}
-EVALUATION = {'epoch': int, 'iter': int, 'at': NUMBER, 'metrics': dict}
-CHECKPOINT = {'name': str, 'sha256': str, 'weights_sha256': str}
-FINAL = {'last': dict, 'best': dict, 'best_epoch': (int, NONE)}
 
 # What of a config says where a run is, whether it goes on and how it is told about.
 PLACE: tuple[str, ...] = ('work_dir', 'launcher', 'resume', 'load_from', 'experiment_name', 'cfg')
@@ -75,10 +28,6 @@ PLACE += ('log_level', 'log_processor', 'visualizer')
 TOLD = ('logger', 'timer', 'visualization')  # of the default hooks
 # What of a data loader changes its speed alone: samples are seeded by their number (seeding.py).
 LOADER = ('num_workers', 'persistent_workers', 'pin_memory', 'prefetch_factor')
-
-
-class RecordError(ValueError):
-    """A record that is missing, truncated, foreign or of another form, in one line."""
 
 
 def folder_of(root: str | Path, config: str, alternatives: Sequence[str], seed: int) -> Path:
@@ -127,21 +76,51 @@ def resolved(cfg: Config, data_root: str | Path | None = None) -> str:
     return json.dumps(found, sort_keys=True, indent=1)
 
 
-def digest(text: str) -> str:
-    """SHA-256 of a text, in hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def new(config: str, alternatives: Sequence[str], seed: int) -> dict[str, Any]:
+def new(config: str, alternatives: Sequence[str], seed: int) -> Record:
     """The record of a run of which nothing is known yet. Its state is 'stopped': it may start."""
-    empty = dict.fromkeys(KEYS)
-    empty.update(version=VERSION, config=config, alternatives=sorted(set(alternatives)), seed=seed)
-    return {**empty, 'versions': {}, 'machines': [], 'starts': [], 'evaluations': []} | {
-        'state': 'stopped'
+    return {
+        'version': VERSION,
+        'config': config,
+        'alternatives': sorted(set(alternatives)),
+        'seed': seed,
+        'config_sha256': None,
+        'config_text': None,
+        'commit': None,
+        'diff_sha256': None,
+        'versions': {},
+        'data_sha256': None,
+        'machines': [],
+        'gpus': None,
+        'processes': None,
+        'batch': None,
+        'lr': None,
+        'pretrained': None,
+        'starts': [],
+        'evaluations': [],
+        'final': None,
+        'checkpoint': None,
+        'state': 'stopped',
     }
 
 
-def read(folder: str | Path) -> dict[str, Any]:
+def start(host: str, pid: int, resumed_from: str | None = None) -> Start:
+    """A start, now, of which the end is not known yet.
+
+    Args:
+        resumed_from (str, optional): The name of the checkpoint that it goes on from.
+    """
+    return {
+        'at': time.time(),
+        'host': host,
+        'pid': pid,
+        'resumed_from': resumed_from,
+        'ended': None,
+        'outcome': None,
+        'message': None,
+    }
+
+
+def read(folder: str | Path) -> Record:
     """The record in a folder.
 
     Raises:
@@ -162,7 +141,7 @@ def read(folder: str | Path) -> dict[str, Any]:
     return found
 
 
-def find(folder: str | Path) -> dict[str, Any] | None:
+def find(folder: str | Path) -> Record | None:
     """The record in a folder, None if there is none; raises RecordError as `read` does."""
     try:
         return read(folder)
@@ -170,24 +149,24 @@ def find(folder: str | Path) -> dict[str, Any] | None:
         return None
 
 
-def write(folder: str | Path, record: dict[str, Any]) -> None:
+def write(folder: str | Path, record: Record) -> None:
     """Replace the record in a folder by this one; either is there at every moment.
 
     Raises:
         RecordError: if it is not of the form that `read` takes.
         OSError: if it cannot be written; the former one is still there.
     """
-    record = finite(record)
-    check(record)
+    written = finite(record)
+    check(written)
     # In ASCII, as a path's own bytes may be no UTF-8.
-    text = json.dumps(record, indent=1, allow_nan=False)
+    text = json.dumps(written, indent=1, allow_nan=False)
     atomic.write_text(Path(folder) / NAME, f'{text}\n')
 
 
-def end(record: dict[str, Any], outcome: str, message: str | None = None) -> None:
+def end(record: Record, outcome: str, message: str | None = None) -> None:
     """Note the end of the last start in a record, if it has none yet, and the run's state."""
     if record['starts'] and record['starts'][-1]['ended'] is None:
-        record['starts'][-1].update(ended=time.time(), outcome=outcome, message=message)
+        record['starts'][-1].update({'ended': time.time(), 'outcome': outcome, 'message': message})
     record['state'] = 'stopped' if outcome == 'lost' else outcome
 
 
@@ -200,78 +179,17 @@ def finite(item: Any) -> Any:
     return None if isinstance(item, float) and not math.isfinite(item) else item
 
 
-def check(record: Any) -> None:
-    """Raise RecordError if this is not of the form of a record."""
-    _check(record, KEYS, OPTIONAL, 'it')
-    if record['version'] != VERSION:
-        raise RecordError(f'its version must be {VERSION}, got {record["version"]}')
-    if record['state'] not in STATES:
-        raise RecordError(f'state must be one of {STATES}, got {reprlib.repr(record["state"])}')
-    if not all(isinstance(name, str) for name in record['alternatives']):
-        raise RecordError(f'alternatives must be names, got {reprlib.repr(record["alternatives"])}')
-    text, sha = record['config_text'], record['config_sha256']
-    if (text is None) != (sha is None) or (text is not None and digest(text) != sha):
-        raise RecordError('config_sha256 is not the hash of config_text')
-    for start in record['starts']:
-        _check(start, START, {}, 'a start')
-        if start['outcome'] not in OUTCOMES:
-            raise RecordError(
-                f'outcome must be one of {OUTCOMES}, got {reprlib.repr(start["outcome"])}'
-            )
-    for evaluation in record['evaluations']:
-        _check(evaluation, EVALUATION, {}, 'an evaluation')
-        _check_metrics(evaluation['metrics'])
-    if record.get('progress') is not None:
-        _check(record['progress'], PROGRESS, {}, 'progress')
-    if record['final'] is not None:
-        _check(record['final'], FINAL, {}, 'final')
-        _check_metrics(record['final']['last'])
-        _check_metrics(record['final']['best'])
-    for key in ('checkpoint', 'best_checkpoint'):
-        if record.get(key) is not None:
-            _check(record[key], CHECKPOINT, {}, key)
-    if record['state'] == 'done' and None in (record['checkpoint'], record['config_text']):
-        raise RecordError('it says done, without a config and a checkpoint')
-
-
-def _check(item, keys, optional, what):
-    if not isinstance(item, dict) or not keys.keys() <= item.keys() <= {**keys, **optional}.keys():
-        found = reprlib.repr(sorted(map(str, item)) if isinstance(item, dict) else item)
-        raise RecordError(f'{what} must have the keys {sorted(keys)}, got {found}')
-    for key, value in item.items():
-        kinds = {**keys, **optional}[key]
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if not isinstance(value, kinds) or isinstance(value, bool):
-            names = ' or '.join('None' if kind is NONE else kind.__name__ for kind in kinds)
-            raise RecordError(f'{key} must be of {names}, got {reprlib.repr(value)}')
-        _check_size(key, value)
-
-
-def _check_metrics(metrics):
-    for name, value in metrics.items():
-        if value is not None and (not isinstance(value, NUMBER) or isinstance(value, bool)):
-            what = f'the metric {reprlib.repr(name)}'
-            raise RecordError(f'{what} must be a number, got {reprlib.repr(value)}')
-        _check_size(name, value)
-
-
-def _check_size(name, value):
-    """JSON has integers of any length, and reads 1e999 as infinity."""
-    if isinstance(value, NUMBER) and not -(2**63) <= value < 2**63:
-        raise RecordError(f'{reprlib.repr(name)} must be a number of 64 bits')
-
-
-def _refuse(constant):
+def _refuse(constant: str) -> NoReturn:
     raise ValueError(f'{constant} is no number of JSON')
 
 
-def _name(value):
+def _name(value: Any) -> str:
     """What JSON has no form for: a class or function of a config, by its name."""
     name = getattr(value, '__qualname__', None)
     return f'{value.__module__}.{name}' if name else repr(value)
 
 
-def _moved(item, root):
+def _moved(item: Any, root: str) -> Any:
     """Paths below `root`, as below `data`."""
     if isinstance(item, dict):
         return {key: _moved(value, root) for key, value in item.items()}

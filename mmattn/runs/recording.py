@@ -4,10 +4,11 @@ The first process writes. An evaluation that a kill has cut off is made up for w
 resumes, so that a record ends the same however often that was.
 """
 
+import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from . import provenance, record, saving
 from .checkpoint import sha256_of
 from .errors import Stopped, UserError
+from .form import Evaluation, Record
 
 PROGRESS = 20  # seconds between notes of the iteration and the loss
 
@@ -42,9 +44,12 @@ def ask(
     """
     origin = None
     if pretrained is not None:
-        found = record.find(Path(pretrained).parent) or {}
-        sha = sha256_of(pretrained)
-        origin = dict(config=found.get('config'), seed=found.get('seed'), checkpoint_sha256=sha)
+        found = record.find(Path(pretrained).parent)
+        origin = dict(
+            config=None if found is None else found['config'],
+            seed=None if found is None else found['seed'],
+            checkpoint_sha256=sha256_of(pretrained),
+        )
     cfg.record = dict(
         config=config,
         alternatives=sorted(set(alternatives)),
@@ -65,7 +70,8 @@ class RecordHook(Hook):
 
     def __init__(self, asked: dict[str, Any]) -> None:
         self.asked, self.noted = asked, time.monotonic()
-        self.record: Any = None  # before the training begins, and in processes but the first
+        # None before the training begins, and in processes but the first.
+        self.record: Record | None = None
 
     def before_train(self, runner: Runner) -> None:
         hosts = all_gather_object(socket.gethostname())
@@ -79,54 +85,49 @@ class RecordHook(Hook):
     def _begin(self, runner: Runner, hosts: list[str]) -> None:
         asked, folder = self.asked, Path(runner.work_dir)
         kept = record.find(folder) if runner.cfg.get('resume') else None
-        self.record = kept or record.new(asked['config'], asked['alternatives'], asked['seed'])
+        known = kept or record.new(asked['config'], asked['alternatives'], asked['seed'])
         text = record.resolved(runner.cfg, asked.get('data_root'))
         sha = record.digest(text)
-        if self.record['config_sha256'] not in (None, sha):
+        if known['config_sha256'] not in (None, sha):
             raise UserError(
                 f'{folder / record.NAME} is of another config than the one to go on with; '
                 'choose another work directory, or train without --resume'
             )
-        for start in self.record['starts']:
+        for start in known['starts']:
             if start['outcome'] is None:
                 start['outcome'] = 'lost'
         commit, diff = provenance.code()
         processes, loader = get_world_size(), runner.train_dataloader
         batch = loader.batch_size or runner.cfg.train_dataloader.batch_size
         gpus = processes if torch.cuda.is_available() else 0
-        self.record.update(
-            config_text=text,
-            config_sha256=sha,
-            commit=commit,
-            diff_sha256=diff,
-            versions=provenance.versions(),
-            data_sha256=provenance.data(_datasets(runner), asked.get('data_root') or 'data'),
-            machines=sorted({*self.record['machines'], *hosts}),
-            gpus=gpus,
-            processes=processes,
-            batch=batch * processes * runner.cfg.optim_wrapper.get('accumulative_counts', 1),
-            lr=_rate(runner, batch * processes),
-            pretrained=asked.get('pretrained'),
-            # What came after the checkpoint that the training goes on from comes again.
-            evaluations=[e for e in self.record['evaluations'] if e['iter'] <= runner.iter],
-            final=None,
-            checkpoint=None,
-            best_checkpoint=None,
-            state='running',
+        data_root = asked.get('data_root') or 'data'
+        steps = runner.cfg.optim_wrapper.get('accumulative_counts', 1)
+        known.update(
+            {
+                'config_text': text,
+                'config_sha256': sha,
+                'commit': commit,
+                'diff_sha256': diff,
+                'versions': provenance.versions(),
+                'data_sha256': provenance.data(_datasets(runner), data_root),
+                'machines': sorted({*known['machines'], *hosts}),
+                'gpus': gpus,
+                'processes': processes,
+                'batch': batch * processes * steps,
+                'lr': _rate(runner, batch * processes),
+                'pretrained': asked.get('pretrained'),
+                # What came after the checkpoint that the training goes on from comes again.
+                'evaluations': [e for e in known['evaluations'] if e['iter'] <= runner.iter],
+                'final': None,
+                'checkpoint': None,
+                'best_checkpoint': None,
+                'state': 'running',
+            }
         )
         resumed = Path(runner._load_from).name if runner.iter and runner._load_from else None
-        self.record['starts'].append(
-            dict(
-                at=time.time(),
-                host=socket.gethostname(),
-                pid=os.getpid(),
-                resumed_from=resumed,
-                ended=None,
-                outcome=None,
-                message=None,
-            )
-        )
-        record.write(folder, self.record)
+        known['starts'].append(record.start(socket.gethostname(), os.getpid(), resumed))
+        record.write(folder, known)
+        self.record = known
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -142,7 +143,7 @@ class RecordHook(Hook):
             at=time.time(),
         )
         self.noted = time.monotonic()
-        self._write(runner)
+        self._write(runner, self.record)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         # EvaluateBeforeTraining has its own file.
@@ -150,9 +151,9 @@ class RecordHook(Hook):
             return
         metrics = {name: float(value) for name, value in (metrics or {}).items()}
         self.record['evaluations'].append(
-            dict(epoch=runner.epoch, iter=runner.iter, at=time.time(), metrics=metrics)
+            dict(epoch=runner.epoch, iter=runner.iter, at=time.time(), metrics={**metrics})
         )
-        self._write(runner)
+        self._write(runner, self.record)
 
     def after_train(self, runner: Runner) -> None:
         """A result belongs to a training, also where the config evaluates by another command."""
@@ -170,15 +171,14 @@ class RecordHook(Hook):
             raise UserError(f'the training {reason}, so it has no result')
         done = self.record['evaluations']
         if done:
-            key = _best_key(runner, done)
-            best = max(done, key=lambda e: e['metrics'].get(key, float('-inf')))
+            best = _best(done, _best_key(runner, done))
             self.record['final'] = dict(
                 last=done[-1]['metrics'], best=best['metrics'], best_epoch=best['epoch']
             )
         self.record.pop('progress', None)
         self.record['checkpoint'] = provenance.of_checkpoint(last)
-        best = _best_checkpoint(runner)
-        self.record['best_checkpoint'] = best and provenance.of_checkpoint(best)
+        kept = _best_checkpoint(runner)
+        self.record['best_checkpoint'] = provenance.of_checkpoint(kept) if kept else None
         record.end(self.record, 'done')
         record.write(runner.work_dir, self.record)
 
@@ -186,14 +186,15 @@ class RecordHook(Hook):
         """The training has ended before its end."""
         if self.record is not None:
             record.end(self.record, outcome, message)
-            self._write(runner)
+            self._write(runner, self.record)
 
     def _evaluated(self, iteration: int) -> bool:
-        return any(found['iter'] == iteration for found in self.record['evaluations'])
+        done = [] if self.record is None else self.record['evaluations']
+        return any(found['iter'] == iteration for found in done)
 
-    def _write(self, runner: Runner) -> None:
+    def _write(self, runner: Runner, known: Record) -> None:
         try:
-            record.write(runner.work_dir, self.record)
+            record.write(runner.work_dir, known)
         except OSError as error:  # what it says is written the next time, as a whole
             runner.logger.error(f'{record.NAME} was not written: {error.strerror}')
 
@@ -260,7 +261,17 @@ def _best_checkpoint(runner: Runner) -> str | None:
     return next((path for path in paths if Path(path).is_file()), None)
 
 
-def _best_key(runner: Runner, evaluations: list[dict[str, Any]]) -> str | None:
+def _best(evaluations: Sequence[Evaluation], key: str | None) -> Evaluation:
+    """The evaluation with most of a metric, the first of several."""
+
+    def reached(evaluation: Evaluation) -> float:
+        value = evaluation['metrics'].get(key) if key is not None else None
+        return float('-inf') if value is None or math.isnan(value) else value
+
+    return max(evaluations, key=reached)
+
+
+def _best_key(runner: Runner, evaluations: Sequence[Evaluation]) -> str | None:
     """The metric whose best checkpoint the config keeps, or the evaluator's first."""
     hook = (runner.cfg.get('default_hooks') or {}).get('checkpoint') or {}
     key, names = hook.get('save_best'), list(evaluations[0]['metrics'])

@@ -1,11 +1,16 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.dist import all_gather_object, is_distributed, is_main_process
+from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper, revert_sync_batchnorm
+from mmengine.optim import OptimWrapper
 from mmengine.registry import RUNNERS
+from mmengine.runner import BaseLoop
 from mmengine.runner import Runner as MMEngineRunner
+from torch import nn
 
 from mmattn import mmcv_ops
 from mmattn.hosts.building import plugged_versions, warn_of_fresh
@@ -46,7 +51,7 @@ class Runner(MMEngineRunner):
     Arguments are mmengine's, as keywords.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         checkpoint.install()
         report = os.path.join(kwargs['work_dir'], unreadable.NAME)
         kwargs['train_dataloader'] = seeded(kwargs.get('train_dataloader'), report)
@@ -74,26 +79,28 @@ class Runner(MMEngineRunner):
         if self.cfg.get('measure'):
             self.register_hook(measure.MeasureHook(**self.cfg.measure))
 
-    def train(self):
+    def train(self) -> nn.Module:
         try:
             with recording.kept(self):
                 return super().train()
         finally:
             self._end_data_workers()
 
-    def _end_data_workers(self):
+    def _end_data_workers(self) -> None:
         """Ends workers that persist while their queues are whole.
 
         Left to the collector of garbage, which may take a queue first, PyTorch waits 5 seconds for
         each of them in vain.
         """
         for loop in (self._train_loop, self._val_loop):
-            loader = getattr(loop, 'dataloader', None)
+            loader: Any = getattr(loop, 'dataloader', None)
             if getattr(loader, '_iterator', None) is not None:
                 loader._iterator = None
 
     @staticmethod
-    def _resumed_randomness(load_from=None, randomness=None, **_):
+    def _resumed_randomness(
+        load_from: str | None = None, randomness: dict[str, Any] | None = None, **_: Any
+    ) -> dict[str, Any]:
         # mmengine takes the seed over from the checkpoint as well, but after it has given another
         # one to the sampler.
         randomness = dict(randomness or {})
@@ -101,7 +108,7 @@ class Runner(MMEngineRunner):
             randomness['seed'] = checkpoint.load_meta(load_from).get('seed')
         return randomness
 
-    def load_or_resume(self):
+    def load_or_resume(self) -> None:
         super().load_or_resume()
         if not is_distributed():
             return
@@ -114,12 +121,12 @@ class Runner(MMEngineRunner):
                 everywhere=True,
             )
 
-    def resume(self, filename, *args, **kwargs):
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
         super().resume(filename, *args, **kwargs)
         if is_main_process() and saving.pointed(self.work_dir) != filename:
             # Whoever goes on from here before there is a new one begins at the same place.
-            path = filename if '://' in filename else os.path.abspath(filename)
-            atomic.write_text(Path(self.work_dir) / saving.POINTER, path)
+            address = filename if '://' in filename else os.path.abspath(filename)
+            atomic.write_text(Path(self.work_dir) / saving.POINTER, address)
         # CheckpointHook deletes what these name when there is something better or newer, folders
         # too: they must be checkpoints of this run.
         info, folder = self.message_hub.runtime_info, Path(self.work_dir).resolve()
@@ -132,31 +139,31 @@ class Runner(MMEngineRunner):
         if not (isinstance(ids, list) and all(type(number) is int for number in ids)):
             info.pop('keep_ckpt_ids')
 
-    def setup_env(self, env_cfg):
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
         if self.distributed and not is_distributed():
             dist_cfg = processes.join(self.launcher, env_cfg.get('dist_cfg', {}))
             env_cfg = {**env_cfg, 'dist_cfg': dist_cfg}
         super().setup_env(env_cfg)
 
-    def build_model(self, model):
-        model = super().build_model(model)
-        inner = model.module if isinstance(model, BaseTTAModel) else model
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        built = super().build_model(model)
+        inner = built.module if isinstance(built, BaseTTAModel) else built
         for place in plug_entries(inner, self.cfg.get('plug') or ()):
             self.logger.info(f'plugged: {place}')
-        return model
+        return built
 
-    def build_optim_wrapper(self, optim_wrapper):
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict[str, Any]) -> OptimWrapper:
         built = super().build_optim_wrapper(optim_wrapper)
         spare_identity_scales(self.model, built)
         return built
 
-    def load_checkpoint(self, filename, *args, **kwargs):
+    def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         before = plugged_versions(self.model)
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         warn_of_fresh(before)
         return checkpoint
 
-    def wrap_model(self, model_wrapper_cfg, model):
+    def wrap_model(self, model_wrapper_cfg: dict[str, Any] | None, model: nn.Module) -> nn.Module:
         if self.distributed and not torch.cuda.is_available() and not is_model_wrapper(model):
             if any('SyncBatchNorm' in type(module).__name__ for module in model.modules()):
                 self.logger.warning(
@@ -172,13 +179,19 @@ class Runner(MMEngineRunner):
             }
         return super().wrap_model(model_wrapper_cfg, model)
 
-    def build_train_loop(self, loop):
+    def build_train_loop(self, loop: BaseLoop | dict[str, Any]) -> BaseLoop:
         return super().build_train_loop(resumable(loop))
 
-    def register_default_hooks(self, hooks=None):
+    def register_default_hooks(self, hooks: dict[str, Hook | dict[str, Any]] | None = None) -> None:
         super().register_default_hooks(saving.with_whole_checkpoints(hooks))
 
-    def save_checkpoint(self, out_dir, filename, file_client_args=None, **options):
+    def save_checkpoint(
+        self,
+        out_dir: str,
+        filename: str,
+        file_client_args: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         if not is_main_process() or '://' in str(out_dir) or file_client_args is not None:
             return super().save_checkpoint(out_dir, filename, file_client_args, **options)
         run = saving.run_of(self.work_dir)

@@ -10,10 +10,14 @@ import os
 import time
 import uuid
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook as MMEngineCheckpointHook
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from . import checkpoint
 from .atomic import TEMPORARY, write_text
@@ -24,7 +28,7 @@ RUN = '.run'  # whose checkpoints a folder's new ones are: each carries it as me
 STOPPED = 'stopped.pth'  # one at most, whatever the schedule counts in
 
 
-def is_full(error):
+def is_full(error: BaseException) -> TypeGuard[OSError]:
     """Whether an error is that of a full disk or a spent quota."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
@@ -36,9 +40,10 @@ class CheckpointHook(MMEngineCheckpointHook):
     end that is an error.
     """
 
-    saved_iter = None
+    saved_iter: int | None = None
+    last_ckpt: str | None
 
-    def _save_checkpoint_with_step(self, runner, step, meta):
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         kept = [*self.keep_ckpt_ids] if self.max_keep_ckpts > 0 else []
         outdated = []
         if self.max_keep_ckpts > 0 and step not in kept[-1:]:
@@ -79,7 +84,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             for path in map(self._path, map(self.filename_tmpl.format, outdated)):
                 self._remove(path)
 
-    def _save_best_checkpoint(self, runner, metrics):
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
         # mmengine's removes the best one so far and then saves the better one. Here it knows of
         # none to remove, and the old one goes when the new one is there.
         before, info = self._best_paths(), runner.message_hub.runtime_info
@@ -105,7 +110,7 @@ class CheckpointHook(MMEngineCheckpointHook):
             for path in {path for path in before.values() if path} - {*after.values()}:
                 self._remove(path)
 
-    def _best_paths(self):
+    def _best_paths(self) -> dict[str, str | None]:
         """The best checkpoint of each metric that is watched, None where there is none yet."""
         if not self.save_best:
             return {}
@@ -113,27 +118,29 @@ class CheckpointHook(MMEngineCheckpointHook):
             return {'': self.best_ckpt_path}
         return dict(self.best_ckpt_path_dict)
 
-    def _set_best_paths(self, paths):
+    def _set_best_paths(self, paths: dict[str, str | None]) -> None:
         if '' in paths:
             self.best_ckpt_path = paths['']
         elif paths:
             self.best_ckpt_path_dict = paths
 
-    def _remove(self, path):
+    def _remove(self, path: str) -> None:
         if self.file_backend.isfile(path):
             self.file_backend.remove(path)
         elif self.file_backend.isdir(path):
             self.file_backend.rmtree(path)  # DeepSpeed's checkpoints are folders
 
-    def _path(self, name):
+    def _path(self, name: str) -> str:
         return self.file_backend.join_path(self.out_dir, name)
 
     @staticmethod
-    def _remaining(last):
+    def _remaining(last: str | None) -> str:
         return f'the last one is {last}' if last else 'there is none yet'
 
 
-def with_whole_checkpoints(hooks):
+def with_whole_checkpoints(
+    hooks: dict[str, Hook | dict[str, Any]] | None,
+) -> dict[str, Hook | dict[str, Any]]:
     """The default hooks of a config with our checkpoint hook in the place of mmengine's."""
     hooks = dict(hooks or {})
     checkpoint = hooks.get('checkpoint', dict(type='CheckpointHook'))
@@ -145,17 +152,17 @@ def with_whole_checkpoints(hooks):
     return hooks
 
 
-def _hook(runner):
+def _hook(runner: Runner) -> CheckpointHook | None:
     return next((hook for hook in runner.hooks if isinstance(hook, CheckpointHook)), None)
 
 
-def is_saved(runner):
+def is_saved(runner: Runner) -> bool:
     """Whether the last checkpoint holds the present state."""
     hook = _hook(runner)
     return hook is not None and hook.saved_iter == runner.iter
 
 
-def save_stopped(runner):
+def save_stopped(runner: Runner) -> str | None:
     """Saves the state after this training step, for --resume.
 
     Returns:
@@ -182,7 +189,7 @@ def save_stopped(runner):
     return path
 
 
-def begin(work_dir, resumed):
+def begin(work_dir: str | Path, resumed: bool) -> None:
     """Clears what an earlier run that was killed, or is not to be resumed, left in a folder.
 
     Its checkpoints stay; by the new run's name, which is noted here, they are known as another's.
@@ -197,24 +204,24 @@ def begin(work_dir, resumed):
         write_text(folder / RUN, name)
 
 
-def run_of(work_dir):
+def run_of(work_dir: str | Path) -> str | None:
     """The name of the run that has begun in a folder last, or None if none was noted."""
     return _text(Path(work_dir) / RUN)
 
 
-def pointed(work_dir):
+def pointed(work_dir: str | Path) -> str | None:
     """What `last_checkpoint` says, or None."""
     return _text(Path(work_dir) / POINTER)
 
 
-def _text(path):
+def _text(path: Path) -> str | None:
     try:
         return path.read_text().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 
 
-def fault(path):
+def fault(path: str | Path) -> str | None:
     """What is wrong with a checkpoint: a word or two, or None if it is whole.
 
     Nothing of it is run: the file's own checksums are compared.
@@ -230,7 +237,7 @@ def fault(path):
         return 'truncated' if isinstance(error, zipfile.BadZipFile) else f'unreadable ({error})'
 
 
-def last_whole(work_dir):
+def last_whole(work_dir: str | Path) -> tuple[str | None, list[str]]:
     """The last checkpoint of a folder's run that is whole.
 
     `last_checkpoint` comes first, then those that a training writes, the newest first; but none of
@@ -270,21 +277,21 @@ def last_whole(work_dir):
     return None, passed_over
 
 
-def _written(folder):
+def _written(folder: Path) -> Iterator[str]:
     """What trainings have saved in a folder but for the best, which lack an optimizer's state."""
     patterns = ('epoch_*.pth', 'iter_*.pth', STOPPED)
     paths = [path for pattern in patterns for path in folder.glob(pattern)]
     return map(str, sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True))
 
 
-def _run_in(path):
+def _run_in(path: str) -> str | None:
     try:
         return checkpoint.load_meta(path).get('run')
     except (UserError, OSError, ValueError):
         return None  # not ours at any rate; whoever loads it will hear what is wrong
 
 
-def _passed_over(paths):
+def _passed_over(paths: Sequence[str]) -> list[str]:
     """Of the newest alone: where there is one, there may be a hundred."""
     if not paths:
         return []

@@ -10,19 +10,23 @@ processes also augments as training in one does.
 """
 
 import random
+from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from mmengine.dist import get_dist_info
 from mmengine.hooks import Hook
 from mmengine.registry import DATA_SAMPLERS, DATASETS
-from torch.utils.data import Dataset, Sampler
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from . import signals, unreadable
+from .hooks import Batch
 
 
-def mix(*numbers):
+def mix(*numbers: int) -> int:
     """A 32-bit seed from non-negative integers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
@@ -30,7 +34,7 @@ def mix(*numbers):
 class SampleIndex(int):
     """An index of a data set that carries the seed of this draw of the sample."""
 
-    seed = None
+    seed = 0
 
 
 class SeededSampler(Sampler):
@@ -42,7 +46,7 @@ class SeededSampler(Sampler):
         seed (int, optional): Seed of the run; the sampler's own choice when None.
     """
 
-    def __init__(self, sampler, dataset, seed=None):
+    def __init__(self, sampler: dict[str, Any], dataset: Dataset, seed: int | None = None) -> None:
         self.sampler = DATA_SAMPLERS.build(sampler, default_args=dict(dataset=dataset, seed=seed))
         self.dataset = dataset  # batch samplers group by the shapes they find there
         self.seed = getattr(self.sampler, 'seed', None) or 0
@@ -50,23 +54,23 @@ class SeededSampler(Sampler):
         self.start = 0
         self.passed = 0  # samples that the next iterator leaves out
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[int]:
         passed, self.passed = self.passed, 0
         for number, index in islice(enumerate(self.sampler, self.start), passed, None):
             index = SampleIndex(index)
             index.seed = mix(self.seed, number * self.world_size + self.rank)
             yield index
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.sampler)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
         if self.is_finite:
             self.start = epoch * len(self.sampler)
 
     @property
-    def is_finite(self):
+    def is_finite(self) -> bool:
         # an infinite sampler knows no epochs
         return hasattr(self.sampler, 'epoch')
 
@@ -80,40 +84,41 @@ class SeededBatchSampler(Sampler):
         batch_size (int): Samples a batch.
     """
 
-    def __init__(self, batch_sampler, sampler, batch_size):
+    def __init__(self, batch_sampler: dict[str, Any], sampler: Sampler, batch_size: int) -> None:
         self.batch_sampler = DATA_SAMPLERS.build(
             batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
         )
         self.sampler = sampler
         self.passed = 0
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[list[int]]:
         # As a generator, this begins with the first batch: PyTorch makes iterators that it drops.
         passed, self.passed = self.passed, 0
         yield from islice(self.batch_sampler, passed, None)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.batch_sampler)
 
 
-def batches_after(dataloader, passed):
+def batches_after(dataloader: DataLoader, passed: int) -> Iterator[Any]:
     """Batches of a training data loader but for the first ones, which are not read.
 
     The batches of a data loader that :func:`seeded` has not made are read nevertheless.
     """
-    sampler = dataloader.batch_sampler
+    sampler: Any = dataloader.batch_sampler
     if isinstance(sampler, SeededBatchSampler):
         sampler.passed = passed
     elif isinstance(getattr(sampler, 'sampler', None), SeededSampler):
-        sampler.sampler.passed = passed * dataloader.batch_size
+        sampler.sampler.passed = passed * (dataloader.batch_size or 1)
     else:
         return islice(dataloader, passed, None)
     return iter(dataloader)
 
 
-def endless_batches(dataloader, passed):
+def endless_batches(dataloader: DataLoader, passed: int) -> Iterator[Any]:
     """Yields the batches of a training data loader, epoch after epoch, but for the first ones."""
-    sampler, epoch = getattr(dataloader.batch_sampler, 'sampler', None), 0
+    sampler: Any = getattr(dataloader.batch_sampler, 'sampler', None)
+    epoch = 0
     if not isinstance(sampler, SeededSampler) or sampler.is_finite:
         epoch, passed = divmod(passed, len(dataloader))
     while True:
@@ -134,11 +139,11 @@ class SeededDataset(Dataset):
             errors.
     """
 
-    def __init__(self, dataset, report=None):
+    def __init__(self, dataset: dict[str, Any], report: str | None = None) -> None:
         self.dataset = DATASETS.build(dataset)
         self.report = report
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> Any:
         signals.shield_worker()
         if self.report is None:
             return self._seeded(index, index)
@@ -146,7 +151,7 @@ class SeededDataset(Dataset):
             self.dataset, lambda other: self._seeded(other, index), index, self.report
         )
 
-    def _seeded(self, index, place):
+    def _seeded(self, index: int, place: int) -> Any:
         if isinstance(place, SampleIndex):
             random.seed(place.seed)
             np.random.seed(place.seed)
@@ -154,10 +159,10 @@ class SeededDataset(Dataset):
             torch.default_generator.manual_seed(place.seed)
         return self.dataset[index]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         # Not reached while unpickling in a worker, where `dataset` itself is not there yet.
         if name == 'dataset':
             raise AttributeError(name)
@@ -169,11 +174,11 @@ class SeedIterationHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Batch = None) -> None:
         seed_iteration(runner)
 
 
-def seed_iteration(runner):
+def seed_iteration(runner: Runner) -> None:
     """Seeds the generators for the present iteration."""
     # Far from the samples' numbers. `runner.seed` differs between ranks if the config says so.
     seed = mix(runner.seed, runner.iter, 1)
@@ -182,7 +187,9 @@ def seed_iteration(runner):
     torch.manual_seed(seed)
 
 
-def seeded(dataloader, report=None):
+def seeded(
+    dataloader: DataLoader | dict[str, Any] | None, report: str | None = None
+) -> DataLoader | dict[str, Any] | None:
     """The config of a training data loader with its samples seeded.
 
     Images that cannot be read are noted in ``report``, see unreadable.py. A loader whose data set

@@ -9,15 +9,20 @@ import multiprocessing
 import os
 import signal
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, is_distributed, is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 from torch.utils.data import get_worker_info
 
 from . import saving
 from .errors import Stopped
+from .hooks import Batch, Outputs
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)
 # Seconds in which signals count as one: a cluster sends to each process, and the launcher passes on
@@ -34,26 +39,34 @@ class Request:
         installed (bool): Whether signals are heard at all.
     """
 
-    def __init__(self):
-        self.signum, self.deferred, self.installed = None, False, False
+    def __init__(self) -> None:
+        self._forget()
 
-    def handle(self, signum, frame):
+    def _forget(self) -> None:
+        self.signum: int | None = None
+        self.deferred = self.installed = False
+        self._time = 0.0  # of the first signal
+
+    def handle(self, signum: int, frame: FrameType | None) -> None:
+        """Note a signal; ends what is done unless somebody looks here, and all at a second one."""
         now = time.monotonic()
         if self.signum is None:
-            self.signum, self.time = signum, now
+            self.signum, self._time = signum, now
             if not self.deferred:
                 raise Stopped
-        elif now - self.time >= SAME_SIGNAL:
+        elif now - self._time >= SAME_SIGNAL:
             os._exit(128 + signum)
 
     @property
-    def name(self):
+    def name(self) -> str:
+        """The signal's name, 'SIGTERM' say; there must be one."""
+        assert self.signum is not None
         return signal.Signals(self.signum).name
 
     @contextmanager
-    def heard(self):
+    def heard(self) -> Iterator['Request']:
         """Hears the signals inside."""
-        self.__init__()
+        self._forget()
         before = {signum: signal.signal(signum, self.handle) for signum in SIGNALS}
         self.installed = True
         try:
@@ -72,13 +85,15 @@ class StopHook(Hook):
 
     priority = 'LOWEST'  # after the checkpoint of the same step
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner) -> None:
         request.deferred = True
 
-    def after_train(self, runner):
+    def after_train(self, runner: Runner) -> None:
         request.deferred = False
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Outputs = None
+    ) -> None:
         if not request.installed or not self._any_process():
             return
         path = saving.save_stopped(runner)
@@ -87,21 +102,27 @@ class StopHook(Hook):
         barrier()
         raise Stopped
 
-    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Batch = None,
+        outputs: Sequence[Any] | None = None,
+    ) -> None:
         # The processes need not be at the same batch. The others end with the first, which does not
         # save: averaged weights may be in the model's place.
         if request.signum is not None and is_main_process() and saving.is_saved(runner):
             raise Stopped
 
     @staticmethod
-    def _any_process():
+    def _any_process() -> bool:
         asked = torch.tensor(int(request.signum is not None))
         if is_distributed():
             all_reduce(asked, 'max')
         return bool(asked)
 
 
-def shield_worker():
+def shield_worker() -> None:
     """Lets a data worker outlive the first SIGTERM, which a cluster may send to all processes.
 
     The training needs it up to the step at which it saves. A second one kills the worker.
@@ -112,16 +133,16 @@ def shield_worker():
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
 
 
-def _first(signum, frame):
+def _first(signum: int, frame: FrameType | None) -> None:
     signal.signal(signum, _second)
 
 
-def _second(signum, frame):
+def _second(signum: int, frame: FrameType | None) -> None:
     os._exit(0)
 
 
 @atexit.register
-def _end_workers():
+def _end_workers() -> None:
     # Python sends the data workers that are left one SIGTERM, and waits for them without end.
     for _ in range(2):
         children = [child for child in multiprocessing.active_children() if child.daemon]

@@ -17,7 +17,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 import submitit
@@ -58,10 +57,8 @@ class Driver(driver.Driver[Job]):
     """Runs a plan on a cluster.
 
     Args:
-        runs, work_dir, common: See `driver.Driver`.
+        work (Work): What to run.
         cluster (Cluster): Where, and with what.
-        per_run (int): Processes of a run.
-        environment (dict): Further variables of the trainings.
 
     Raises:
         UserError: if there is no Slurm here, or a run does not fit the cluster's nodes.
@@ -70,21 +67,13 @@ class Driver(driver.Driver[Job]):
     job_class = Job
     pause = PAUSE
 
-    def __init__(
-        self,
-        runs: Sequence[Run],
-        work_dir: str | Path,
-        cluster: Cluster,
-        per_run: int = 1,
-        environment: dict[str, str] | None = None,
-        **common: Any,
-    ) -> None:
-        super().__init__(runs, work_dir, **common)
+    def __init__(self, work: driver.Work, cluster: Cluster) -> None:
+        super().__init__(work)
         absent = [name for name in ('sbatch', 'squeue', 'srun') if shutil.which(name) is None]
         if absent:
             raise UserError(f'--slurm needs the commands of Slurm; not found: {", ".join(absent)}')
-        self.cluster, self.environment = cluster, dict(environment or {})
-        self.nodes, self.per_node = cluster.shape(per_run)
+        self.cluster = cluster
+        self.nodes, self.per_node = cluster.shape(self.per_run)
         self.queue: dict[str, tuple[str, str, str]] | None = None
 
     def begin_round(self) -> None:
@@ -138,10 +127,8 @@ class Driver(driver.Driver[Job]):
 
     def where(self, run: Run) -> str:
         job = self.jobs[run.name]
-        if (
-            job.state == 'running'
-            and (self.queue or {}).get(job.name, ('', '', ''))[1] == 'PENDING'
-        ):
+        _, state, _ = (self.queue or {}).get(job.name, ('', '', ''))
+        if job.state == 'running' and state == 'PENDING':
             return f'queued as job {job.number}'
         return super().where(run)
 
@@ -193,7 +180,7 @@ class Driver(driver.Driver[Job]):
         package = Path(snapshot.PACKAGE)
         config, *rest = arguments
 
-        def copied(path):
+        def copied(path: str | Path) -> str:
             """Where the snapshot has a file of ours; a user's own stays where it is."""
             path = Path(path).resolve()
             inside = path.is_relative_to(config_root().resolve()) or path == TRAIN.resolve()

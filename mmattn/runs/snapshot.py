@@ -57,7 +57,7 @@ def make(folder: str | Path, package: str | Path = PACKAGE) -> Path:
 
 
 def _clone(root: Path, target: Path) -> None:
-    def git(*args, cwd=root):
+    def git(*args: str, cwd: Path = root) -> bytes:
         try:
             return subprocess.run(
                 ['git', *args], cwd=cwd, capture_output=True, check=True, stdin=subprocess.DEVNULL

@@ -7,18 +7,25 @@ counts the list. A test never leaves out an image: its result would be another.
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from mmengine.dataset import BaseDataset
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from .errors import UserError
+from .hooks import Batch, Outputs
 
 NAME = 'unreadable_images.jsonl'
 IN_A_ROW = 10  # more are no accident
 
 
-def first_readable(dataset, load, index, report):
+def first_readable(
+    dataset: BaseDataset, load: Callable[[int], Any], index: int, report: str
+) -> Any:
     """The sample at an index, or the first one after it that can be read.
 
     Args:
@@ -44,7 +51,7 @@ def first_readable(dataset, load, index, report):
     ) from last
 
 
-def _is_of_loading(error):
+def _is_of_loading(error: BaseException) -> bool:
     """Whether a transform that loads something has raised it."""
     trace = error.__traceback__
     while trace is not None:
@@ -54,16 +61,16 @@ def _is_of_loading(error):
     return False
 
 
-def _path(dataset, index):
+def _path(dataset: BaseDataset, index: int) -> str:
     info = dataset.get_data_info(int(index))
     return str(info.get('img_path', f'sample {int(index)}'))
 
 
-def _why(error):
+def _why(error: BaseException) -> str:
     return ' '.join(str(error).split()) or type(error).__name__
 
 
-def _note(report, path, error):
+def _note(report: str, path: str, error: BaseException) -> None:
     if path in read(report):
         return
     line = json.dumps(dict(path=path, error=f'{type(error).__name__}: {_why(error)}')) + '\n'
@@ -75,7 +82,7 @@ def _note(report, path, error):
         os.close(file)
 
 
-def read(report):
+def read(report: str | Path) -> dict[str, str]:
     """The images that have been noted, and why they cannot be read.
 
     Returns:
@@ -103,17 +110,20 @@ class UnreadableImagesHook(Hook):
         limit (int, optional): How many may be. By default one in a thousand, and ten in any case.
     """
 
-    def __init__(self, report, limit=None):
+    def __init__(self, report: str, limit: int | None = None) -> None:
         self.report, self.limit = report, limit
-        self.known, self.size = {}, 0
+        self.known: dict[str, str] = {}
+        self.size = 0  # of the report when it was read
 
-    def before_train(self, runner):
+    def before_train(self, runner: Runner) -> None:
         if runner.iter == 0 and is_main_process():
             Path(self.report).unlink(missing_ok=True)
         if self.limit is None:
             self.limit = max(10, len(runner.train_dataloader.dataset) // 1000)
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Batch = None, outputs: Outputs = None
+    ) -> None:
         if not is_main_process():
             return
         try:
@@ -126,14 +136,14 @@ class UnreadableImagesHook(Hook):
         for path in noted.keys() - self.known.keys():
             runner.logger.warning(f'left out, as it cannot be read: {path} ({noted[path]})')
         self.known, self.size = noted, size
-        if len(noted) > self.limit:
+        if self.limit is not None and len(noted) > self.limit:
             path, why = next(iter(noted.items()))
             raise UserError(
                 f'{len(noted)} images cannot be read, more than the {self.limit} allowed '
                 f'(--max-unreadable); the first is {path}: {why}; all are in {self.report}'
             )
 
-    def after_train(self, runner):
+    def after_train(self, runner: Runner) -> None:
         if self.known and is_main_process():
             runner.logger.warning(
                 f'{len(self.known)} images could not be read and were left out, see {self.report}'

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +16,7 @@ from mmattn.lines import one_line
 from mmattn.papers.plan import Run, title
 
 from . import leases, record
+from .form import Record
 
 NAMES = ('run', 'state', 'epoch', 'loss', 'metric', 'left')
 
@@ -74,17 +74,17 @@ def status(run: Run, work_dir: str | Path, where: str | None = None) -> Status:
     if state in ('running', 'stopped'):
         moves = held or (where is None and state == 'running' and _moves(found))
         state = 'running' if moves else elsewhere or 'stopped'
-    progress = found.get('progress') or {}
-    last = found['evaluations'][-1] if found['evaluations'] else {}
-    metric = next(iter((last.get('metrics') or {}).items()), None)
+    progress = found.get('progress')
+    last = found['evaluations'][-1] if found['evaluations'] else None
+    name, value = next(iter(last['metrics'].items()), ('', None)) if last else ('', None)
     message = next((s['message'] for s in reversed(found['starts']) if s['message']), '')
     return Status(
         run,
         state,
-        progress.get('epoch', last.get('epoch')),
+        progress['epoch'] if progress else last['epoch'] if last else None,
         _part(found),
-        progress.get('loss'),
-        metric if metric and metric[1] is not None else None,
+        progress['loss'] if progress else None,
+        None if value is None else (name, value),
         _remaining(found) if state == 'running' else None,
         message if state == 'failed' else '',
     )
@@ -101,12 +101,12 @@ def _before_its_start(run: Run, work_dir: str | Path) -> str:
     return 'missing' if before is not None and before['state'] == 'done' else 'waiting'
 
 
-def _part(found: dict[str, Any]) -> float | None:
+def _part(found: Record) -> float | None:
     """How much of its steps a run has done."""
-    progress = found.get('progress') or {}
+    progress = found.get('progress')
     if found['state'] == 'done':
         return 1.0
-    return progress['iter'] / progress['max_iters'] if progress.get('max_iters') else None
+    return progress['iter'] / progress['max_iters'] if progress and progress['max_iters'] else None
 
 
 def show(runs: Sequence[Run], work_dir: str | Path, console: Console) -> None:
@@ -153,16 +153,18 @@ def duration(seconds: float) -> str:
     return f'{hours} h {minutes} min' if hours else f'{minutes} min'
 
 
-def _moves(found: dict[str, Any]) -> bool:
+def _moves(found: Record) -> bool:
     """Whether a record was written a moment ago, as a training on another machine does."""
-    progress = found.get('progress') or {}
-    last = found['evaluations'][-1:] + found['starts'][-1:] + ([progress] if progress else [])
-    return time.time() - max(item['at'] for item in last) < 5 * leases.STALE if last else False
+    progress = found.get('progress')
+    times = [evaluation['at'] for evaluation in found['evaluations'][-1:]]
+    times += [start['at'] for start in found['starts'][-1:]]
+    times += [progress['at']] if progress else []
+    return time.time() - max(times) < 5 * leases.STALE if times else False
 
 
-def _remaining(found: dict[str, Any]) -> float | None:
+def _remaining(found: Record) -> float | None:
     """Seconds, by the speed since the last start."""
-    progress = found.get('progress') or {}
+    progress = found.get('progress')
     if not found['starts'] or not progress:
         return None
     began = found['starts'][-1]['at']

@@ -102,7 +102,7 @@ def test_refusals(x):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(cam.importlib.util, 'find_spec', lambda name: None)
-    with pytest.raises(UserError, match='pip install --no-deps grad-cam ttach'):
+    with pytest.raises(UserError, match=r'pip install --no-deps -r requirements/visual\.txt'):
         cam.Cam(Classifier(), 'mmpretrain')
 
 
@@ -119,10 +119,12 @@ def test_the_table_s_difference_is_paired():
 
 
 def test_a_figure_of_pictures_of_two_sizes():
+    maps = [(np.random.rand(16, 16), 'class 1')] * 2
     rows = [
-        cam_figure.CamRow(np.zeros((h, 12, 3), np.uint8), [(np.random.rand(16, 16), 'class 1')] * 2)
-        for h in (12, 8)
+        cam_figure.CamRow(np.zeros((h, 12, 3), np.uint8), maps, 'test-3: class 4') for h in (12, 8)
     ]
-    axes = cam_figure.cam_figure(['a', 'b'], rows).axes
+    *axes, bar = cam_figure.cam_figure(['a', 'b'], rows).axes
+    assert [text.get_text() for text in bar.get_yticklabels()] == ['least', 'most']
+    assert axes[0].get_xlabel() == 'test-3: class 4' and axes[1].get_xlabel() == 'class 1'
     assert [axis.get_title() for axis in axes] == ['picture', 'a', 'b', '', '', '']
     assert axes[4].images[1].get_array().shape == (8, 12)  # without the padding

@@ -135,13 +135,13 @@ def test_the_figures_draw_these_numbers(tmp_path):
     models = [colla.from_checkpoint(save(Net(), tmp_path / f'{n}.pth')) for n in 'ab']
     figure = colla_figure.against_depth(models)
     lines = [axis.get_lines() for axis in figure.axes]
-    assert [len(found) for found in lines] == [2, 3, 3] * 2
+    assert [len(found) for found in lines] == [2 + 1, 3 + 1, 3 + 1] * 2  # and where they start
     drawn = lines[4][1].get_ydata()  # model b, channel, beta
     assert list(drawn) == [models[1].gates[name]['C_beta'] for name in PATHS]
     assert [t.get_text() for t in figure.axes[3].get_xticklabels()] == ['0', '1']
     course = colla.Course('a', {'x.0.cat': {'C_w': [(0, 0.5), (5, 0.6)]}, 'x.1.cat': {}})
     axis, bar = colla_figure.over_training([course]).axes
-    assert [list(line.get_ydata()) for line in axis.get_lines()] == [[0.5, 0.6], []]
+    assert [list(line.get_ydata()) for line in axis.get_lines()] == [[0.5, 0.6], [], [0.5, 0.5]]
     assert [t.get_text() for t in bar.get_yticklabels()] == ['0', '1']
 
 

@@ -24,7 +24,9 @@ def pins(path):
             yield found[1].lower().replace('_', '-'), found[2]
 
 
-@pytest.mark.parametrize('name', ['build', 'torch', 'openmmlab', 'runtime', 'tests', 'docs'])
+@pytest.mark.parametrize(
+    'name', ['build', 'torch', 'openmmlab', 'runtime', 'tests', 'docs', 'visual']
+)
 def test_what_is_pinned_is_locked(name):
     wanted = set(pins(REQUIREMENTS / f'{name}.txt'))
     assert wanted

@@ -1,6 +1,6 @@
-"""`py.typed` is a promise: what users call, and what they write configs for, has types.
+"""`py.typed` is a promise: every function of the package that others may call has types.
 
-That these hold, `python -m mypy` checks (tools/run_tests.sh).
+That these hold, and that private ones have them, too, `python -m mypy` checks (tools/run_tests.sh).
 """
 
 import ast
@@ -9,14 +9,6 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / 'mmattn'
-FILES = [
-    PACKAGE / 'registry.py',
-    *(
-        path
-        for room in ('attention', 'hosts', 'leaderboard', 'ops', 'papers')
-        for path in (PACKAGE / room).glob('*.py')
-    ),
-]
 
 
 def untyped(function):
@@ -29,18 +21,46 @@ def untyped(function):
     return without + ['return'] * (function.returns is None)
 
 
-def public(tree):
-    """Functions, and methods of classes, whose names do not begin with one underscore."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef):
-            yield from public(node)
-        elif isinstance(node, ast.FunctionDef) and (
-            not node.name.startswith('_') or node.name == '__init__'
-        ):
-            yield node
+def is_kernel(function):
+    """Whether Triton compiles it, to whom an annotation is an instruction."""
+    return any('jit' in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
-@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def public(node):
+    """Functions, and methods of public classes, whose names do not begin with one underscore."""
+    for child in ast.iter_child_nodes(node):
+        private = getattr(child, 'name', '').startswith('_') and child.name != '__init__'
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            if not private and not is_kernel(child):
+                yield child
+        elif not private:  # a class, or what stands below an `if`
+            yield from public(child)
+
+
+def faults(text):
+    return {f.name: untyped(f) for f in public(ast.parse(text)) if untyped(f)}
+
+
+@pytest.mark.parametrize(
+    'path', sorted(PACKAGE.rglob('*.py')), ids=lambda path: str(path.relative_to(PACKAGE))
+)
 def test_public_functions_are_typed(path):
-    tree = ast.parse(path.read_text(encoding='utf-8'))
-    assert not {f.name: untyped(f) for f in public(tree) if untyped(f)}
+    assert not faults(path.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize(
+    'text, wanted',
+    [
+        ('def f(x: int, *more: int) -> None: ...', {}),
+        ('def f(x, *more: int) -> None: ...', {'f': ['x']}),
+        ('async def f(*, x: int): ...', {'f': ['return']}),
+        ('def _f(x): ...', {}),
+        ('class A:\n    def __init__(self, x): ...', {'__init__': ['x', 'return']}),
+        ('class _A:\n    def f(self, x): ...', {}),
+        ('if 1:\n    def f(**x): ...', {'f': ['x', 'return']}),
+        ('def f() -> None:\n    def g(x): ...', {}),
+        ('@triton.jit\ndef f(x, BLOCK: tl.constexpr): ...', {}),
+    ],
+)
+def test_what_counts(text, wanted):
+    assert faults(text) == wanted

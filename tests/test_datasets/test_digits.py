@@ -148,7 +148,7 @@ def test_cifar(root):
         data = DigitsCIFAR100(data_root=str(root / 'cifar100'), split=split)
         assert len(data) == count
         assert list(data.CLASSES) == list(datasets.CIFAR100.METAINFO['classes'])
-        image, digit = digits.draw_digit(digits._rng(0, 'cifar', split, 5), split, 32)
+        image, digit = digits.draw_digit(digits.generator(0, 'cifar', split, 5), split, 32)
         np.testing.assert_array_equal(data[5]['img'], image)
         assert data[5]['gt_label'] == digit
 
@@ -160,7 +160,7 @@ def test_cifar_names_are_the_real_ones():
 
 
 def coco_truth(split, index):
-    return digits.draw_scene(digits._rng(0, 'coco', split, index), split, SIZE)
+    return digits.draw_scene(digits.generator(0, 'coco', split, index), split, SIZE)
 
 
 def test_coco_boxes_and_polygons(root):
@@ -231,7 +231,7 @@ def test_voc_detection(root, year, lists):
     )
     for index in range(len(data)):
         image, objects = digits.draw_scene(
-            digits._rng(0, f'voc{year}', 'train', index), 'train', SIZE
+            digits.generator(0, f'voc{year}', 'train', index), 'train', SIZE
         )
         info = data.get_data_info(index)
         assert (info['height'], info['width']) == image.shape[:2]
@@ -277,7 +277,7 @@ def test_voc_masks_show_the_digits(root):
         [64, 0, 0],
         [224, 224, 192],
     ]
-    image, objects = digits.draw_scene(digits._rng(0, 'voc2012', 'val', 0), 'val', SIZE)
+    image, objects = digits.draw_scene(digits.generator(0, 'voc2012', 'val', 0), 'val', SIZE)
     labels = np.array(picture)
     for digit, (left, top), mask in objects:
         box = labels[top : top + mask.shape[0], left : left + mask.shape[1]]

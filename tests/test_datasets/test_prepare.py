@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from official import run, tree
 from PIL import Image
 
 from mmattn.datasets import prepare as package
-from mmattn.datasets.prepare import DATA_SETS, DataError, archives
+from mmattn.datasets.prepare import DATA_SETS, DataError, archives, cifar
 
 TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/prepare.py'
 
@@ -180,6 +181,15 @@ def test_differences_are_named(published, tmp_path):
     assert lost.name in str(results['imagenet'].counts[0].differences)
     assert 'entry in the list: ' in str(results['imagenet'].counts[0].differences)
     assert 'no ' in results['cifar100'].counts[1].differences[0]
+
+
+def test_cifar_images_that_are_lost_are_not_counted(tmp_path):
+    folder = tmp_path / 'cifar100/cifar-100-python'
+    folder.mkdir(parents=True)
+    content = dict(fine_labels=[1, 2, 3], data=np.zeros((2, 3072), np.uint8))
+    (folder / 'train').write_bytes(pickle.dumps(content, protocol=2))
+    train, _ = cifar.count_images(tmp_path)
+    assert train.found == 2 and train.differences[1:] == ('1 without image: 2',)
 
 
 def test_a_part_without_archives_is_named_and_the_others_are_made(downloads, tmp_path):

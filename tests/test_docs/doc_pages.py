@@ -3,6 +3,7 @@
 A block of `bash` or `python` is run by a test, unless a comment before it says otherwise:
 
     <!-- run: slow -->                     run, among the tests that take longer
+    <!-- run: slow, needs numpy -->        the same, if that module is there
     <!-- run: no, needs ImageNet -->       only looked at: files are there, options are right
     <!-- example: my_gate.py -->           a file that a test of its own writes and uses
 """

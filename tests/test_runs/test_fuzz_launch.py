@@ -89,7 +89,7 @@ RANKS += ('OMPI_COMM_WORLD_RANK',)
 @pytest.mark.parametrize('name', RANKS)
 def test_ranks_that_are_no_numbers(name, tmp_path, monkeypatch, capfd):
     """What a launcher of another kind may have left."""
-    from mmattn.runs import cli
+    from mmattn.runs import endings
 
     def leave(code):
         raise SystemExit(code)
@@ -97,7 +97,7 @@ def test_ranks_that_are_no_numbers(name, tmp_path, monkeypatch, capfd):
     for other in RANKS:
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, 'x')
-    monkeypatch.setattr(cli, 'leave', leave)
+    monkeypatch.setattr(endings, 'leave', leave)
     monkeypatch.setattr('sys.argv', ['train.py', 'nothing.py', '--work-dir', str(tmp_path)])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(TOOLS / 'train.py'), run_name='__main__')

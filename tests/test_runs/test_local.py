@@ -21,6 +21,7 @@ import toy_tables
 
 from mmattn.papers import plan
 from mmattn.runs import leases, local, needs, record, watch
+from mmattn.runs.driver import Work
 
 REPRODUCE = Path(__file__).parents[2] / 'tools' / 'reproduce.py'
 
@@ -90,9 +91,8 @@ def pretend(tmp_path, monkeypatch):
             toy_tables.tables(tmp_path, rows)
         runs = plan.make('mine', [], files=[path], alternatives=['pretrained'] * any(rows.values()))
         said = []
-        driver = local.Driver(
-            runs, tmp_path / 'work', leases.Slots('cpu', slots), say=said.append, **options
-        )
+        work = Work(runs, tmp_path / 'work', say=said.append, **options)
+        driver = local.Driver(work, leases.Slots('cpu', slots))
         driver.said, driver.pause = said, 0.05
         return driver
 
@@ -133,7 +133,7 @@ def test_a_plan_goes_on_past_runs_that_fail(pretend):
     assert len(starts(driver, 'wrong')) == 1  # an error that no restart mends
     assert starts(driver, 'good_after') == []
     told = '\n'.join(driver.failures())
-    assert 'boom' in told and 'error: no such data' in told and 'waits for mine/bad/seed0' in told
+    assert 'boom' in told and 'error: no such data' in told and 'waits for bad, seed 0' in told
     found = record.read(driver.work_dir / 'mine' / 'bad' / 'seed0')
     assert found['state'] == 'failed' and len(found['starts']) == 3
     assert found['starts'][-1]['message'] == 'ended with exit code 1: boom'

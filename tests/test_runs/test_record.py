@@ -176,8 +176,19 @@ def test_a_stop_and_a_fault_are_noted(tmp_path):
 
 def test_another_config_does_not_go_on_with_a_record(tmp_path):
     train(tmp_path)
+    done = record.read(tmp_path)
     with pytest.raises(UserError, match='another config'):
         train(tmp_path, resume=True, env_cfg=dict(cudnn_benchmark=True))
+    assert record.read(tmp_path) == done  # which is not said to have failed
+
+
+@pytest.mark.parametrize('lost', [None, float('nan')])
+def test_an_evaluation_without_a_number_is_not_the_best(lost):
+    """A record that was read again has None for what was no number."""
+    metrics = [{'a': lost, 'b': 1.0}, {'a': 0.2}, {'a': 0.5}, {}, {'a': lost}]
+    done = [dict(epoch=n, iter=n, at=0.0, metrics=each) for n, each in enumerate(metrics)]
+    assert recording._best(done, 'a')['epoch'] == 2
+    assert recording._best(done, None)['epoch'] == 0
 
 
 def test_a_full_disk_costs_no_training(tmp_path):

@@ -19,7 +19,7 @@ from mmattn.runs.errors import Stopped
 @pytest.mark.parametrize('signum', signals.SIGNALS)
 def test_outside_a_training_at_once(signum, monkeypatch, capsys):
     codes = []
-    monkeypatch.setattr('mmattn.runs.cli.leave', codes.append)
+    monkeypatch.setattr('mmattn.runs.endings.leave', codes.append)
     before = signal.getsignal(signum)
     with one_line_errors(debug=False):
         signal.raise_signal(signum)
@@ -44,7 +44,7 @@ class At(Hook):
 
 def test_message_names_the_checkpoint(tmp_path, monkeypatch, capsys):
     codes = []
-    monkeypatch.setattr('mmattn.runs.cli.leave', codes.append)
+    monkeypatch.setattr('mmattn.runs.endings.leave', codes.append)
     with one_line_errors(debug=False) as state:
         state.runner = toy.runner(toy.config(tmp_path, iters=9, interval=100))
         # twice within a second: a cluster's to each process, and the launcher's

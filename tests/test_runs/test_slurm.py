@@ -18,6 +18,7 @@ from test_local import starts, states
 
 from mmattn.papers import plan
 from mmattn.runs import cluster, leases, needs, provenance, record, slurm, snapshot
+from mmattn.runs.driver import Work
 from mmattn.runs.errors import UserError
 
 CPU = cluster.Cluster(partition='tests', gpus_per_node=0, cpus_per_process=1, signal_seconds=20)
@@ -37,7 +38,7 @@ def pretend(tmp_path, monkeypatch):
             toy_tables.tables(tmp_path, rows)
         runs = plan.make('mine', [], files=[path], alternatives=['pretrained'] * any(rows.values()))
         said = []
-        driver = slurm.Driver(runs, tmp_path / 'work', where, say=said.append, **options)
+        driver = slurm.Driver(Work(runs, tmp_path / 'work', say=said.append, **options), where)
         driver.said, driver.pause = said, 0.05
         return driver
 
@@ -312,7 +313,7 @@ def test_shapes_that_do_not_fit(gpus, nodes, processes):
 def test_without_slurm_it_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', str(tmp_path))
     with pytest.raises(UserError, match='not found: sbatch, squeue, srun'):
-        slurm.Driver([], tmp_path, CPU)
+        slurm.Driver(Work([], tmp_path), CPU)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from mmengine.visualization import Visualizer
 
 from mmattn.datasets import digits
-from mmattn.runs import checkpoint, cli
+from mmattn.runs import checkpoint, endings
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,7 +45,7 @@ def run_tool(workspace, monkeypatch):
     def run(tool, *args):
         forget_visualizers(Visualizer)
         with monkeypatch.context() as patch:
-            patch.setattr(cli, 'leave', exit_with)
+            patch.setattr(endings, 'leave', exit_with)
             # Loggers of earlier tests write to what those tests had for standard error.
             patch.setattr(logging, 'raiseExceptions', False)
             patch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])

@@ -84,6 +84,8 @@ def test_a_picture_is_what_the_file_holds(workspace, tmp_path):
     'args, words',
     [
         (['nothing.jpg'], 'no such picture: nothing.jpg; allowed: a file, china, flower, test:N'),
+        ([str(ROOT / 'setup.py')], 'setup.py is no picture that can be read'),
+        (['china', '--size', '0', '5'], 'the size of a picture must be 1 or more, got 0 5'),
         (['test:99'], 'test:99: the test set has 4 pictures'),
         (['china', '--stages', '9'], 'no gate is in stage 9; gates are in the stages 1, 2, 3, 4'),
         (['china', '--maps', 'heat'], 'no map is called heat'),
@@ -94,6 +96,25 @@ def test_a_picture_is_what_the_file_holds(workspace, tmp_path):
 )
 def test_mistakes(error_of, saved, tmp_path, args, words):
     assert words in error_of(TOOL, CAT, saved(CAT), *args, '--out', tmp_path)
+
+
+def test_what_cannot_be_written_to_is_said_first(error_of, tmp_path):
+    (tmp_path / 'file').touch()
+    for out in (tmp_path / 'file', tmp_path / 'file' / 'below'):
+        line = error_of(TOOL, CAT, __file__, 'china', '--out', out)
+        assert line.startswith(f'error: cannot write to the folder {out}: ')
+
+
+def test_two_pictures_of_one_name(run_tool, saved, tmp_path, capsys):
+    from PIL import Image
+
+    files = [tmp_path / name / 'a.png' for name in ('one', 'two')]
+    for file in files:
+        file.parent.mkdir()
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(file)
+    out = tmp_path / 'out'
+    run_tool(TOOL, CAT, saved(CAT), *files, '--stages', 1, '--maps', 'gate', '--out', out)
+    assert {path.name for path in out.iterdir()} == {'a.png', 'a', 'a-2.png', 'a-2'}
 
 
 def test_a_checkpoint_of_another_model(error_of, saved, tmp_path):

@@ -70,5 +70,9 @@ def test_a_training_s_factors(run_tool, error_of, told, tmp_path, capsys):
     run_tool(TOOL, '--over-training', run, run, '--labels', 'a', 'b', '--out', tmp_path / 'c.png')
     assert capsys.readouterr().out.split() == [str(tmp_path / 'depth.png'), str(tmp_path / 'c.png')]
     assert 'checkpoint not found' in error_of(TOOL, run)
+    assert '--out must end in .png, .jpg, .pdf, .svg, got c.gif' in error_of(
+        TOOL, run / 'epoch_2.pth', '--out', 'c.gif'
+    )
     assert '1 --labels for 2 runs' in error_of(TOOL, run, run, '--labels', 'a')
-    assert 'no colla-factors are logged' in error_of(TOOL, '--over-training', tmp_path / 'nothing')
+    for other in (tmp_path / 'nothing', run / 'epoch_2.pth'):
+        assert 'no colla-factors are logged' in error_of(TOOL, '--over-training', other)

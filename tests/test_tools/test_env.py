@@ -34,7 +34,7 @@ esac
 # What pip is told of, stage by stage.
 CLASSIFICATION = ['build', 'torch', 'mmcv', 'classification', 'mmattn']
 ALL = [*CLASSIFICATION, 'openmmlab']
-TESTS = [*ALL, 'tests']
+TESTS = [*ALL, 'tests', 'visual']
 
 
 def stage(told):
@@ -113,7 +113,7 @@ def test_stages_once_each(set_up, checkout):
     assert f'PYTHON={checkout}/.venv/bin/python' in ran.stdout
     assert 'making .venv' in ran.stdout and 'torch: requirements/torch.txt' in ran.stdout
     assert 'torch: 3.1 GB to download, 5.6 GB on disk' in ran.stdout
-    assert set_up(need='tests')[1] == ['openmmlab', 'tests']
+    assert set_up(need='tests')[1] == ['openmmlab', 'tests', 'visual']
     for need in ('classification', 'all', 'tests'):
         ran, told = set_up(need=need)
         assert (ran.returncode, told) == (0, [])
@@ -243,7 +243,7 @@ class TestCompiled:
         ran, told = set_up('--compiled-mmcv', need='tests')
         assert ran.returncode == 0, ran.stderr
         compiled = ['build', 'torch-compiled', 'build-compiled', 'mmcv', *CLASSIFICATION[3:]]
-        assert told == ['venv', *compiled, 'openmmlab', 'tests']
+        assert told == ['venv', *compiled, 'openmmlab', 'tests', 'visual']
         assert "compiling mmcv's operators" in ran.stdout
         # Not undone by the next command, which does not ask for them.
         assert set_up(need='tests')[1] == []

@@ -16,6 +16,7 @@ from pathlib import Path
 with redirect_stdout(sys.stderr):
     from mmattn.analysis import gate_report
     from mmattn.analysis.config_of import config_for
+    from mmattn.analysis.outputs import folder
     from mmattn.analysis.pictures import load_model
     from mmattn.runs.atomic import write_text
     from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
@@ -47,6 +48,8 @@ def main():
             raise UserError(f'--images must be 1 or more, got {args.images}')
         if args.out and args.out.suffix not in ('.json', '.md'):
             raise UserError(f'--out must end in .json or .md, got {args.out}')
+        if args.out:
+            folder(args.out.parent)
         check_file(args.checkpoint, 'checkpoint')
         with redirect_stdout(sys.stderr):
             cfg = config_for(args.config, args.checkpoint, args)
@@ -58,7 +61,6 @@ def main():
         table = gate_report.markdown(whole)
         if args.out:
             as_json = args.out.suffix == '.json'
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             write_text(args.out, json.dumps(whole.as_dict(), indent=2) + '\n' if as_json else table)
             print(f'wrote {args.out}', file=sys.stderr)
         else:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mmattn.analysis.attention_maps import Network, draw
 from mmattn.analysis.config_of import config_at
+from mmattn.analysis.outputs import folder
 from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
 from mmattn.runs.errors import UserError
 
@@ -42,6 +43,9 @@ def parse_args():
     parser.add_argument(
         '--titles', nargs='+', help='what to call the models (default: the configs)'
     )
+    parser.add_argument(
+        '--stretch', action='store_true', help='all colours for factors that hardly vary, too'
+    )
     parser.add_argument('--size', type=int, nargs=2, metavar=('H', 'W'), help='resize files first')
     parser.add_argument('--out', type=Path, default=Path('attention_maps'), help='folder')
     parser.add_argument('--no-parts', action='store_true', help='the figures without single files')
@@ -59,13 +63,16 @@ def main():
         titles = args.titles or [None] * len(pairs)
         if len(titles) != len(pairs):
             raise UserError(f'{len(titles)} --titles for {len(pairs)} models')
+        folder(args.out)
         networks = []
         for (config, checkpoint), title in zip(pairs, titles, strict=True):
             check_file(checkpoint, 'checkpoint')
             cfg = config_at(config, args)
             networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
             networks[-1].title = title or networks[-1].title
-        written = draw(networks, args.images, args.out, args.size, args.maps, not args.no_parts)
+        written = draw(
+            networks, args.images, args.out, args.size, args.maps, not args.no_parts, args.stretch
+        )
         for path in written:
             print(path)
 

@@ -4,7 +4,7 @@ python tools/visualization/class_activation.py CONFIG CHECKPOINT IMAGE...
 python tools/visualization/class_activation.py CONFIG CHECKPOINT test:0 \\
     --compare CONFIG2 CHECKPOINT2 --faithfulness 200
 
-The maps are those of the package grad-cam: pip install --no-deps grad-cam ttach
+The maps are those of the package grad-cam: pip install --no-deps -r requirements/visual.txt
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 with redirect_stdout(sys.stderr):
     from mmattn.analysis import cam, cam_figure
     from mmattn.analysis.config_of import config_at
+    from mmattn.analysis.outputs import figure_file
     from mmattn.analysis.pictures import enter_scope, load_model, look, picture
     from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
     from mmattn.runs.errors import UserError
@@ -72,6 +73,8 @@ def main():
             raise UserError('give pictures to draw, or --faithfulness N')
         if args.faithfulness is not None and args.faithfulness < 1:
             raise UserError(f'--faithfulness must be 1 or more, got {args.faithfulness}')
+        if args.images:
+            figure_file(args.out)
         with redirect_stdout(sys.stderr):
             models, titles = build(args)
             rows = []
@@ -82,13 +85,13 @@ def main():
                     seen = picture(cfg, source, args.size)
                     inputs, _ = look(model, seen)
                     maps.append(camera.look(inputs, args.target))
-                rows.append(cam_figure.CamRow(seen.rgb, maps))
+                words = seen.name + ('' if seen.label is None else f': class {seen.label}')
+                rows.append(cam_figure.CamRow(seen.rgb, maps, words))
             faith = []
             for cfg, _, camera in models if args.faithfulness else ():
                 enter_scope(cfg)
                 faith.append(cam.faithfulness(camera, cfg, args.faithfulness))
         if rows:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             cam_figure.cam_figure(titles, rows).savefig(args.out)
             print(args.out)
         if faith:

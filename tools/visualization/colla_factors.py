@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from mmattn.analysis import colla, colla_figure
+from mmattn.analysis.outputs import figure_file
 from mmattn.runs import checkpoint
 from mmattn.runs.cli import check_file, one_line_errors
 from mmattn.runs.errors import UserError
@@ -34,6 +35,7 @@ def main():
         checkpoint.install(args.trust_checkpoint)
         if args.labels and len(args.labels) != len(args.runs):
             raise UserError(f'{len(args.labels)} --labels for {len(args.runs)} runs')
+        figure_file(args.out)
         if args.over_training:
             found = [colla.from_logs(path) for path in args.runs]
         else:
@@ -43,7 +45,6 @@ def main():
         if args.labels:
             found = [f._replace(label=label) for f, label in zip(found, args.labels, strict=True)]
         draw = colla_figure.over_training if args.over_training else colla_figure.against_depth
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         draw(found).savefig(args.out)
         print(args.out)
 

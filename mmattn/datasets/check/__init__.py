@@ -59,10 +59,12 @@ def check(
         gc.unfreeze()  # the annotations are gone by now
 
 
-def _check(configs, quick, workers, seed):
-    keys, data_sets, loaders = {}, [], []
-    numbers = {path: {} for path in configs}
-    problems = {path: [] for path in configs}
+def _check(configs: Mapping[str, Config], quick: bool, workers: int | None, seed: int) -> Report:
+    keys: dict[str, int] = {}
+    data_sets: list[Checked] = []
+    loaders: dict[int, samples.Loader] = {}  # of those data sets that can be read
+    numbers: dict[str, dict[str, list[int]]] = {path: {} for path in configs}
+    problems: dict[str, list[Problem]] = {path: [] for path in configs}
     for path, cfg in configs.items():
         classes = _classes_of_model(cfg)
         for split in SPLITS:
@@ -73,8 +75,9 @@ def _check(configs, quick, workers, seed):
                     scope = DefaultScope.overwrite_default_scope(cfg.get('default_scope'))
                     with scope, _no_garbage():
                         data_set, loader = _load(leaf, classes, quick)
+                    if loader is not None:
+                        loaders[len(data_sets)] = loader
                     data_sets.append(data_set)
-                    loaders.append(loader)
                 numbers[path].setdefault(split, []).append(keys[key])
     _read(data_sets, loaders, quick, workers, seed)
     for path, splits in numbers.items():
@@ -88,7 +91,7 @@ def _check(configs, quick, workers, seed):
 
 
 @contextlib.contextmanager
-def _no_garbage():
+def _no_garbage() -> Iterator[None]:
     """Annotations are millions of objects, through which Python would look again and again.
 
     Here, at the end of it, and in each worker, which would copy them for it.
@@ -114,28 +117,29 @@ def leaves(data_set: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield data_set
 
 
-def _key(scope, leaf, classes):
+def _key(scope: str | None, leaf: Mapping[str, Any], classes: set[int]) -> str:
     """What makes two configs' data sets the same to us: all but transforms that do not load."""
     pipeline = [step for step in leaf.get('pipeline', []) if str(step['type']).startswith('Load')]
     return json.dumps([scope, dict(leaf, pipeline=pipeline), sorted(classes)], default=str)
 
 
-def _evaluators(cfg):
+def _evaluators(cfg: Config) -> Iterator[Problem]:
     """Annotation files that evaluators read for themselves."""
     files = set()
     for split in SPLITS[1:]:
         evaluators = cfg.get(f'{split}_evaluator') or []
         for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            files |= {evaluator.get('ann_file')} - {None}
+            if evaluator.get('ann_file') is not None:
+                files.add(evaluator['ann_file'])
     for file in sorted(files):
         if not os.path.isfile(file):
             yield error('missing', file, 'an evaluator of the config reads it')
 
 
-def _classes_of_model(cfg):
+def _classes_of_model(cfg: Config) -> set[int]:
     """Every `num_classes` of the model."""
 
-    def found(item):
+    def found(item: Any) -> Iterator[int]:
         if isinstance(item, dict):
             for key, value in item.items():
                 if key == 'num_classes' and isinstance(value, int):
@@ -148,7 +152,7 @@ def _classes_of_model(cfg):
     return set(found(cfg.get('model', {})))
 
 
-def _name(leaf):
+def _name(leaf: Mapping[str, Any]) -> str:
     """A data set in words: its type, root, list and split."""
     words = [leaf['type'] if isinstance(leaf['type'], str) else leaf['type'].__name__]
     place = os.path.join(leaf.get('data_root') or '', leaf.get('ann_file') or '')
@@ -157,29 +161,31 @@ def _name(leaf):
     return ' '.join(words)
 
 
-def _not_built(name, problem):
+def _not_built(name: str, problem: Exception) -> Problem:
     what = ' '.join(f'{type(problem).__name__}: {problem}'.split())
     return error('config', name, f'cannot be built: {what}')
 
 
-def _stopping(checked):
+def _stopping(checked: Checked) -> bool:
     """Whether something was named at which the codebase stops as well."""
     return any(problem.loses_file for problem in checked.problems)
 
 
-def _load(leaf, classes, quick):
+def _load(
+    leaf: Mapping[str, Any], classes: set[int], quick: bool
+) -> tuple[Checked, samples.Loader | None]:
     """The annotations of a data set; a loader for its samples, where they can be listed."""
     checked = Checked(_name(leaf))
     root = leaf.get('data_root')
     if root and not os.path.isdir(root):
         checked.problems.append(error('missing', root, 'no such folder'))
         return checked, None
-    leaf = ConfigDict(leaf)
+    options = ConfigDict(leaf)
     if 'CIFAR' in str(leaf['type']):
-        leaf.setdefault('download', False)  # which mmpretrain would begin for a wrong checksum
+        options.setdefault('download', False)  # which mmpretrain would begin for a wrong checksum
     try:
         # Serialized, worker processes share the samples; else they are quicker to be had.
-        data_set = DATASETS.build({**leaf, 'lazy_init': True, 'serialize_data': not quick})
+        data_set = DATASETS.build({**options, 'lazy_init': True, 'serialize_data': not quick})
     except Exception as problem:
         checked.problems.append(_not_built(checked.name, problem))
         return checked, None
@@ -219,14 +225,19 @@ def _load(leaf, classes, quick):
     return checked, samples.Loader(data_set, transforms, limit)
 
 
-def _read(data_sets, loaders, quick, workers, seed):
+def _read(
+    data_sets: list[Checked],
+    loaders: dict[int, samples.Loader],
+    quick: bool,
+    workers: int | None,
+    seed: int,
+) -> None:
     """Decodes the samples of all data sets, in processes that inherit them."""
     tasks = []
-    for number, loader in enumerate(loaders):
-        if loader is not None:
-            chosen = _chosen(len(loader.data_set), quick, seed)
-            tasks += [(number, chosen[i : i + CHUNK]) for i in range(0, len(chosen), CHUNK)]
-            data_sets[number].files = _files(loader.data_set)
+    for number, loader in loaders.items():
+        chosen = _chosen(len(loader.data_set), quick, seed)
+        tasks += [(number, chosen[i : i + CHUNK]) for i in range(0, len(chosen), CHUNK)]
+        data_sets[number].files = _files(loader.data_set)
     if not tasks:
         return
     if workers is None:
@@ -234,7 +245,9 @@ def _read(data_sets, loaders, quick, workers, seed):
     with contextlib.ExitStack() as stack:
         if workers:
             context = get_context('fork')
-            pool = ProcessPoolExecutor(workers, context, samples.start, (loaders,))
+            pool = ProcessPoolExecutor(
+                workers, context, initializer=samples.start, initargs=(loaders,)
+            )
             results = stack.enter_context(pool).map(samples.check_some, tasks)
             total = sum(len(indices) for _, indices in tasks)
             advance = stack.enter_context(track('decoding', total, 'files'))
@@ -255,14 +268,14 @@ def _read(data_sets, loaders, quick, workers, seed):
             ) from None
 
 
-def _chosen(length, quick, seed):
+def _chosen(length: int, quick: bool, seed: int) -> list[int]:
     if not quick or length <= QUICK + 2:
         return list(range(length))
     inner = random.Random(seed).sample(range(1, length - 1), QUICK)
     return [0, *sorted(inner), length - 1]
 
 
-def _files(data_set):
+def _files(data_set: Any) -> list[str]:
     """The real paths of all images; links to files themselves are not followed."""
     folders, files = {}, []
     infos = data_set.data_list
@@ -294,7 +307,7 @@ def leaks(train: Checked, test: Checked) -> list[Problem]:
     return found
 
 
-def _named(data_set, number):
+def _named(data_set: Checked, number: int) -> str:
     return data_set.files[number] or f'image {number} of {data_set.name}'
 
 

@@ -9,7 +9,7 @@ import math
 import os
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmattn.datasets.prepare import cifar
@@ -36,7 +36,7 @@ def check_xml(data_set: Any) -> Iterator[Problem]:
         path = os.path.join(data_set.sub_data_root, data_set.ann_subdir, f'{name}.xml')
         try:
             root = ET.parse(path).getroot()
-            size = [int(root.find(f'size/{side}').text) for side in ('width', 'height')]
+            size = [int(_text(root, f'size/{side}')) for side in ('width', 'height')]
             objects = [_object(item) for item in root.findall('object')]
         except OSError as problem:
             yield error('missing', path, problem.strerror or str(problem))
@@ -49,12 +49,20 @@ def check_xml(data_set: Any) -> Iterator[Problem]:
                 yield from _box(path, (left - 1, top - 1, right, bottom), size)
 
 
-def _object(item):
+def _object(item: ET.Element) -> tuple[str, list[float]]:
     corners = ('xmin', 'ymin', 'xmax', 'ymax')
-    return item.find('name').text, [float(item.find(f'bndbox/{key}').text) for key in corners]
+    return _text(item, 'name'), [float(_text(item, f'bndbox/{key}')) for key in corners]
 
 
-def _box(file, box, size):
+def _text(item: ET.Element, path: str) -> str:
+    """What stands in an element; raises ValueError where there is none."""
+    found = item.findtext(path)
+    if found is None:
+        raise ValueError(f'no {path}')
+    return found
+
+
+def _box(file: str, box: Sequence[float], size: Sequence[float]) -> Iterator[Problem]:
     """(left, top, right, bottom) in a picture of (width, height)."""
     left, top, right, bottom = box
     width, height = size
@@ -120,7 +128,13 @@ def check_coco(data_set: Any) -> Iterator[Problem]:
         yield from _annotation(path, annotation, images, categories, ids)
 
 
-def _annotation(path, annotation, images, categories, ids):
+def _annotation(
+    path: str,
+    annotation: Any,
+    images: Mapping[Any, Any],
+    categories: Mapping[Any, Any],
+    ids: set[Any],
+) -> Iterator[Problem]:
     """What is wrong with an annotation of COCO."""
     try:
         number, label = annotation['id'], annotation['category_id']
@@ -144,7 +158,7 @@ def _annotation(path, annotation, images, categories, ids):
 def keep_content(data_set: Any) -> bool:
     """Lets a CocoDataset keep what it reads, half a gigabyte, for the check to take; no other."""
 
-    def read(*args, **kwargs):
+    def read(*args: Any, **kwargs: Any) -> Any:
         api = type(data_set).COCOAPI(*args, **kwargs)
         data_set.content_read = api.dataset
         return api
@@ -195,13 +209,13 @@ def check_cifar(data_set: Any) -> Iterator[Problem]:
             yield error('broken', path, 'is not the published file (its MD5 differs)')
 
 
-def _md5(path):
+def _md5(path: str) -> str:
     from mmpretrain.datasets.utils import calculate_md5
 
     return calculate_md5(path)
 
 
-def _entries(path):
+def _entries(path: str) -> Generator[Problem, None, list[str]]:
     """Yields problems of a list file and returns its entries."""
     try:
         with open(path, encoding='utf-8') as file:
@@ -222,13 +236,13 @@ def _entries(path):
     return entries
 
 
-def _twice(path, names):
+def _twice(path: str, names: Iterable[str]) -> Iterator[Problem]:
     for name, times in Counter(names).items():
         if times > 1:
             yield warning('list', path, f'lists {name!r} {times} times')
 
 
-def _drain(problems):
+def _drain(problems: Iterator[Problem]) -> Iterator[Problem]:
     yield from problems
 
 

@@ -1,7 +1,7 @@
 """What a check of data has found."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,7 +137,7 @@ class Report:
         yield f'{self.count("error")} errors, {self.count("warning")} warnings{part}'
 
 
-def _shown(problems):
+def _shown(problems: Iterable[Problem]) -> Iterator[str]:
     seen = Counter()
     for problem in problems:
         key = problem.level, problem.kind

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -35,11 +35,11 @@ class Loader:
     classes: int
 
 
-# In the worker processes, by inheritance.
-loaders: list[Loader] = []
+# By the number of the data set, in the worker processes by inheritance.
+loaders: dict[int, Loader] = {}
 
 
-def start(shared: list[Loader]) -> None:
+def start(shared: dict[int, Loader]) -> None:
     """Begins a worker process."""
     global loaders
     import cv2
@@ -56,10 +56,10 @@ def check_some(
     """Checks some samples of a data set.
 
     Args:
-        task (tuple): The number of the loader, those of its samples.
+        task (tuple): The number of the data set, those of its samples.
 
     Returns:
-        tuple: the number of the loader, how many were checked, how many of them were there and
+        tuple: the number of the data set, how many were checked, how many of them were there and
         whole, problems, and (digest of the image's content, number of the sample) where there was
         one.
     """
@@ -103,9 +103,9 @@ def check_sample(
                 content = opened.read()
         except OSError as problem:
             return [error('missing', file, problem.strerror or str(problem))], None
+        problems = list(_format(file, content))
     else:
-        content = np.ascontiguousarray(info['img'])
-    problems = list(_format(file, content)) if isinstance(content, bytes) else []
+        content, problems = np.ascontiguousarray(info['img']).tobytes(), []
     digest = hashlib.blake2b(content, digest_size=16).digest()
     mask = info.get('seg_map_path')
     if mask is not None:
@@ -134,7 +134,7 @@ def check_sample(
 
 
 @functools.cache
-def _ear():
+def _ear() -> IO[bytes]:
     return tempfile.TemporaryFile()
 
 
@@ -179,7 +179,7 @@ def png_header(content: bytes) -> tuple[int, int] | None:
     return content[24], content[25]
 
 
-def _format(file, content):
+def _format(file: str, content: bytes) -> Iterator[Problem]:
     bits, channels = jpeg_header(content) or (8, 3)
     if bits != 8:
         yield error('format', file, f'is a JPEG of {bits} bits; decoders want 8')
@@ -190,7 +190,7 @@ def _format(file, content):
         yield warning('format', file, 'is a PNG of 16 bits, which is cut to 8')
 
 
-def _mask_format(file, content):
+def _mask_format(file: str, content: bytes) -> Iterator[Problem]:
     bits, colours = png_header(content) or (8, 0)
     if bits == 16:
         yield error('format', file, 'is a mask of 16 bits: its labels are cut to 8')
@@ -198,7 +198,9 @@ def _mask_format(file, content):
         yield error('format', file, 'is a mask in colours, not of class numbers')
 
 
-def _contents(loader, info, result, file):
+def _contents(
+    loader: Loader, info: dict[str, Any], result: dict[str, Any], file: str
+) -> Iterator[Problem]:
     height, width = result['img'].shape[:2]
     if 'height' in info and (height, width) != (info['height'], info['width']):
         said = f'{info["width"]}x{info["height"]}'

@@ -7,6 +7,7 @@ import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import cifar, coco, imagenet, voc
 from .archives import DataError
@@ -88,7 +89,7 @@ def prepare(
         raise DataError(_explain(error)) from error
 
 
-def _folders(sources):
+def _folders(sources: Iterable[str | Path]) -> list[Path]:
     folders = []
     for source in sources:
         source = Path(source).expanduser()
@@ -98,7 +99,13 @@ def _folders(sources):
     return list(dict.fromkeys(folders))
 
 
-def _prepare(names, sources, root, checksums, say):
+def _prepare(
+    names: Iterable[str],
+    sources: list[Path],
+    root: Path,
+    checksums: bool,
+    say: Callable[[str], Any],
+) -> list[Result]:
     parts = list(dict.fromkeys(part for name in names for part in DATA_SETS[name].parts))
     plans, missing = [], {}
     for part in parts:
@@ -131,14 +138,14 @@ def _from(job: Plan) -> str:
     return f'{"linked to" if job.part.link else "from"} {job.tree}'
 
 
-def _wanted(part, sources):
+def _wanted(part: Part, sources: Iterable[Path]) -> str:
     names = ' and '.join(archive.name for archive in part.archives)
     where = ', '.join(map(str, sources)) or 'no folder, as there is no --from'
     pages = ', '.join(dict.fromkeys(archive.page for archive in part.archives))
     return f'{part.target} needs {names} (looked in {where}); they are at {pages}'
 
 
-def _explain(error):
+def _explain(error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 'the disk is full: free some, the same command goes on from here'
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -21,15 +21,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO, Any
 
 from mmattn import tars
 from mmattn.datasets.progress import track
 from mmattn.lines import one_line
 
 CHUNK = 1 << 20
-BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, OSError)
-BROKEN += (UnicodeError, struct.error, RuntimeError)  # of names and heads that zipfile trusts
+BROKEN: tuple[type[Exception], ...] = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    # Of names and heads that zipfile trusts.
+    UnicodeError,
+    struct.error,
+    RuntimeError,
+)
 
 
 class DataError(Exception):
@@ -59,7 +69,7 @@ class Member:
 
     name: str
     size: int
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
 
 def find(name: str, sources: Iterable[Path]) -> Path | None:
@@ -71,7 +81,7 @@ def find(name: str, sources: Iterable[Path]) -> Path | None:
     return None
 
 
-def _folders(source):
+def _folders(source: Path) -> list[Path]:
     with os.scandir(source) as entries:
         found = [entry.name for entry in entries if entry.is_dir() and entry.name[0] != '.']
     return [source / name for name in sorted(found)]
@@ -109,7 +119,7 @@ def verify(archive: Archive, path: Path, record: Path) -> None:
     write_text(record, json.dumps(known | {archive.name: key}))
 
 
-def _verified(record):
+def _verified(record: Path) -> dict[str, Any]:
     """What is remembered; nothing, if the file is not there or not as it was written."""
     try:
         known = json.loads(record.read_text())
@@ -118,7 +128,7 @@ def _verified(record):
     return known if isinstance(known, dict) else {}
 
 
-def _md5(path):
+def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, 'rb') as file, track(f'verifying {path.name}', path.stat().st_size) as advance:
         while chunk := file.read(CHUNK):
@@ -137,7 +147,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(half, path)
 
 
-def read(source: Path | BinaryIO, name: str | None = None) -> Iterator[Member]:
+def read(source: Path | IO[bytes], name: str | None = None) -> Iterator[Member]:
     """The files of an archive (tar, compressed or not, or zip) or of a folder, in its order.
 
     A member is to be read before the next is asked for.
@@ -174,15 +184,19 @@ def broken_archives(name: str) -> Iterator[None]:
         raise DataError(f'{name} is broken or cut off ({what}); get it again') from error
 
 
-def _read_folder(folder):
+def _read_folder(folder: Path) -> Iterator[Member]:
     for path in sorted(folder.rglob('*')):
         if path.is_file():
             yield Member(
-                path.relative_to(folder).as_posix(), path.stat().st_size, partial(open, path, 'rb')
+                path.relative_to(folder).as_posix(), path.stat().st_size, partial(_open_file, path)
             )
 
 
-def _read_zip(source, name):
+def _open_file(path: Path) -> IO[bytes]:
+    return open(path, 'rb')
+
+
+def _read_zip(source: Path, name: str) -> Iterator[Member]:
     with zipfile.ZipFile(source) as archive:
         for info in archive.infolist():
             if not info.filename:  # which older Pythons stumble over
@@ -197,7 +211,7 @@ def _read_zip(source, name):
                 yield Member(path, info.file_size, partial(archive.open, info))
 
 
-def _read_tar(source, name):
+def _read_tar(source: Path | IO[bytes], name: str) -> Iterator[Member]:
     where = {'fileobj': source, 'mode': 'r:'} if not isinstance(source, Path) else {'name': source}
     with tarfile.open(**where, tarinfo=tars.Header) as archive:
         for info in archive:
@@ -213,7 +227,7 @@ def _read_tar(source, name):
             raise DataError(f'{name} is broken or cut off (it has no end); get it again')
 
 
-def _has_end(archive):
+def _has_end(archive: tarfile.TarFile) -> bool:
     """Whether a block of zeros comes last; tarfile is content with the end of the file."""
     file = archive.fileobj
     if file.tell() == archive.offset + tarfile.BLOCKSIZE:
@@ -222,7 +236,7 @@ def _has_end(archive):
     return len(file.read(tarfile.BLOCKSIZE)) == tarfile.BLOCKSIZE
 
 
-def _open_tar(archive, info, name):
+def _open_tar(archive: tarfile.TarFile, info: tarfile.TarInfo, name: str) -> IO[bytes]:
     """The stream of a member; of a link, that of the member of this archive which it names."""
     try:
         stream = archive.extractfile(info)
@@ -233,7 +247,7 @@ def _open_tar(archive, info, name):
     return stream
 
 
-def _inside(path, name, link=None):
+def _inside(path: str, name: str, link: str | None = None) -> str:
     """The path without `./`, if it stays below the folder that it is unpacked in."""
     clean = PurePosixPath(path.replace('\\', '/'))
     if clean.is_absolute() or '..' in clean.parts or not clean.parts:

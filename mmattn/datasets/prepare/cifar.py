@@ -65,6 +65,6 @@ def count_images(root: Path) -> list[Count]:
         except (ValueError, KeyError) as error:
             counts.append(nothing(label, f'{path} cannot be read ({error})'))
             continue
-        lost = [str(number) for number in range(len(data), len(labels))]
-        counts.append(count(label, range(len(labels)), {'image': lost}))
+        names = [str(number) for number in range(len(labels))]
+        counts.append(count(label, names, {'image': names[len(data) :]}))
     return counts

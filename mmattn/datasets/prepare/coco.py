@@ -22,7 +22,7 @@ ANNOTATIONS = Archive(
 )
 
 
-def _part(name, archive, proof):
+def _part(name: str, archive: Archive, proof: tuple[str, ...]) -> Part:
     trees = (f'coco/{name}', name, f'images/{name}', f'COCO/{name}', f'coco/images/{name}')
     return Part(f'coco/{name}', (archive,), under(f'{name}/'), trees, proof)
 

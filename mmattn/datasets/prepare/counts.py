@@ -1,7 +1,7 @@
 """What is there, against what the papers use."""
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,13 +39,13 @@ class Count:
         return self.found == self.wanted and not self.differences
 
 
-def count(split: str, names: Collection[str], missing: dict[str, Collection[str]]) -> Count:
+def count(split: str, names: Collection[str], missing: Mapping[str, Collection[str]]) -> Count:
     """Counts the names of a list, without those for which a file is missing.
 
     Args:
         split (str): What is counted, of :data:`PAPERS`.
         names (Collection): Of a list.
-        missing (dict): What a file is for -> names whose file of that kind is not there.
+        missing (Mapping): What a file is for -> names whose file of that kind is not there.
     """
     wanted = PAPERS[split]
     lost = {name for names_lost in missing.values() for name in names_lost}.intersection(names)

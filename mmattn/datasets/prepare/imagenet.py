@@ -3,7 +3,8 @@
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from .archives import Archive, DataError, Member, find, read, write_text
@@ -27,11 +28,11 @@ def train_groups(paths: list[Path]) -> list[Group]:
         if not CLASS.fullmatch(name) or name == member.name:
             raise DataError(f'{path} holds {member.name!r}, not one n00000000.tar a class')
         # Not by member.open, which ends with this loop.
-        groups.append(Group(name, member.size, lambda name=name: _class_files(path, name)))
+        groups.append(Group(name, member.size, partial(_class_files, path, name)))
     return groups
 
 
-def _class_files(path, name):
+def _class_files(path: Path, name: str) -> Iterator[Member]:
     for member in read(path):
         if member.name == f'{name}.tar':
             with member.open() as stream:
@@ -80,7 +81,7 @@ def val_files(paths: list[Path]) -> Iterator[Member]:
         )
 
 
-def _class_of(name, classes, path):
+def _class_of(name: str, classes: Sequence[str], path: Path) -> str:
     number = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
     if not number or not 1 <= int(number[1]) <= len(classes):
         raise DataError(
@@ -89,7 +90,7 @@ def _class_of(name, classes, path):
     return classes[int(number[1]) - 1]
 
 
-def _trees(split):
+def _trees(split: str) -> tuple[str, ...]:
     places = ('imagenet', '.', 'ILSVRC2012', 'ImageNet', 'ILSVRC/Data/CLS-LOC')
     return tuple(os.path.normpath(f'{place}/{split}') for place in places)
 
@@ -111,7 +112,7 @@ def finish(root: Path, sources: list[Path]) -> list[str]:
     """
     base = root / 'imagenet'
     kit = find(DEVKIT.name, sources)
-    classes, of_images = devkit(kit) if kit else (None, None)
+    classes, of_images = devkit(kit) if kit else ([], [])
     differences = []
     for split in ('train', 'val'):
         path = base / 'meta' / f'{split}.txt'
@@ -120,13 +121,13 @@ def finish(root: Path, sources: list[Path]) -> list[str]:
         files = list(images(base / split))
         flat = [name for name in files if '/' not in name]
         folders = {name.split('/')[0] for name in files if '/' in name}
-        if flat and of_images is None:
+        if flat and not of_images:
             differences.append(
                 f'{base / split} has no folders of classes: {path} can be made with {DEVKIT.name}'
             )
             continue
         known = classes or sorted(folders)
-        if (classes is None and len(known) != CLASSES) or not folders <= set(known):
+        if (not classes and len(known) != CLASSES) or not folders <= set(known):
             differences.append(
                 f'{base / split} has {len(folders)} folders of classes, not the {CLASSES}: '
                 f'no {path} was written'

@@ -9,7 +9,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ class Group:
 def under(prefix: str) -> Callable[[list[Path]], list[Group]]:
     """Groups of a part that is a folder of its archives, as it is."""
 
-    def files(paths):
+    def files(paths: list[Path]) -> Iterator[Member]:
         for path in paths:
             for member in read(path):
                 if member.name.startswith(prefix):
@@ -52,7 +52,7 @@ def under(prefix: str) -> Callable[[list[Path]], list[Group]]:
 def single(files: Callable[[list[Path]], Iterator[Member]]) -> Callable[[list[Path]], list[Group]]:
     """The one group of a part that is unpacked in one go; all names are read here already."""
 
-    def groups(paths):
+    def groups(paths: list[Path]) -> list[Group]:
         return [Group('', sum(on_disk(file.size) for file in files(paths)), lambda: files(paths))]
 
     return groups
@@ -114,13 +114,19 @@ class Plan:
     stage: Path
     groups: list[Group] = field(default_factory=list)
 
+    @property
+    def sources(self) -> list[Path]:
+        """What is unpacked or converted: the archives, or else the tree."""
+        return self.paths if self.tree is None else [self.tree]
+
 
 def plan(part: Part, sources: list[Path], root: Path) -> Plan | None:
     """How a part can be made of what is there; None if something is missing for it."""
     stage = stage_of(part, root)
     found = [find(archive.name, sources) for archive in part.archives]
-    if all(found):
-        return Plan(part, found, None, stage)
+    paths = [path for path in found if path is not None]
+    if len(paths) == len(found):
+        return Plan(part, paths, None, stage)
     tree = part.tree(sources)
     return Plan(part, [], tree, stage) if tree else None
 
@@ -147,7 +153,7 @@ def build(plans: list[Plan], root: Path, checksums: bool) -> None:
                 for archive, path in zip(job.part.archives, job.paths, strict=False):
                     verify(archive, path, job.stage / 'verified.json')
             if job.paths or job.part.link is None:
-                job.groups = job.part.groups(job.paths or [job.tree])
+                job.groups = job.part.groups(job.sources)
             if job.paths and not job.groups:
                 names = ', '.join(path.name for path in job.paths)
                 raise DataError(f'{names}: nothing in it is of {job.part.target}; get it again')
@@ -161,8 +167,10 @@ def build(plans: list[Plan], root: Path, checksums: bool) -> None:
                 _unpack(job.part.target, job.groups, job.stage, whole)
                 os.sync()
             else:
+                make_link, tree = job.part.link, job.tree
+                assert make_link is not None and tree is not None  # or there are groups
                 _remove(whole)  # links alone, begun by an earlier start
-                job.part.link(job.tree, whole)
+                make_link(tree, whole)
             _put(whole, root / job.part.target)
             shutil.rmtree(job.stage)
 
@@ -182,7 +190,7 @@ def stage_of(part: Part, root: Path) -> Path:
 
 
 @contextmanager
-def _ours_alone(stage):
+def _ours_alone(stage: Path) -> Iterator[None]:
     stage.mkdir(parents=True, exist_ok=True)
     handle = os.open(stage, os.O_RDONLY)
     try:
@@ -198,14 +206,14 @@ def _ours_alone(stage):
         os.close(handle)
 
 
-def _remove(path):
+def _remove(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
     elif path.exists():
         shutil.rmtree(path)
 
 
-def _put(whole, target):
+def _put(whole: Path, target: Path) -> None:
     try:
         os.rename(whole, target)
     except OSError as error:
@@ -219,7 +227,7 @@ def _put(whole, target):
         os.rename(near, target)
 
 
-def _room(plans):
+def _room(plans: Iterable[Plan]) -> None:
     """Looks at each disk: parts may lie on several, by links of the user's."""
     wanted = {}
     for job in plans:
@@ -236,7 +244,7 @@ def _room(plans):
             )
 
 
-def _unpack(label, groups, stage, whole):
+def _unpack(label: str, groups: Sequence[Group], stage: Path, whole: Path) -> None:
     """Fills `whole`, which holds whole groups only unless its group is the part itself."""
     whole.mkdir(exist_ok=True)
     with track(f'unpacking {label}', sum(group.size for group in groups)) as advance:
@@ -255,7 +263,7 @@ def _unpack(label, groups, stage, whole):
                 os.rename(folder, whole / group.name)
 
 
-def _write(file, path):
+def _write(file: Member, path: Path) -> None:
     # An earlier start may have left half of it; after a power cut, zeros of the right length.
     if path.exists() and _same(file, path):
         return
@@ -265,7 +273,7 @@ def _write(file, path):
             out.write(chunk)
 
 
-def _same(file, path):
+def _same(file: Member, path: Path) -> bool:
     with file.open() as stream, open(path, 'rb') as there:
         while chunk := stream.read(CHUNK):
             if there.read(len(chunk)) != chunk:

@@ -2,8 +2,10 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,9 @@ SBD = Archive(
     '82b4d87ceb2ed10f6038a1cba92111cb',
     1419539633,
 )
+# What files are for, where they lie by the list's name, how their names end.
+Kind = tuple[str, Callable[[str], str], str]
+
 AUG = 'VOCdevkit/VOC2012/SegmentationClassAug'
 
 
@@ -49,7 +54,7 @@ def link_year(tree: Path, target: Path) -> None:
         link(path, place)
 
 
-def _year(year, *archives):
+def _year(year: int, *archives: Archive) -> Part:
     name = f'VOC{year}'
     return Part(
         target=f'VOCdevkit/{name}',
@@ -67,10 +72,10 @@ def mask_files(paths: list[Path]) -> Iterator[Member]:
         for member in read(path):
             folder, _, name = member.name.rpartition('/')
             if name.endswith('.mat') and (path.is_dir() or folder.endswith('dataset/cls')):
-                yield Member(f'{name[:-4]}.png', member.size, lambda m=member: _png(m))
+                yield Member(f'{name[:-4]}.png', member.size, partial(_png, member))
 
 
-def _png(member):
+def _png(member: Member) -> BinaryIO:
     """A .mat as the PNG of its class numbers, 0...20, which the toolbox' converter makes of it."""
     try:
         from scipy.io import loadmat
@@ -122,7 +127,9 @@ def finish_masks(root: Path, sources: list[Path]) -> list[str]:
     return differences
 
 
-def _split(root, label, lists, kinds):
+def _split(
+    root: Path, label: str, lists: Sequence[tuple[int, str]], kinds: Sequence[Kind]
+) -> Count:
     """Counts lists [(year, file, ...)] whose images and annotations are there."""
     names, missing = [], {kind: [] for kind, *_ in kinds}
     for year, file in lists:
@@ -151,7 +158,7 @@ def count_detection(root: Path) -> list[Count]:
 def count_segmentation(root: Path) -> list[Count]:
     """VOC12 train with SBD's masks, and VOC12 val."""
 
-    def masks(file):
+    def masks(file: str) -> str:
         return os.path.basename(AUG if file.endswith('aug') else 'SegmentationClass')
 
     kinds = (('image', lambda file: 'JPEGImages', '.jpg'), ('mask', masks, '.png'))

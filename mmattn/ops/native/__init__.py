@@ -13,8 +13,6 @@ from .build import library
 from .call import DTYPES, run
 
 SMALL = 2**17  # elements
-# A scale's gradient need not compute dx: the gates' last pass does, of dy and the factors.
-CARRIES = False
 # What can leave a share of the identity, by the operators that a gate may take whole.
 IDENTITY = frozenset(
     ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_scale', 'coord_scale', 'rank1_scale')
@@ -180,26 +178,26 @@ def channel_pool_grad(dx, gavg, gmax, at):
     return dx
 
 
-def channel_dx(dy, c, gavg, gmax, at, carry):
+def channel_dx(dy, c, gavg, gmax, at):
     """SE's and ECA's dx = dy * c + gavg / (H W) + [argmax] gmax."""
     dx = torch.empty_like(dy)
     run('pool_grad', dx, dy, dx, *_meta(dx), c, gavg, gmax, at)
     return dx
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry, a=None):
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=None):
     dx = torch.empty_like(dy)
     run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
     return dx
 
 
-def coord_dx(dy, h, w, gch, gcw, carry, u=None):
+def coord_dx(dy, h, w, gch, gcw, u=None):
     dx = torch.empty_like(dy)
     run('coord_dx', dx, dy, dx, *_meta(dx), h, w, u, gch, gcw)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry, v=None):
+def entropy_dx(x, taps, dy, c, s, grads, saved, v=None):
     return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s, v=v)
 
 
@@ -208,7 +206,7 @@ def spatial_pool(x, c):
     return _pool(x, c, (n, h, w), True)
 
 
-def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x, carry=None):
+def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x):
     dx, dc = torch.empty_like(x) if need_x else None, torch.empty_like(c)
     run('spatial_pool_grad', x, x, dx, *_meta(x), c, gavg, gmax, at, dc)
     return dx, dc

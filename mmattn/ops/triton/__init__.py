@@ -84,8 +84,6 @@ def __getattr__(name):
 IDENTITY = frozenset(
     ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam', 'affine_scale', 'coord_scale', 'rank1_scale')
 )
-# The last pass of a backward scales dy itself.
-CARRIES = False
 
 
 @functools.cache

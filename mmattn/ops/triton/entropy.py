@@ -261,5 +261,5 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, carry=None, v=None):
+def entropy_dx(x, taps, dy, c, s, grads, saved, v=None):
     return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s, v=v)

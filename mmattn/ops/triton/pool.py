@@ -416,11 +416,11 @@ def channel_pool_grad(dx, gavg, gmax, argmax):
     return _dx(dx, None, '', None, None, NOTHING, (gavg, gmax, argmax))
 
 
-def channel_dx(dy, c, gavg, gmax, at, carry=None):
+def channel_dx(dy, c, gavg, gmax, at):
     return _dx(dy, dy, 'c', c, None, NOTHING, (gavg, gmax, at))
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, carry=None, a=None):
+def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=None):
     return _dx(dy, dy, 'cs', c, s, (ga, gm, at), (gavg, gmax, channel_at), a)
 
 
@@ -478,6 +478,6 @@ def spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x):
     return dx, dc
 
 
-def spatial_pool_grad(x, c, gavg, gmax, argmax, *, need_x, carry=None):
+def spatial_pool_grad(x, c, gavg, gmax, argmax, *, need_x):
     dx, dc = spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x)
     return dx, total(dc, 1)

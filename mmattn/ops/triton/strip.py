@@ -395,7 +395,7 @@ def strip_pool(x, *, channel):
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def coord_dx(dy, h, w, gch, gcw, carry=None, u=None):
+def coord_dx(dy, h, w, gch, gcw, u=None):
     return _dx(torch.empty_like(dy), dy, 'coord', (gch, gcw, None), (h, w), u)
 
 

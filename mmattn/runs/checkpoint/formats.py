@@ -83,11 +83,13 @@ class _Storages:
         map_location: As for `load`; 'meta' reads nothing.
     """
 
-    def __init__(self, read, room, map_location):
+    def __init__(
+        self, read: Callable[[str, int], bytes] | None, room: int, map_location: Device
+    ) -> None:
         self.read, self.room, self.map_location = read, room, map_location
         self.known, self.taken = {}, 0
 
-    def __call__(self, number):
+    def __call__(self, number: Any) -> pickles.Storage:
         kind, key, location, count = self._checked(number)
         size = count * kind.dtype.itemsize
         if key not in self.known:
@@ -98,6 +100,7 @@ class _Storages:
             if self.map_location == 'meta':
                 memory = torch.UntypedStorage(size, device='meta')
             else:
+                assert self.read is not None  # but for 'meta'
                 memory = _place(_memory(self.read(key, size)), location, self.map_location)
             self.known[key] = pickles.Storage(memory, kind.dtype), size
         storage, before = self.known[key]
@@ -106,7 +109,7 @@ class _Storages:
         return storage._replace(dtype=kind.dtype)
 
     @staticmethod
-    def _checked(number):
+    def _checked(number: Any) -> tuple[StorageKind, str, str, int]:
         if type(number) is not tuple or len(number) not in (5, 6) or number[0] != 'storage':
             raise PickleError('a persistent number that is no storage')
         _, kind, key, location, count = number[:5]
@@ -117,14 +120,16 @@ class _Storages:
         return kind, key, location, count
 
 
-def _memory(data):
+def _memory(data: bytes) -> torch.UntypedStorage:
     """A storage on the CPU that holds some bytes."""
     if not data:
         return torch.UntypedStorage(0)
     return torch.frombuffer(bytearray(data), dtype=torch.uint8).untyped_storage()
 
 
-def _place(storage, location, map_location):
+def _place(
+    storage: torch.UntypedStorage, location: str, map_location: Device
+) -> torch.UntypedStorage:
     """A storage on the device that `map_location` says, as torch.load understands it."""
     if isinstance(map_location, dict):
         map_location = map_location.get(location)
@@ -132,11 +137,11 @@ def _place(storage, location, map_location):
         return map_location(storage, location) or storage
     if map_location is None or torch.device(map_location).type == 'cpu':
         return storage
-    holder = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),))
+    holder = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),), (1,))
     return holder.to(map_location).untyped_storage()
 
 
-def _size(file):
+def _size(file: BinaryIO | mmap.mmap) -> int:
     file.seek(0, os.SEEK_END)
     return file.tell()
 
@@ -144,7 +149,7 @@ def _size(file):
 # ------------------------------------------------------------------------------- the archive
 
 
-def _read_zip(file, map_location):
+def _read_zip(file: BinaryIO, map_location: Device) -> Any:
     """PyTorch's archive: data.pkl, and a stored member for each storage."""
     room = _size(file)
     with zipfile.ZipFile(file) as archive:
@@ -158,14 +163,14 @@ def _read_zip(file, map_location):
         if f'{root}constants.pkl' in names:
             raise UnknownNames({'a TorchScript program'})
 
-        def member(name):
+        def member(name: str) -> bytes:
             if name not in names:
                 raise PickleError(f'{name} is missing')
             if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
                 raise PickleError('compressed, which torch.save never does')
             return archive.read(name)
 
-        def contents(key, size):
+        def contents(key: str, size: int) -> bytes:
             data = member(f'{root}data/{key}')
             if len(data) != size:
                 raise PickleError(f'a storage of {size} bytes holds {len(data)}')
@@ -189,7 +194,7 @@ NATIVE = sys.byteorder.encode()
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 
-def _read_single(file, map_location):
+def _read_single(file: BinaryIO | mmap.mmap, map_location: Device) -> Any:
     room = _size(file)
     file.seek(min(257, room))
     if file.read(5) == b'ustar':
@@ -212,7 +217,7 @@ def _read_single(file, map_location):
         return contents
     places = _places(file, keys, storages.known, room)
 
-    def read(key, size):
+    def read(key: str, size: int) -> bytes:
         if key not in places:
             raise PickleError('a storage is missing')
         here = file.tell()
@@ -225,7 +230,9 @@ def _read_single(file, map_location):
     return pickles.load(file, _Storages(read, room, map_location))
 
 
-def _places(file, keys, known, room):
+def _places(
+    file: BinaryIO | mmap.mmap, keys: Any, known: dict[str, tuple[pickles.Storage, int]], room: int
+) -> dict[str, int]:
     """Where in the file each storage begins."""
     if not isinstance(keys, list) or not all(type(key) is str for key in keys):
         raise PickleError('no list of storages')

@@ -67,7 +67,7 @@ def load_meta(path: str | os.PathLike, trust: bool | None = None) -> dict[str, A
         return _checked(path, read(file, str(path), 'meta')).get('meta', {})
 
 
-def _run(file, name, map_location):
+def _run(file: Path | BinaryIO, name: str, map_location: Device) -> dict[str, Any]:
     """What torch.load makes of a file, whose code it runs."""
     try:
         found = torch.load(file, map_location=map_location or 'cpu', weights_only=False)
@@ -80,7 +80,7 @@ def _run(file, name, map_location):
     return found
 
 
-def _checked(path, checkpoint):
+def _checked(path: str | os.PathLike, checkpoint: Any) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise Damaged(f'{path} holds no dict of weights but a {type(checkpoint).__name__}')
     meta = checkpoint.get('meta')
@@ -92,7 +92,7 @@ def _checked(path, checkpoint):
     return checkpoint
 
 
-def _load_safetensors(path, map_location):
+def _load_safetensors(path: Path, map_location: Device) -> dict[str, Any]:
     safetensors = safetensors_or_error()
     if not isinstance(map_location, (str, torch.device)):
         map_location = 'cpu'
