@@ -78,7 +78,7 @@ template <class A, int NV, class L, class F> INLINE void vectors(L last, F&& f) 
 // follow one stream in a page.
 template <class T> bool long_rows(i64 lanes_) { return lanes_ * i64(sizeof(T)) >= 4096; }
 template <class T> bool together(i64 lanes_) {
-  return long_rows<T>(lanes_) || lanes_ * i64(sizeof(T)) <= 1024;
+  return long_rows<T>(lanes_) || lanes_ * i64(sizeof(T)) <= 256;
 }
 
 constexpr i64 kTile = 4096;  // lanes worked on at once: their accumulators stay in cache
