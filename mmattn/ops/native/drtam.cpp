@@ -31,7 +31,8 @@ template <class A> struct Rank1 {
   i64 hidden;
   int modules;
   A* const* params;      // the MLP's four, then each module's
-  A* const* running;     // mean and var of each norm
+  A* const* running;     // mean and var of each norm, read where it normalises by these
+  A* moments;            // mean and var of each, written where it normalises by the batch's
   const double* rules;   // momentum and eps of each norm
   A* share;              // or null
   A *ch, *cw, *hw;
@@ -68,8 +69,10 @@ template <class A> struct Rank1 {
     std::array<Norm<A>, 3> found;
     for (int k = 0; k < 3; ++k) {
       int j = 3 * i + k;
-      found[k] = {length(k), stages[i].vectors[k], module(i).weight[k], module(i).bias[k],
-                  running ? running[2 * j] : nullptr, running ? running[2 * j + 1] : nullptr,
+      A *mean = nullptr, *var = nullptr;  // which backward does not ask for
+      if (moments && rules[2 * j] >= 0) mean = moments + 2 * j, var = mean + 1;
+      else if (moments) mean = running[2 * j], var = running[2 * j + 1];
+      found[k] = {length(k), stages[i].vectors[k], module(i).weight[k], module(i).bias[k], mean, var,
                   rules[2 * j], rules[2 * j + 1], k > 0};
     }
     return found;
@@ -192,12 +195,12 @@ void mmattn_rank1_pool_grad(int dtype, const Sum* ch, const Sum* cw, const Sum* 
 // for backward. The first returns the number of floats of `kept`; without y that is all it does.
 i64 mmattn_rank1_attention(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
                            int last, i64 s, i64 m, const i64* chunks, i64 hidden, int modules,
-                           Sum** params, Sum** running, const double* rules, const Sum* share,
-                           Sum* kept, int32_t* at, int threads) {
+                           Sum** params, Sum** running, Sum* moments, const double* rules,
+                           const Sum* share, Sum* kept, int32_t* at, int threads) {
   i64 size = 0;
   typed(dtype, [&](auto tag) {
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, (A_**)running, rules, (A_*)share};
+                (A_**)params, (A_**)running, (A_*)moments, rules, (A_*)share};
     size = r.lay_out((A_*)kept, (int32_t*)at);
     if (y) rank1_attention((const decltype(tag)*)x, (decltype(tag)*)y, r, threads);
   });
@@ -212,7 +215,7 @@ void mmattn_rank1_attention_grad(int dtype, const Element* x, const Element* dy,
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, nullptr, rules, (A_*)share};
+                (A_**)params, nullptr, nullptr, rules, (A_*)share};
     r.lay_out((A_*)kept, (int32_t*)at);
     rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, (A_*)dshare, threads);
   });

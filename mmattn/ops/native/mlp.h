@@ -42,7 +42,7 @@ void products(const A* a, i64 rows, const A* b, i64 others, i64 length, int thre
   });
 }
 
-// to[i] = sum over k < count of a[i * step + k * pace] * b[k], b (count, length), to (rows, length);
+// The larger of b and `to` is passed once. to[i] = sum over k < count of a[i * step + k * pace] * b[k], b (count, length), to (rows, length);
 // if `add`, is added to.
 template <class A>
 void combine(const A* a, i64 step, i64 pace, i64 count, const A* b, i64 length, A* to, i64 rows,
@@ -50,7 +50,8 @@ void combine(const A* a, i64 step, i64 pace, i64 count, const A* b, i64 length, 
   constexpr i64 N = Simd<A>::N;
   i64 tall = (rows + kTall - 1) / kTall, wide = (length + 4 * N - 1) / (4 * N);
   parallel(tall * wide, rows * length * count / 4, threads, [&](i64 u) {
-    i64 l = u / tall * 4 * N, first = u % tall * kTall, left = std::min(kTall, rows - first);
+    i64 l = (count < rows ? u % wide : u / tall) * 4 * N;
+    i64 first = (count < rows ? u / wide : u % tall) * kTall, left = std::min(kTall, rows - first);
     const A* ar[kTall];
     for (i64 i = 0; i < kTall; ++i) ar[i] = a + (first + std::min(i, left - 1)) * step;
     columns<A>(std::min(4 * N, length - l), [&](i64, auto nv, auto last) FLAT {

@@ -249,15 +249,15 @@ void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
   auto spot = [&](i64 n, i64 ch, i64 p) {
     i64 nc = n * channels + ch, np = n * positions + p;
     i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
-    double d = double(get(g.dy + o)), a = Part ? double(g.share[nc]) : 1;
-    double v = a * d * double(g.s[np]);
-    if (g.ga) v += double(g.ga[np]) * double(of_position);
-    if (g.gm && g.at[np] == ch) v += double(g.gm[np]);
-    v *= double(g.c[nc]);
+    A d = get(g.dy + o), a = Part ? g.share[nc] : A(1);
+    A v = a * d * g.s[np];
+    if (g.ga) v += g.ga[np] * of_position;
+    if (g.gm && g.at[np] == ch) v += g.gm[np];
+    v *= g.c[nc];
     if (Part) v += d * (1 - a);
-    if (g.gavg) v += double(g.gavg[nc]) * double(of_channel);
-    if (g.gmax && g.channel_at[nc] == p) v += double(g.gmax[nc]);
-    put(dx + o, A(v));
+    if (g.gavg) v += g.gavg[nc] * of_channel;
+    if (g.gmax && g.channel_at[nc] == p) v += g.gmax[nc];
+    put(dx + o, v);
   };
   auto of_channels = [&](i64 n, i64 ch) {
     if (g.gmax) spot(n, ch, g.channel_at[n * channels + ch]);

@@ -58,26 +58,27 @@ def kept_of_rank1(x, params, chunks):
     return ((planes + modules * each,), False), ((modules * n * (h + w),), True)
 
 
-def _attention(x, params, rules, chunks):
-    """What the kernels of `rank1_attention` take after x: sizes, parameters and rules."""
+def _sizes(x, params, chunks):
+    """What the kernels of `rank1_attention` take after the maps: sizes and parameters."""
     n, c, h, w, last = meta(x)
-    cuts = _cuts(h, w, c, *chunks)
-    modules = (len(params) - 4) // 9
-    rules = [r for momentum, eps in rules for r in (-1.0 if momentum is None else momentum, eps)]
-    return (
-        (n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, params),
-        (ctypes.c_double * len(rules))(*rules),
-    )
+    cuts, modules = _cuts(h, w, c, *chunks), (len(params) - 4) // 9
+    return n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, params
 
 
-def rank1_attention(x, params, states, chunks, a=None):
-    y = torch.empty_like(x)
-    sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
-    running = [t for state in states for t in state[:2]]
+@functools.lru_cache
+def _rules(*norms):
+    """Of norms that normalise by the batch or not, with an eps, what the kernels take."""
+    rules = [number for by_batch, eps in norms for number in (1.0 if by_batch else -1.0, eps)]
+    return (ctypes.c_double * len(rules))(*rules)
+
+
+def rank1_attention(x, params, running, by_batch, eps, chunks, a=None):
+    y, moments = torch.empty_like(x), acc(x, len(eps), 2).zero_()
     (floats, _), (places, _) = kept_of_rank1(x, params, chunks)
-    kept = acc(x, *floats), ints(x, *places)
-    run('rank1_attention', x, x, y, *sizes, running, rules, a, *kept)
-    return y, kept
+    kept = [acc(x, *floats), ints(x, *places)]
+    rules = _rules(*zip(by_batch, eps, strict=True))
+    run('rank1_attention', x, x, y, *_sizes(x, params, chunks), running, moments, rules, a, *kept)
+    return y, moments, kept
 
 
 def rank1_attention_parts(x, params, chunks, saved):
@@ -97,10 +98,10 @@ def rank1_attention_parts(x, params, chunks, saved):
     return planes, stages
 
 
-def rank1_attention_grad(x, params, rules, chunks, saved, a=None, *, dy, need_x):
+def rank1_attention_grad(x, params, by_batch, eps, chunks, saved, a=None, *, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     da = None if a is None else torch.empty_like(a)
     dparams = [torch.empty_like(p) for p in params]
-    sizes, rules = _attention(x, params, rules, chunks)
+    sizes, rules = _sizes(x, params, chunks), _rules(*zip(by_batch, eps, strict=True))
     run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, a, *saved, dparams, da)
     return (dx, dparams) if a is None else (dx, dparams, da)

@@ -191,7 +191,8 @@ void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, 
         for (int k = 0; k < K; ++k) {
           A *r = right + k * around, *d = down + k * (m.h + 1);
           in[k] = incoming(plane + k);
-          for (i64 w = 0; w < around; ++w) r[w] = gcw ? gcw[(plane + k) * m.w + w % m.w] * ih : A(0);
+          for (i64 w = 0; w < m.w; ++w) r[w] = gcw ? gcw[(plane + k) * m.w + w] * ih : A(0);
+          for (i64 w = m.w; w < around; ++w) r[w] = r[w - m.w];
           for (i64 h = 0; h < m.h; ++h) d[h] = gch ? gch[(plane + k) * m.h + h] * iw : A(0);
           d[m.h] = 0;
           for (i64 h = 0; !wide && h < m.h; ++h)  // what is too much, the next row overwrites
