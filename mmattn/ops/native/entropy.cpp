@@ -180,7 +180,7 @@ i64 entropy_pool(const T* x, Map m, bool last, const Acc<T>* taps, i64 k, Side<A
 
 // A contiguous map of few positions wastes most of its vectors: its samples are turned one by one, to be
 // read as channels_last ones.
-constexpr i64 kFew = 256;
+constexpr i64 kFew = 100;
 template <class T>
 i64 entropy_of_few(const T* x, Map m, const Acc<T>* taps, i64 k, Side<Acc<T>> chan, Side<Acc<T>> spat,
                    Acc<T>* refs, int threads) {

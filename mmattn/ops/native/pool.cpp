@@ -267,22 +267,22 @@ void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
   };
   const A *rows = row_c ? g.c : g.s, *cols = row_c ? g.s : g.c;
   parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
-    i64 first = r / s.rows * s.lanes;
+    i64 n = r / s.rows, first = n * s.lanes;
     V factor = all<A>(rows[r]);
     const A *row_term = row_c ? g.gavg : g.ga, *lane_term = row_c ? g.ga : g.gavg;
     V term = all<A>(row_term ? row_term[r] * (row_c ? of_channel : of_position) : A(0));
     V share = all<A>(Part && row_c ? g.share[r] : A(1));
-    lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
-      V d = ld(g.dy + r * s.lanes + l, n), f = ld(cols + first + l, n);
-      V t = lane_term ? ld(lane_term + first + l, n) : V{};
-      if (Part && !row_c) share = ld(g.share + first + l, n);
+    lanes<A>(0, s.lanes, [&](i64 l, auto m) FLAT {
+      V d = ld(g.dy + r * s.lanes + l, m), f = ld(cols + first + l, m);
+      V t = lane_term ? ld(lane_term + first + l, m) : V{};
+      if (Part && !row_c) share = ld(g.share + first + l, m);
       V taken = Part ? d * share : d;
       V v = row_c ? (taken * f + t * of_position) * factor + term
                   : (taken * factor + term) * f + t * of_channel;
       if (Part) v += d - taken;
-      st(dx + r * s.lanes + l, v, n);
+      st(dx + r * s.lanes + l, v, m);
     });
-    row_c ? of_channels(r / s.rows, r % s.rows) : of_positions(r / s.rows, r % s.rows);
+    row_c ? of_channels(n, r - n * s.rows) : of_positions(n, r - n * s.rows);
   });
   parallel(s.n, s.n * s.lanes * 16, threads, [&](i64 n) {
     for (i64 l = 0; l < s.lanes; ++l) row_c ? of_positions(n, l) : of_channels(n, l);

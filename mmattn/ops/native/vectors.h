@@ -235,26 +235,26 @@ INLINE Vec<double> vexp(Vec<double> x) {
 template <class A> INLINE bool beats(A v, A than) { return v > than || (v != v && than == than); }
 
 // The largest of a vector's values, and its index, of equals the smallest: halves compared, then theirs.
-// Without a branch, which would be a guess.
 template <class A, class V, class I> INLINE void first_of(V v, I i, A* top, int32_t* at) {
-  constexpr bool pair = sizeof v == 2 * sizeof(A);
-  constexpr int size = pair ? sizeof(V) : sizeof(V) / 2, index_size = pair ? sizeof(I) : sizeof(I) / 2;
-  typedef A W __attribute__((vector_size(size)));
-  typedef Index<A> J __attribute__((vector_size(index_size)));
-  W a, b;
-  J k, l;
-  if constexpr (pair) {
-    a = v, b = W{v[1], v[0]};
-    k = i, l = J{i[1], i[0]};
+  auto better = [](auto& a, auto& k, auto b, auto l) FLAT {
+    auto take = (b > a) | ((b != b) & (a == a)) | ((b == a) & (l < k));
+    a = take ? b : a;
+    k = take ? l : k;
+  };
+  if constexpr (sizeof v == 2 * sizeof(A)) {  // with vectors still: a branch would be a guess
+    better(v, i, V{v[1], v[0]}, I{i[1], i[0]});
+    *top = v[0];
+    *at = int32_t(i[0]);
   } else {
-    std::memcpy(&a, &v, size), std::memcpy(&b, (const char*)&v + size, size);
-    std::memcpy(&k, &i, index_size), std::memcpy(&l, (const char*)&i + index_size, index_size);
+    typedef A HalfV __attribute__((vector_size(sizeof(V) / 2)));
+    typedef Index<A> HalfI __attribute__((vector_size(sizeof(I) / 2)));
+    HalfV v2[2];
+    HalfI i2[2];
+    std::memcpy(v2, &v, sizeof v);  // all at once, or the compiler keeps v in memory
+    std::memcpy(i2, &i, sizeof i);
+    better(v2[0], i2[0], v2[1], i2[1]);
+    first_of<A>(v2[0], i2[0], top, at);
   }
-  J take = (b > a) | ((b != b) & (a == a)) | ((b == a) & (l < k));
-  a = take ? b : a;
-  k = take ? l : k;
-  if constexpr (pair) *top = a[0], *at = int32_t(k[0]);
-  else first_of<A>(a, k, top, at);
 }
 
 // Running maximum with its index; a NaN, once seen, stays.
