@@ -18,7 +18,7 @@ with redirect_stdout(sys.stderr):
     from mmattn.lines import one_line
 
 
-def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='a config file')
     parser.add_argument(
