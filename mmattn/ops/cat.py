@@ -13,6 +13,7 @@ With an `identity_scale` a, y = x * (u + v s), u = 1 + a (c - 1), v = a (`identi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -91,7 +92,15 @@ def _maps(stack, beta, side_by_side):
 
 
 @layers.or_own
-def cat_factors(kernels, channel, spatial, weights, low, high, equation):
+def cat_factors(
+    kernels: Any,
+    channel: Sequence[Tensor | None],
+    spatial: Sequence[Tensor | None],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """c (N, C) and s (N, H, W) of the pools, (average, maximum, entropy) each, and what their
     gradient needs: the stacks (N, P, C) and (N, P, H, W), hidden values, C'_A and the sigmoid S'_A.
 
@@ -202,8 +211,17 @@ def _unstack(kernels, dstack, ent, pools, signs, low, high):
 
 @layers.or_own
 def cat_factors_grad(
-    kernels, grads, factors, kept, entropies, pools, weights, low, high, equation
-):  # fmt: skip
+    kernels: Any,
+    grads: Sequence[Tensor | None],
+    factors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    entropies: Sequence[Tensor | None],
+    pools: Sequence[bool],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Any, Any, list[Tensor | None]]:
     """The gradients of both triples of pools, and of `weights`.
 
     `grads`: of c two, added up, then of s; the second of each may be None. `kept`: as `cat_factors`
