@@ -3,19 +3,18 @@
 import fcntl
 import os
 import platform
-import subprocess
-import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
+import forked
 import pytest
 from needs import needs_kernels
 
 from mmattn.ops import native
 from mmattn.ops.native import build, toolchain
 
-ROOT = Path(__file__).parents[2]
 V3 = 'fpu avx avx2 bmi1 bmi2 f16c fma movbe'
 V4 = f'{V3} avx512f avx512bw avx512cd avx512dq avx512vl'
 
@@ -114,12 +113,13 @@ def test_a_compiler_that_fails_is_told(afresh):
         assert build.library() is None
 
 
-_BUILD = """
-import warnings
-warnings.simplefilter('error')
-from mmattn.ops.native import build
-assert build.library() is not None
-"""
+def _build(rank, said, variables):
+    os.dup2(os.open(f'{said}_{rank}', os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(variables)
+    warnings.simplefilter('error')
+    assert build.library() is not None
+
+
 # Takes a second for a file, and gives a library that is there already.
 _COMPILER = """#!/bin/sh
 for last; do :; done
@@ -138,11 +138,9 @@ def test_one_process_compiles_and_the_others_wait(tmp_path):
     compiler.write_text(_COMPILER.format(library=compiled(), log=log))
     compiler.chmod(0o755)
     cache = tmp_path / 'cache'
-    env = dict(os.environ, XDG_CACHE_HOME=str(cache), CXX=str(compiler), PYTHONPATH=str(ROOT))
-    run = [sys.executable, '-c', _BUILD]
-    jobs = [subprocess.Popen(run, env=env, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [job.communicate(timeout=300)[1] for job in jobs]
-    assert [job.returncode for job in jobs] == [0, 0], said
+    variables = dict(XDG_CACHE_HOME=str(cache), CXX=str(compiler))
+    forked.processes(_build, tmp_path / 'said', variables)
+    said = [(tmp_path / f'said_{rank}').read_text() for rank in range(2)]
     assert len(log.read_text().split()) == len(toolchain.sources()), 'compiled twice'
     assert sum('compiling the CPU kernels with' in text for text in said) == 1
     assert sum('once on this machine' in text for text in said) == 1

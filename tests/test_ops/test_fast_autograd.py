@@ -2,10 +2,9 @@
 
 import copy
 import os
-import subprocess
-import sys
-from pathlib import Path
+import warnings
 
+import forked
 import pytest
 import torch
 from needs import needs_kernels
@@ -20,7 +19,6 @@ from mmattn.ops import dispatch, native
 pytestmark = needs_kernels
 GATES = ('SE', 'ECA', 'CBAM', 'CoordAttention', 'CAT', 'DRTAM')
 LAYOUTS = dict(contiguous=torch.contiguous_format, channels_last=torch.channels_last)
-ROOT = Path(__file__).parents[2]
 
 
 def gate(name, channels, impl='fast'):
@@ -185,19 +183,17 @@ def test_empty_and_odd_inputs_fall_back():
     assert gate('SE', 16)(torch.zeros(0, 16, 5, 5)).shape == (0, 16, 5, 5)
 
 
-_WITHOUT = """
-import sys, warnings
-import torch
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter('always')
-    from mmattn.attention import CBAM
-    from mmattn.ops import dispatch, native
-    x = torch.randn(2, 16, 9, 8, requires_grad=True)
-    for _ in range(3):
-        CBAM(16)(x).sum().backward()
-assert native.library() is None
-assert sum('reference ops' in str(w.message) for w in caught) == int(sys.argv[1])
-"""
+def _without(variables, warned):
+    for name in ('CXX', 'MMATTN_NATIVE'):
+        os.environ.pop(name, None)
+    os.environ.update(variables)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        x = torch.randn(2, 16, 9, 8, requires_grad=True)
+        for _ in range(3):
+            attention.CBAM(16)(x).sum().backward()
+    assert native.library() is None
+    assert sum('reference ops' in str(w.message) for w in caught) == warned
 
 
 @pytest.mark.parametrize(
@@ -205,18 +201,8 @@ assert sum('reference ops' in str(w.message) for w in caught) == int(sys.argv[1]
 )
 def test_no_compiler_means_reference(tmp_path, env, warned):
     """One warning, or none where it was asked for, and the gates work."""
-    env = dict(
-        os.environ, XDG_CACHE_HOME=str(tmp_path), OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT), **env
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', _WITHOUT, str(warned)],
-        env=env,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stderr
+    log, variables = tmp_path / 'log', dict(env, XDG_CACHE_HOME=str(tmp_path))
+    assert forked.alone(log, _without, variables, warned) == 0, log.read_text()
 
 
 @pytest.mark.parametrize('name', ('SE', 'ECA'))

@@ -86,12 +86,17 @@ LAYOUTS = pytest.mark.parametrize('last', (False, True), ids=('contiguous', 'cha
 
 
 @pytest.mark.parametrize(
-    'dtype',
-    # The two halves differ in the instructions that convert them.
-    (torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)),
-    ids=str,
+    'dtype, last',
+    (
+        pytest.param(torch.float32, False, id='float32'),
+        pytest.param(torch.bfloat16, True, id='bfloat16-channels_last'),
+        pytest.param(torch.float32, True, id='float32-channels_last', marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, False, id='bfloat16', marks=pytest.mark.slow),
+        # The two halves differ in the instructions that convert them.
+        pytest.param(torch.float16, False, id='float16', marks=pytest.mark.slow),
+        pytest.param(torch.float16, True, id='float16-channels_last', marks=pytest.mark.slow),
+    ),
 )
-@LAYOUTS
 def test_every_kernel_compiles(compiled, dtype, last):
     assert compiled(examples.ARGUMENTS, (16, 64, 28, 28), dtype, last) == KERNELS
 

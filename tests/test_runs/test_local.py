@@ -15,6 +15,7 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+import forked
 import pytest
 import toy
 import toy_tables
@@ -467,12 +468,9 @@ def test_random_kills_leave_the_same_table(tmp_path):
 def test_a_file_in_the_place_of_the_work_directory(tmp_path):
     """Told before the data is looked at, which takes minutes."""
     (tmp_path / 'file').touch()
-    command = [sys.executable, REPRODUCE, 'cat', '1', '--work-dir', tmp_path / 'file', '--yes']
-    ran = subprocess.run(
-        list(map(str, command)), env=toy.environment(), capture_output=True, text=True
-    )
-    assert ran.returncode == 2
-    assert ran.stderr.splitlines()[-1] == (
+    log, args = tmp_path / 'log', ('cat', '1', '--work-dir', tmp_path / 'file', '--yes')
+    assert forked.alone(log, forked.script, REPRODUCE, *args) == 2
+    assert log.read_text().splitlines()[-1] == (
         f'error: {tmp_path}/file cannot be a folder for results: {tmp_path}/file is no folder; '
         'choose another'
     )

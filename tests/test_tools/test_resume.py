@@ -40,25 +40,29 @@ SMALL = """
 import torch
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
+from mmattn import CAT
 
 
 @DATASETS.register_module(force=True)
-class Numbers(torch.utils.data.Dataset):
+class Noise(torch.utils.data.Dataset):
     def __len__(self):
         return 12
 
     def __getitem__(self, index):
-        return dict(inputs=torch.full((4,), index / 12), data_samples=index)
+        return dict(inputs=torch.rand(3, 6, 6) + index / 12, data_samples=index)
 
 
 @MODELS.register_module(force=True)
 class Small(BaseModel):
     def __init__(self):
         super().__init__()
-        self.layer = torch.nn.Linear(4, 1)
+        self.conv = torch.nn.Conv2d(3, 8, 3)
+        self.cat = torch.nn.Sequential(CAT(8), CAT(8))
+        self.layer = torch.nn.Linear(8, 1)
 
     def forward(self, inputs, data_samples=None, mode='loss'):
-        return dict(loss=self.layer(torch.stack(list(inputs))).square().mean())
+        x = self.cat(self.conv(torch.stack(list(inputs))))
+        return dict(loss=(self.layer(x.mean((2, 3))) - 3).square().mean())
 """
 SMALL_EPOCHS = """
 default_scope = 'mmengine'
@@ -68,7 +72,7 @@ custom_hooks = [dict(type='CutOff')]
 randomness = dict(seed=SEED)
 model = dict(type='Small')
 train_dataloader = dict(
-    batch_size=4, num_workers=2, persistent_workers=True, dataset=dict(type='Numbers'),
+    batch_size=4, num_workers=2, persistent_workers=True, dataset=dict(type='Noise'),
     sampler=dict(type='DefaultSampler', shuffle=True))
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.05))
 train_cfg = dict(by_epoch=True, max_epochs=2)
@@ -225,18 +229,24 @@ def test_interrupt_and_resume(config, run_tool, tmp_path):
     assert last_checkpoint(tmp_path / 'work')['meta']['iter'] == 6
 
 
-def test_two_processes_train_like_one(config, run_tool, tmp_path):
-    """Three steps with the same global batch of 4: 1 x 4 and 2 x 2, random crops included.
+# Group norm stands for batch norm: CPUs have no SyncBN, each process would normalise by its own
+# half of the batch, and two different networks would be compared.
+IN_GROUPS = EPOCHS.replace(
+    'model = dict(',
+    'model = dict(backbone=dict(zero_init_residual=False, '
+    "norm_cfg=dict(type='GN', num_groups=4)), ",
+)
 
-    Group norm stands for batch norm: CPUs have no SyncBN, each process would normalise by its own
-    half of the batch, and two different networks would be compared. SGD, because Adam's first
-    steps are the signs of gradients, where rounding decides about those near zero.
-    """
-    text = EPOCHS.replace(
-        'model = dict(',
-        'model = dict(backbone=dict(zero_init_residual=False, '
-        "norm_cfg=dict(type='GN', num_groups=4)), ",
-    )
+
+@pytest.mark.parametrize(
+    'text',
+    [SMALL_EPOCHS, pytest.param(IN_GROUPS, marks=pytest.mark.slow)],
+    ids=['small', 'resnet'],
+)
+def test_two_processes_train_like_one(text, config, run_tool, tmp_path):
+    """Three steps with the same global batch of 4: 1 x 4 and 2 x 2, what is drawn for the samples
+    included. SGD, because Adam's first steps are the signs of gradients, where rounding decides
+    about those near zero."""
     one, two = tmp_path / 'one', tmp_path / 'two'
     options = ['--cfg-options', 'train_cfg.max_epochs=1']
     run_tool('train', config(text), '--work-dir', one, *options)
