@@ -1,8 +1,12 @@
-"""Where figures and reports are written, looked at before what takes time."""
+"""Where figures and reports are written, looked at before what takes time; and what models are
+called in them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmattn.runs.errors import UserError
+
+from .colla import label_of
 
 FIGURES = ('.png', '.jpg', '.pdf', '.svg')
 
@@ -32,3 +36,20 @@ def figure_file(path: Path) -> Path:
         raise UserError(f'--out {path} is a folder')
     folder(path.parent)
     return path
+
+
+def titles_of(models: Sequence[Sequence[str]], given: Sequence[str] | None = None) -> list[str]:
+    """What to call models (config, checkpoint): as `given`, or by their configs, and if these are
+    of one name by the runs of their checkpoints as well.
+
+    Raises:
+        UserError: if another number is given.
+    """
+    if given is not None:
+        if len(given) != len(models):
+            raise UserError(f'{len(given)} --titles for {len(models)} models')
+        return list(given)
+    names = [Path(config).stem for config, _ in models]
+    if len(set(names)) == len(names):
+        return names
+    return [f'{name}: {label_of(path)}' for name, (_, path) in zip(names, models, strict=True)]

@@ -11,7 +11,7 @@ from torch.nn.modules import module as global_hooks
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmattn import ops
-from mmattn.ops import PLAIN, Norm, check_impl, spatial_conv, two_devices
+from mmattn.ops import Norm, check_impl, spatial_conv, two_devices
 from mmattn.ops.dispatch import keeps_lists, stands_for_plain
 from mmattn.ops.record import is_on, running
 
@@ -22,7 +22,6 @@ _FORWARDS: dict[type, Any] = {
     kind: kind.forward
     for kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.Sequential)
 }
-_PLAIN_OR_NONE = PLAIN | {type(None)}
 
 
 def mlp(channels: int, hidden: int, bias: bool) -> nn.Sequential:
@@ -111,7 +110,7 @@ def is_plain(module: nn.Module, kind: type) -> bool:
     `listened_to` tells of those who listen to all modules.
     """
     return (
-        _kind(module) is kind
+        (type(module) is kind or _kind(module) is kind)
         and 'forward' not in module.__dict__
         and _FORWARDS.get(kind, kind.forward) is kind.forward
         and not (
@@ -138,10 +137,6 @@ def _kind(module: nn.Module) -> type[nn.Module]:
 def _are_ordinary(parameters: Iterable[Tensor | None]) -> bool:
     """Whether parameters are plain tensors, or stand for such while PyTorch traces (`torch.export`
     puts its own in their places)."""
-    if not torch.compiler.is_compiling():  # of sets dynamo knows little
-        parameters = list(parameters)
-        if _PLAIN_OR_NONE.issuperset(map(type, parameters)):
-            return True
     for t in parameters:
         kind: type = type(t)
         if not (t is None or kind is Tensor or kind is nn.Parameter or stands_for_plain(kind)):

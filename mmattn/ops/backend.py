@@ -56,10 +56,14 @@ w: (N, W). `at`: int32, where a maximum is.
     rank1_scale(x, c, h, w[, c2, h2, w2 | a]) and theirs: the same
     affine_scale(x, u, v, s) and its: the same      # x * (u + v s); u, v and a: (N, C)
 
-    rank1_attention(x, params, states, chunks | a) -> y, saved      # all of DRTAM, if `operator`
-                                                                    # does not give the whole
-    rank1_attention_grad(x, params, rules, chunks, saved | a, dy, need_x) -> dx, dparams | da
+    All of DRTAM, if `operator` does not give the whole; moments: as of the operator `drtam`
+    rank1_attention(x, params, running, by_batch, eps, chunks | a) -> y, moments, saved
+    rank1_attention_grad(x, params, by_batch, eps, chunks, saved | a, dy, need_x)
+        -> dx, dparams | da
     rank1_attention_parts(x, params, chunks, saved) -> planes, [(descriptors, factors), ...]
+
+A backend may have more, which take the place of several calls of PyTorch: functions of the names
+that `mmattn.ops.layers.or_own` marks, as `channel_factors`, with what they are called with.
 
 How a gate's backward ends
 --------------------------

@@ -13,6 +13,7 @@ With an `identity_scale` a, y = x * (u + v s), u = 1 + a (c - 1), v = a (`identi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -90,21 +91,44 @@ def _maps(stack, beta, side_by_side):
     return torch.einsum('nphw,p->nhw', stack, beta)[:, None].contiguous()
 
 
+@layers.or_own
+def cat_factors(
+    kernels: Any,
+    channel: Sequence[Tensor | None],
+    spatial: Sequence[Tensor | None],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """c (N, C) and s (N, H, W) of the pools, (average, maximum, entropy) each, and what their
+    gradient needs: the stacks (N, P, C) and (N, P, H, W), hidden values, C'_A and the sigmoid S'_A.
+
+    `weights`: w1, w2, kernel, alpha, beta, exterior weights.
+    """
+    w1, w2, kernel, alpha, beta, outer = weights
+    channels = _stack(channel[:2], _normalised(kernels, channel[2], low, high), (1, 1))
+    positions = _stack(spatial[:2], _normalised(kernels, spatial[2], low, high), (-1, 1))
+    inner, hidden = layers.mlp(channels, w1, None, w2, None, alpha)
+    z = kernels.spatial_conv(_maps(positions, beta, kernel.shape[1] > 1), kernel).sigmoid_()
+    c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
+    if equation:
+        c, s = (inner * c_w).sigmoid_(), (z * s_w).sigmoid_()
+    else:
+        c, s = inner.sigmoid() * c_w, z * s_w
+    return c, s, [channels, positions, hidden, inner, z]
+
+
 def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
     x, kernel = dense(x), flat(kernel)
     avg, peak, ent = pools
     stats, pooled = kernels.entropy_pool(
         x, flat(taps), channel=True, spatial=True, avg=avg, max=peak, ent=ent
     )
-    channel = _stack(stats[:2], _normalised(kernels, stats[2], low, high), (1, 1))
-    spatial = _stack(stats[3:5], _normalised(kernels, stats[5], low, high), (-1, 1))
-    inner, hidden = layers.mlp(channel, w1, None, w2, None, alpha)
-    z = kernels.spatial_conv(_maps(spatial, beta, kernel.shape[1] > 1), kernel).sigmoid_()
-    c_w, s_w = (1.0, 1.0) if outer is None else outer.unbind()
-    if equation:
-        c, s = (inner * c_w).sigmoid_(), (z * s_w).sigmoid_()
-    else:
-        c, s = inner.sigmoid() * c_w, z * s_w
+    weights = w1, w2, kernel, alpha, beta, outer
+    c, s, (*inner, hidden, c_a, s_a) = cat_factors(
+        kernels, stats[:3], stats[3:], weights, low, high, equation
+    )
     ents = [some(stats[2], x), some(stats[5], x)]
     empty = saved_like('entropy_pool', x, True, True, *pools)
     pooled = [none if t is None else t for t, none in zip(pooled, empty, strict=True)]
@@ -112,7 +136,7 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
         y = kernels.sum_scale(x, c, s)
     else:
         y = kernels.affine_scale(x, *identity.part_of_sum(c, a), s)
-    return y, c, s, [inner, z, channel, spatial, hidden, *ents, *pooled]
+    return y, c, s, [c_a, s_a, *inner, hidden, *ents, *pooled]
 
 
 def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
@@ -176,7 +200,7 @@ def _unstack(kernels, dstack, ent, pools, signs, low, high):
     parts, found = iter(dstack.unbind(1)), []
     for wanted, sign in zip(pools[:2], signs, strict=True):
         g = next(parts) if wanted else None
-        found.append(g if g is None else flat(g) if sign > 0 else -g)
+        found.append(g if g is None else flat(g if sign > 0 else -g))
     if not pools[2]:
         return [*found, None]
     g = kernels.min_max_grad(
@@ -185,28 +209,32 @@ def _unstack(kernels, dstack, ent, pools, signs, low, high):
     return [*found, g.view_as(ent)]
 
 
-def _backward(
-    kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
-    high, equation, last, need_x,
-):  # fmt: skip
-    x, kernel = dense(x, last), flat(kernel)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
-    inner, z, channel, spatial, hidden, c_ent, s_ent, *pooled = saved
+@layers.or_own
+def cat_factors_grad(
+    kernels: Any,
+    grads: Sequence[Tensor | None],
+    factors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    entropies: Sequence[Tensor | None],
+    pools: Sequence[bool],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Any, Any, list[Tensor | None]]:
+    """The gradients of both triples of pools, and of `weights`.
+
+    `grads`: of c two, added up, then of s; the second of each may be None. `kept`: as `cat_factors`
+    leaves it; `entropies`: as they were pooled, or None.
+    """
+    (c, s), (channel, spatial, hidden, inner, z) = factors, kept
+    w1, w2, kernel, alpha, beta, outer = weights
     c_w, s_w = (None, None) if outer is None else outer.unbind()
-    by, in_part, da = c, (), []
-    if a is None:
-        _, dc, ds = kernels.sum_scale_grad(x, c, s, dy=dy, need_x=False)
-    else:
-        by, v = identity.part_of_sum(c, a)
-        in_part = (v,)
-        _, du, dv, ds = kernels.affine_scale_grad(x, by, v, s, dy=dy, need_x=False)
-        dc, *da = identity.part_of_sum_grad(du, dv, c, a)
-    dc, ds = dc if gc is None else dc + gc, ds if gs is None else ds + gs
     act = inner if equation else inner.sigmoid()
-    dinner, dc_w = _exterior_grad(dc, act, c, c_w, equation)
+    dinner, dc_w = _exterior_grad(layers.added(grads[:2]), act, c, c_w, equation)
     if not equation:
         dinner = layers.sigmoid_grad(dinner, act)
-    dz, ds_w = _exterior_grad(ds, z, s, s_w, equation)
+    dz, ds_w = _exterior_grad(layers.added(grads[2:]), z, s, s_w, equation)
     dz = layers.sigmoid_grad(dz, z)
 
     dchannel, (dw1, _, dw2, _), dalpha = layers.mlp_grad(
@@ -218,17 +246,38 @@ def _backward(
     )
     dbeta = None if beta is None else (dmaps * spatial).sum((0, 2, 3))
     dspatial = dmaps.expand_as(spatial) if beta is None else dmaps * beta[:, None, None]
+    stacks = zip((dchannel, dspatial), entropies, (1, -1), strict=True)
+    of_pools = [_unstack(kernels, g, ent, pools, (sign, 1), low, high) for g, ent, sign in stacks]
+    douter = None if outer is None else torch.stack((dc_w, ds_w))
+    return *of_pools, [dw1, dw2, dkernel, dalpha, dbeta, douter]
 
+
+def _backward(
+    kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
+    high, equation, last, need_x,
+):  # fmt: skip
+    x, kernel = dense(x, last), flat(kernel)
+    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    c_a, s_a, *inner, hidden, c_ent, s_ent = saved[:7]
+    by, in_part, da = c, (), []
+    if a is None:
+        _, dc, ds = kernels.sum_scale_grad(x, c, s, dy=dy, need_x=False)
+    else:
+        by, v = identity.part_of_sum(c, a)
+        in_part = (v,)
+        _, du, dv, ds = kernels.affine_scale_grad(x, by, v, s, dy=dy, need_x=False)
+        dc, *da = identity.part_of_sum_grad(du, dv, c, a)
+    dchannel, dspatial, dweights = cat_factors_grad(
+        kernels, (dc, gc, ds, gs), (c, s), [*inner, hidden, c_a, s_a], unless_empty((c_ent, s_ent)),
+        pools, (w1, w2, kernel, alpha, beta, outer), low, high, equation,
+    )  # fmt: skip
     dx = some(None, x)
     if need_x:
-        grads = _unstack(kernels, dchannel, c_ent, pools, (1, 1), low, high)
-        grads += _unstack(kernels, dspatial, s_ent, pools, (-1, 1), low, high)
+        kept = tuple(unless_empty(saved[7:]))
         dx = kernels.entropy_dx(
-            x, flat(taps), dy, by, s, tuple(map(flat, grads)), tuple(unless_empty(pooled)), *in_part
+            x, flat(taps), dy, by, s, (*dchannel, *dspatial), kept, *in_part
         )  # fmt: skip
-    douter = None if outer is None else torch.stack((dc_w, ds_w))
-    vectors = [t for t in (dalpha, dbeta, douter) if t is not None]
-    return [dx, dw1, dw2, dkernel, *vectors, *da]
+    return [dx, *(t for t in dweights if t is not None), *da]
 
 
 define(

@@ -51,37 +51,20 @@ def cbam(
     return y, c, s, moments
 
 
-def _normalised(v, norm, by_batch, eps):
-    """v (N, H, W) normalised as of one channel, by which mean and variance, and the moments."""
-    if not norm:
-        return v, v.new_empty(0), v.new_empty(0), v.new_zeros(2)
-    weight, bias, mean, var = norm
-    row = v.flatten(1)[:, None]
-    if by_batch:
-        mean, var, moments = layers.batch_moments(row)
-    else:
-        mean, var, moments = mean.clone(), var.clone(), v.new_zeros(2)
-    out = layers.batch_norm(row, mean, var, weight, bias, eps)
-    return out.view_as(v), mean, var, moments.flatten()
-
-
 def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     x, kernel = dense(x), flat(kernel)
     avg, peak, channel_at = kernels.channel_pool(x, maximum=True)
-    pooled = torch.stack((avg, peak), 1)
-    out, hidden = layers.mlp(pooled, w1, b1, w2, b2, None)
-    c = out.sigmoid_()
+    c, pooled, hidden = layers.channel_factors(kernels, (avg, peak), (w1, b1, w2, b2))
     avg, peak, at = kernels.spatial_pool(x, c)
-    maps = torch.stack((peak, avg), 1)
-    v = kernels.spatial_conv(maps, kernel)
-    out, mean, var, moments = _normalised(v, norm, by_batch, eps)
-    s = out.sigmoid()
-    saved = [pooled, channel_at, hidden, maps, at]
+    s, maps, *norm_state, moments = layers.spatial_factors(
+        kernels, (peak, avg), kernel, norm, by_batch, eps
+    )
+    saved = [pooled, channel_at, hidden, maps, at, *norm_state]
     if a is None:
         y = kernels.product_scale(x, c, s)
     else:
         y = kernels.affine_scale(x, *identity.part_of_product(c, a), s)
-    return y, c, s, moments, [*saved, v, mean, var]
+    return y, c, s, moments, saved
 
 
 def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
@@ -138,30 +121,24 @@ def _backward(
     x, kernel = dense(x, last), flat(kernel)
     dy = torch.zeros_like(x) if dy is None else dense(dy, last)
     c, s, pooled, channel_at, hidden, maps, at, before, mean, var = saved
-    da = []
+    in_part, da = (), []
     if a is None:
         _, dc, ds = kernels.product_scale_grad(x, c, s, dy=dy, need_x=False)
     else:
-        u, v = identity.part_of_product(c, a)
+        in_part = (identity.per_channel(a, c),)
+        u, v = identity.part_of_product(c, *in_part)
         _, du, dv, ds = kernels.affine_scale_grad(x, u, v, s, dy=dy, need_x=False)
         dc, *da = identity.part_of_product_grad(du, dv, c, a)
-    ds = layers.sigmoid_grad(ds if gs is None else ds + gs, s)
-    norm = []
-    if weight:
-        ds, *norm = layers.batch_norm_grad(
-            ds.flatten(1)[:, None], before.flatten(1)[:, None], weight[0], mean, var, by_batch, eps
-        )
-        ds = ds.view_as(s)
-    dmaps, dkernel = kernels.spatial_conv_grad(maps, kernel, dy=flat(ds))
-    gm, ga = flat(dmaps[:, 0]), flat(dmaps[:, 1])
+    (gm, ga), dkernel, norm = layers.spatial_factors_grad(
+        kernels, (ds, gs), s, maps, before, kernel, weight[0] if weight else None, mean, var,
+        by_batch, eps,
+    )  # fmt: skip
     _, more = kernels.spatial_pool_grad(x, c, ga, gm, at, need_x=False)
-    dc += more
-    g = layers.sigmoid_grad(dc if gc is None else dc + gc, c)
-    dpooled, grads, _ = layers.mlp_grad(g, pooled, hidden, w1, b1, w2, b2, None)
+    (gavg, gmax), grads = layers.channel_factors_grad(
+        kernels, (dc, more, gc), c, pooled, hidden, (w1, b1, w2, b2)
+    )
     dx = some(None, x)
     if need_x:
-        gavg, gmax = flat(dpooled[:, 0]), flat(dpooled[:, 1])
-        in_part = () if a is None else (identity.per_channel(a, c),)
         dx = kernels.cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, *in_part)
     return [dx, *(t for t in grads if t is not None), dkernel, *norm, *da]
 

@@ -54,8 +54,7 @@ def _note(op, x, c, avg, identity_scale):
 def _se(kernels, x, w1, b1, w2, b2, a):
     x = dense(x)
     avg, _, _ = kernels.channel_pool(x, maximum=False)
-    out, hidden = layers.mlp(avg[:, None], w1, b1, w2, b2, None)
-    c = out.sigmoid_()
+    c, _, hidden = layers.channel_factors(kernels, (avg,), (w1, b1, w2, b2))
     return kernels.channel_scale(x, identity.part(c, a)), c, avg, hidden
 
 
@@ -76,32 +75,30 @@ def _se_grads(ctx, saved, dy, gc):
     return dx if ctx.needs[0] else None, *(None if t is None else next(grads) for t in saved[1:6])
 
 
-def _finish(kernels, dy, x, c, gavg, a, need_x):
-    """dx, or what stands for none."""
-    if not need_x:
-        return some(None, x)
-    return kernels.channel_dx(dy, identity.part(c, a), gavg, None, None)
+def _finish(kernels, dy, x, by, gavg, need_x):
+    """dx, or what stands for none; `by`: what x was multiplied by."""
+    return kernels.channel_dx(dy, by, gavg, None, None) if need_x else some(None, x)
 
 
 def _factors_grad(kernels, dy, gc, x, c, a, last):
-    """dy as kernels read it, the gradients of c's logits and of a, the latter as a list."""
+    """dy as kernels read it, what x was multiplied by, gradients of c, that of a as a list."""
     x = dense(x, last)
     if dy is None:
         dy = torch.zeros_like(x)
     dy = dense(dy, last)
-    _, dc = kernels.channel_scale_grad(x, identity.part(c, a), dy=dy, need_x=False)
-    da = []
+    by, da = identity.part(c, a), []
+    _, dc = kernels.channel_scale_grad(x, by, dy=dy, need_x=False)
     if a is not None:
         dc, *da = identity.part_grad(dc, c, a)
-    if gc is not None:
-        dc = dc + gc
-    return dy, layers.sigmoid_grad(dc, c), da
+    return dy, by, (dc, gc), da
 
 
 def _se_backward(kernels, dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
-    dy, g, da = _factors_grad(kernels, dy, gc, x, c, a, last)
-    dv, grads, _ = layers.mlp_grad(g, avg[:, None], hidden, w1, b1, w2, b2, None)
-    dx = _finish(kernels, dy, x, c, dv[:, 0], a, need_x)
+    dy, by, dc, da = _factors_grad(kernels, dy, gc, x, c, a, last)
+    (gavg,), grads = layers.channel_factors_grad(
+        kernels, dc, c, avg[:, None], hidden, (w1, b1, w2, b2)
+    )
+    dx = _finish(kernels, dy, x, by, gavg, need_x)
     return [dx, *(t for t in grads if t is not None), *da]
 
 
@@ -163,9 +160,10 @@ def _eca_grads(ctx, saved, dy, gc):
 
 
 def _eca_backward(kernels, dy, gc, x, kernel, a, c, avg, last, need_x):
-    dy, g, da = _factors_grad(kernels, dy, gc, x, c, a, last)
+    dy, by, dc, da = _factors_grad(kernels, dy, gc, x, c, a, last)
+    g = layers.sigmoid_grad(layers.added(dc), c)
     gavg, dkernel = kernels.spatial_conv_grad(*_row(avg, kernel), dy=g[:, None])
-    dx = _finish(kernels, dy, x, c, gavg[:, 0, 0], a, need_x)
+    dx = _finish(kernels, dy, x, by, gavg[:, 0, 0], need_x)
     return [dx, dkernel.squeeze(2), *da]
 
 

@@ -301,15 +301,9 @@ def _fake(x, params, running, by_batch, eps, chunks, a):
 
 
 def _kernel(kernels, x, params, running, by_batch, eps, chunks, a):
-    # Batch norms that move by all of the batch's moments leave these.
-    moments = acc(x, len(eps), 2).zero_()
-    to = moments.view(-1, 1).unbind()
-    states = [
-        (*(to if mine else running)[2 * i : 2 * i + 2], 1.0 if mine else None, eps[i])
-        for i, mine in enumerate(by_batch)
-    ]
-    y, saved = kernels.rank1_attention(dense(x), params, states, tuple(chunks), *_in_part(x, a))
-    return y, moments, list(saved)
+    return kernels.rank1_attention(
+        dense(x), params, running, by_batch, eps, tuple(chunks), *_in_part(x, a)
+    )
 
 
 def _in_part(x, a):
@@ -334,9 +328,8 @@ def _grads(ctx, saved, dy):
 
 
 def _backward(kernels, dy, x, params, a, by_batch, eps, chunks, saved, last, need_x):
-    rules = [(1.0 if mine else None, e) for mine, e in zip(by_batch, eps, strict=True)]
     dx, dparams, *da = kernels.rank1_attention_grad(
-        dense(x, last), params, rules, tuple(chunks), saved, *_in_part(x, a),
+        dense(x, last), params, by_batch, eps, tuple(chunks), saved, *_in_part(x, a),
         dy=dense(dy, last), need_x=need_x,
     )  # fmt: skip
     return [some(dx, x), *dparams, *(identity.summed(t, a) for t in da)]

@@ -27,8 +27,8 @@ def check_identity_scale(a: Tensor | None, channels: int) -> None:
 
 
 def per_channel(a: Tensor, c: Tensor) -> Tensor:
-    """a as (N, C), which c is."""
-    return a.reshape(-1).expand_as(c).contiguous()
+    """a as (N, C), which c is; or already so."""
+    return a if a.dim() == 2 else a.reshape(-1).expand_as(c).contiguous()
 
 
 def summed(da: Tensor, a: Tensor) -> Tensor:

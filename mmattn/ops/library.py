@@ -160,9 +160,9 @@ def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
 
 
 def _contiguous(arg):
-    if isinstance(arg, Tensor):
-        return arg.contiguous()
-    return [_contiguous(item) for item in arg] if isinstance(arg, (list, tuple)) else arg
+    if isinstance(arg, (list, tuple)):
+        return [t.contiguous() if isinstance(t, Tensor) else t for t in arg]
+    return arg.contiguous() if isinstance(arg, Tensor) else arg
 
 
 def _knows(name, part, x, args):

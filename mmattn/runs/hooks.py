@@ -39,13 +39,13 @@ class EvaluateBeforeTraining(Hook):
     """Evaluates the untrained model, for comparison with the trained one.
 
     The metrics on the validation set and the number of parameters are written to ``untrained.json``
-    in the work directory. A resumed run does not write it again.
+    in the work directory. A resumed run does not write it again, one without validation not at all.
     """
 
     priority = 'VERY_LOW'
 
     def before_train(self, runner: Runner) -> None:
-        if runner.iter > 0:
+        if runner.iter > 0 or runner.val_loop is None:
             return
         metrics = runner.val_loop.run()
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model

@@ -12,6 +12,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
+from mmattn.hosts.fresh import gates_before, warn_of_fresh
 from mmattn.hosts.host import PluginHost
 from mmattn.hosts.plug.modules import placed
 from mmattn.registry import register
@@ -24,6 +25,8 @@ WRAPPERS = ('module.', '_orig_mod.', 'model.')
 EMA_EXTRAS = re.compile(r'(steps|n_averaged)$|ema_')
 # The rest of a model, by the first part of a name: mmpretrain's, mmdet's, mmseg's, torchvision's.
 HEADS = re.compile(r'neck|data_preprocessor|fc|classifier|(\w+_)?head')
+# timm's layers of SE and ECA.
+TIMM = re.compile(r'\.se\.(fc[12]|conv)\.')
 SHOWN = 3
 
 
@@ -98,6 +101,9 @@ def load_backbone(model: nn.Module, path: str | Path, fresh_gates: bool = False)
     Raises:
         ValueError: in one line, if a weight of the backbone or of a gate is not in the checkpoint,
             is there in another shape, or if the checkpoint has one that the model has not.
+
+    Warns:
+        UserWarning: for fresh gates that do not start as the identity.
     """
     head: Any = getattr(model, 'roi_head', None)
     parts: list[Any] = [model.backbone]
@@ -123,10 +129,14 @@ def load_backbone(model: nn.Module, path: str | Path, fresh_gates: bool = False)
     }
     problems = [f'{what}: {_some(some)}' for what, some in names.items() if some]
     if problems:
+        if any(TIMM.search(name) for name in names['unexpected']):
+            problems.append('tools/model_converters/timm_to_mmattn.py converts weights of timm')
         raise ValueError(f'{path} does not fit the backbone; {"; ".join(problems)}')
+    before = {gate: was for part in parts for gate, was in gates_before(part).items()}
     for part in parts:
         own = part.state_dict().keys() & found.keys()
         part.load_state_dict({name: found[name] for name in own}, strict=False)
+    warn_of_fresh(before)
 
 
 @register(HOOKS)

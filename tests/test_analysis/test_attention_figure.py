@@ -7,8 +7,10 @@ from torch import nn
 
 from mmattn.analysis.attention_figure import Shot, attention_figure, save_parts, span_of
 from mmattn.analysis.gates import gates_of, recording
+from mmattn.analysis.outputs import titles_of
 from mmattn.analysis.panels import Panel
 from mmattn.attention import CAT, DRTAM
+from mmattn.runs.errors import UserError
 
 
 @pytest.fixture
@@ -98,3 +100,12 @@ def test_no_name_is_cut_off(shots, name, lines):
     assert label.get_text().splitlines() == [*lines, '16 x 4 x 4']
     figure.canvas.draw()
     assert label.get_window_extent().x0 >= 0
+
+
+def test_two_models_of_one_config_are_called_by_their_runs():
+    of_one = [('a/cat.py', 'runs/sum/epoch_9.pth'), ('b/cat.py', 'runs/concat/epoch_9.pth')]
+    assert titles_of(of_one) == ['cat: sum', 'cat: concat']
+    assert titles_of([('a/cat.py', 'x.pth'), ('se.py', 'x.pth')]) == ['cat', 'se']
+    assert titles_of(of_one, ['a', 'b']) == ['a', 'b']
+    with pytest.raises(UserError, match='1 --titles for 2 models'):
+        titles_of(of_one, ['a'])

@@ -220,3 +220,46 @@ def test_a_plugged_gate_is_found_wherever_it_stands(x):
     assert [panel.key for one in seen.values() for panel in shown(panels(one), one)] == [
         'ratio', 'c_avg', 'c', 'ratio',
     ]  # fmt: skip
+
+
+def test_what_the_others_pool(x):
+    """Averages of SE and ECA, CBAM's of the map times its channels' factors (eq. 2 and 3)."""
+    for cls in (SE, ECA, CBAM):
+        found = panels(record(learnt(cls), x), 1)
+        torch.testing.assert_close(torch.tensor(found['c_avg'].values), x[1].mean((1, 2)))
+    scaled = x[1] * torch.tensor(found['c'].values)[:, None, None]
+    for key, values in (('c_max', x[1].amax((1, 2))), ('s_avg', scaled.mean(0)),
+                        ('s_max', scaled.amax(0))):  # fmt: skip
+        torch.testing.assert_close(torch.tensor(found[key].values), values, rtol=1e-4, atol=1e-5)
+
+
+def test_coordinate_attention_s_strips_make_its_gate(x):
+    found = panels(record(learnt(CoordAttention), x), 1)
+    h, w = torch.tensor(found['h'].values).T, torch.tensor(found['w'].values)
+    assert h.shape == (C, 9) and w.shape == (C, 7)
+    whole = h[:, :, None] * w[:, None, :]
+    torch.testing.assert_close(torch.tensor(found['gate'].values), whole.mean(0))
+
+
+def test_drtam_s_descriptors_are_those_of_the_equations(x):
+    """Eq. 3 to 5, and 7 to 10, of the first module, written out here once more."""
+    gate = learnt(DRTAM)
+    found = panels(record(gate, x), 1)
+    ch, cw, hw = x[1].mean(2), x[1].mean(1), x[1].mean(0)
+    pooled = [
+        part
+        for cuts in zip(cw.chunk(3, 1), ch.chunk(3, 1), strict=True)
+        for cut in cuts
+        for part in (cut.mean(1), cut.amax(1))
+    ]
+    c = torch.stack(pooled, 1) @ gate.initial.channel_conv.weight[0]
+    expected = dict(d_c=c)
+    for key, conv, plane, side in (
+        ('d_h', gate.initial.height_conv, hw, ch), ('d_w', gate.initial.width_conv, hw.T, cw),
+    ):  # fmt: skip
+        strips = [cut.mean(1) for cut in plane.chunk(3, 1)] + [side.mean(0), side.amax(0)]
+        expected[key] = nn.functional.conv1d(torch.stack(strips), conv.weight, padding=1)[0]
+    for key, values in expected.items():
+        torch.testing.assert_close(
+            torch.tensor(found[key].values), values.detach(), rtol=1e-4, atol=1e-5
+        )

@@ -472,4 +472,4 @@ def test_caches_are_bounded():
     """Of tensors there is none: training at many scales would fill a device's memory."""
     assert chunks.windows.cache_info().maxsize is not None
     assert not hasattr(chunks, 'windows_tensor')
-    assert native._cuts.cache_info().maxsize is not None
+    assert native.rank1._cuts.cache_info().maxsize is not None

@@ -69,6 +69,10 @@ def test_a_gated_detector_starts_from_it(tmp_path):
     assert torch.equal(
         detector.backbone.layer2[0].se.mlp[0].weight, model.layer2[0].se.fc1.weight.flatten(1)
     )
+    # The file as it is says what converts it.
+    torch.save(model.state_dict(), tmp_path / 'timm.pth')
+    with pytest.raises(ValueError, match='timm_to_mmattn.py converts weights of timm'):
+        pretrained.load_backbone(detector, tmp_path / 'timm.pth')
     # The gate of another width is refused.
     backbone['plugins'] = [dict(cfg=dict(type='SE', bias=True), position='after_conv2')]
     with DefaultScope.overwrite_default_scope('mmdet'):

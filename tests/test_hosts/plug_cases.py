@@ -122,3 +122,16 @@ def net(seed=0):
             module.running_var.uniform_(0.5, 2)
             nn.init.uniform_(module.weight, 0.5, 1.5)
     return model.eval()
+
+
+class Times(nn.Module):
+    """A gate whose place shows: it is no function of the whole map."""
+
+    _abbr_ = 'times'
+
+    def __init__(self, in_channels, scale=1.5):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((in_channels,), scale))
+
+    def forward(self, x):
+        return x * self.scale.view(1, -1, 1, 1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import HOOKS, MODELS, DefaultScope
+from mmengine.registry import HOOKS, MODELS, DefaultScope, Registry
 from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 from torch.utils.data import Dataset
@@ -55,11 +55,11 @@ def registered():
     DATASETS.module_dict.pop('ToyPlugData')
 
 
-def config(folder, **more):
+def config(folder, model=None, **more):
     return Config(
         dict(
+            model=model or dict(type='ToyPlugModel'),
             default_scope='mmengine',
-            model=dict(type='ToyPlugModel'),
             work_dir=str(folder),
             train_dataloader=dict(
                 batch_size=4,
@@ -189,6 +189,25 @@ def test_refused_entries(entries, message):
     with pytest.raises(ValueError, match=message):
         plug_entries(model, entries)
     assert not gates(model)
+
+
+def test_a_model_of_another_library():
+    """As mmpose's: in a registry of its own, with samples that must be given, read or not."""
+    registry = Registry('model', scope='toypose', parent=MODELS)
+
+    @registry.register_module()
+    class Estimator(ToyPlugModel):
+        def forward(self, inputs, data_samples, mode='tensor'):
+            return super().forward(inputs, data_samples, mode)
+
+    cfg = dict(type='PluggedModel', model=dict(type='toypose.Estimator'), plug=PLUG)
+    try:
+        with DefaultScope.overwrite_default_scope('toypose'):
+            model = registry.build(cfg)
+    finally:
+        MODELS.children.pop('toypose')
+    assert type(model) is Estimator and gates(model) == ['body.se']
+    assert (model(torch.ones(1, 3, 8, 8), None) == model(torch.ones(1, 3, 8, 8), [])).all()
 
 
 def test_a_hook_needs_the_optimisers_config(tmp_path):

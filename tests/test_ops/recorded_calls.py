@@ -1,7 +1,9 @@
 """Calls of the CPU kernels as operators make them, with their memory before and after, so that
 another processor can make them again (replay.cpp)."""
 
+import contextlib
 import ctypes
+import sys
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -9,6 +11,7 @@ from unittest import mock
 import torch
 
 from mmattn.ops import examples, native
+from mmattn.ops.dispatch import stats_dtype
 from mmattn.ops.native import call
 
 ALIGNED = 64  # bytes
@@ -17,6 +20,10 @@ SHAPES = {
     (2, 11, 7, 6): (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     (1, 40, 24, 23): (torch.float32,),
 }
+
+
+# Which leave a share of the identity, their last argument.
+GATES = ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')
 
 
 class Region(NamedTuple):
@@ -36,7 +43,7 @@ class Recording:
         self.regions: list[Region] = []
 
     def run(self, name, x, *args):
-        """In the place of `native.run`."""
+        """In the place of `call.run`."""
         given: dict[int, tuple[int, torch.Tensor]] = {}
         words = [f'{name} {len(args) + 2}', f'i {call.DTYPES[x.dtype]}']
         words += [self._word(arg, given) for arg in args]
@@ -112,25 +119,37 @@ def _difference(got, expected):
 
 
 def record() -> Recording:
-    """Every operator, forward and backward, in every dtype and both memory formats."""
+    """Every operator, forward and backward, in every dtype and both memory formats; of gates also
+    with a share of the identity."""
     found = Recording()
     # What a call has to write is NaN before, so that what it leaves out differs from what it wrote.
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with mock.patch.object(native, 'run', found.run):
+        with contextlib.ExitStack() as stack:
+            for module in _callers():
+                stack.enter_context(mock.patch.object(module, 'run', found.run))
             for shape, dtypes in SHAPES.items():
                 for dtype in dtypes:
                     for last in (False, True):
                         for op in examples.ARGUMENTS:
-                            _step(op, shape, dtype, last)
+                            _step(op, examples.arguments(op, shape, dtype, last))
+                        for op in GATES:
+                            *args, _ = examples.arguments(op, shape, dtype, last)
+                            share = torch.linspace(-0.5, 1, shape[1]).to(stats_dtype(args[0]))
+                            _step(op, [*args, share.requires_grad_()])
     finally:
         torch.use_deterministic_algorithms(before)
     return found
 
 
-def _step(op, shape, dtype, last):
-    args = examples.arguments(op, shape, dtype, last)
+def _callers():
+    """The backend's modules that call kernels."""
+    modules = [module for name, module in sys.modules.items() if name.startswith(native.__name__)]
+    return [m for m in modules if m is not call and getattr(m, 'run', None) is call.run]
+
+
+def _step(op, args):
     results = getattr(torch.ops.mmattn, op)(*args)
     results = [results] if isinstance(results, torch.Tensor) else results
     results = [t for t in results if isinstance(t, torch.Tensor) and t.requires_grad]

@@ -7,6 +7,7 @@ import traceback
 import zlib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from mmseg.evaluation import IoUMetric
 
 from mmattn.datasets import digits
 from mmattn.evaluation.voc_ap import VOCAPMetric
+from mmattn.runs import EvaluateBeforeTraining
 from mmattn.runs.cli import move_data
 
 QUICKSTART = Path(__file__).parents[2] / 'configs' / 'quickstart'
@@ -218,3 +220,8 @@ def test_a_test_in_processes_is_that_in_one(tmp_path, data, config, metric):
     for result in results:
         result.pop('time', None), result.pop('data_time', None)
     assert results[1:] == results[:1] * 2
+
+
+def test_nothing_is_evaluated_before_a_training_without_validation():
+    """The quickstart's configs, with `--no-validate`."""
+    EvaluateBeforeTraining().before_train(SimpleNamespace(iter=0, val_loop=None))

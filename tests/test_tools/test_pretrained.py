@@ -186,7 +186,9 @@ def test_fresh_gates_on_the_weights_of_the_network_without_them(tmp_path):
     assert gates | bare.backbone.state_dict().keys() == model.backbone.state_dict().keys()
     with pytest.raises(ValueError, match='does not fit the backbone; missing: '):
         pretrained.load_backbone(model, path)
-    pretrained.load_backbone(model, path, fresh_gates=True)
+    with pytest.warns(UserWarning, match=r'CBAM at layer2\..*: fresh on pretrained') as said:
+        pretrained.load_backbone(model, path, fresh_gates=True)
+    assert len(said) == 1  # those in the slots start as the identity
     for name, value in model.backbone.state_dict().items():
         wanted = before[name] if name in gates else bare.backbone.state_dict()[name]
         assert torch.equal(value, wanted), name

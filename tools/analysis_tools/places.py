@@ -15,9 +15,10 @@ with redirect_stdout(sys.stderr):
     from mmattn import quiet
     from mmattn.analysis.complexity import build
     from mmattn.hosts.plug import places
+    from mmattn.lines import one_line
 
 
-def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse.ArgumentParser]:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('config', help='a config file')
     parser.add_argument(
@@ -32,20 +33,21 @@ def parse_args(argv: Sequence[str] | None) -> tuple[argparse.Namespace, argparse
     args = parser.parse_args(argv)
     if not Path(args.config).is_file():
         parser.error(f'no such file: {args.config}')
-    return args, parser
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
-    args, parser = parse_args(argv)
+    args = parse_args(argv)
     try:
         with redirect_stdout(sys.stderr):
             found = places(build(args.config), args.list or ['**'])
-    except ValueError as error:
-        parser.error(str(error))
-    shown = [place for place in found if args.all or not place.reason]
-    if not shown:
-        parser.error('no module of these can have a gate; --all says why')
+        shown = [place for place in found if args.all or not place.reason]
+        if not shown:
+            raise ValueError('no module of these can have a gate; --all says why')
+    except (OSError, ValueError) as error:
+        print(f'error: {one_line(error)}', file=sys.stderr)
+        sys.exit(2)
     print(*shown, sep='\n')
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 with redirect_stdout(sys.stderr):
     from mmattn.analysis.attention_maps import Network, draw
     from mmattn.analysis.config_of import config_at
-    from mmattn.analysis.outputs import folder
+    from mmattn.analysis.outputs import folder, titles_of
     from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
-    from mmattn.runs.errors import UserError
 
 
 def parse_args() -> argparse.Namespace:
@@ -64,9 +63,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors(args.debug):
         pairs = [(args.config, args.checkpoint)] + ([args.compare] if args.compare else [])
-        titles = args.titles or [None] * len(pairs)
-        if len(titles) != len(pairs):
-            raise UserError(f'{len(titles)} --titles for {len(pairs)} models')
+        titles = titles_of(pairs, args.titles)
         folder(args.out)
         with redirect_stdout(sys.stderr):
             networks = []
@@ -74,7 +71,7 @@ def main() -> None:
                 check_file(checkpoint, 'checkpoint')
                 cfg = config_at(config, args)
                 networks.append(Network(cfg, checkpoint, args.stages, args.gates, args.device))
-                networks[-1].title = title or networks[-1].title
+                networks[-1].title = title
             written = draw(
                 networks,
                 args.images,

@@ -18,7 +18,7 @@ from torch import nn
 with redirect_stdout(sys.stderr):
     from mmattn.analysis import cam, cam_figure
     from mmattn.analysis.config_of import config_at
-    from mmattn.analysis.outputs import figure_file
+    from mmattn.analysis.outputs import figure_file, titles_of
     from mmattn.analysis.pictures import enter_scope, load_model, look, picture
     from mmattn.runs.cli import add_config_arguments, check_file, one_line_errors
     from mmattn.runs.errors import UserError
@@ -58,15 +58,13 @@ def parse_args() -> argparse.Namespace:
 def build(args: argparse.Namespace) -> tuple[list[tuple[Config, nn.Module, cam.Cam]], list[str]]:
     """Of each model its config, weights and `Cam`."""
     pairs = [(args.config, args.checkpoint)] + ([args.compare] if args.compare else [])
-    if args.titles and len(args.titles) != len(pairs):
-        raise UserError(f'{len(args.titles)} --titles for {len(pairs)} models')
-    found = []
+    titles, found = titles_of(pairs, args.titles), []
     for config, checkpoint in pairs:
         check_file(checkpoint, 'checkpoint')
         cfg = config_at(config, args)
         model = load_model(cfg, checkpoint, args.device)
         found.append((cfg, model, cam.Cam(model, enter_scope(cfg), args.method, args.layer)))
-    return found, args.titles or [Path(config).stem for config, _ in pairs]
+    return found, titles
 
 
 def main() -> None:

@@ -98,7 +98,10 @@ def record(model: nn.Module, scope: str, inputs: Any) -> tuple[Calls, Exception 
 
 def _unused(module: nn.Module) -> tuple[None, ...]:
     """None for the `data_samples` that mmpose's models must be given and pass on unread."""
-    parameters = [*inspect.signature(module.forward).parameters.values()][1:2]
+    try:
+        parameters = [*inspect.signature(module.forward).parameters.values()][1:2]
+    except (TypeError, ValueError):  # what is written in C
+        return ()
     return tuple(None for p in parameters if p.name == 'data_samples' and p.default is p.empty)
 
 

@@ -12,7 +12,7 @@ from .gates import Gate, build_gate
 from .initialising import guard_init, unguard_init
 from .layouts import GridKeeper, Spot
 from .modules import Place, insert, placed, remove
-from .patterns import find
+from .patterns import find, patterns_of
 from .targets import Plugged, check_all_fit, distinct, read, resolved, say
 from .trial import check_trial, misrun, try_gates, warn_of_frozen
 
@@ -71,8 +71,9 @@ def plug(
     """
     check_start(start, 'plug')
     _check_open(model)
-    names = find(model, at)
-    found = distinct(model, [resolved(model, name) for name in names], at)
+    patterns = patterns_of(at)
+    found = [resolved(model, name) for name in find(model, patterns)]
+    found = distinct(model, found, patterns)
     runs = dry_runs(model, [place.behind for place in found], example, input_size)
     said = channels is not None or layout is not None
     if said:
@@ -82,7 +83,9 @@ def plug(
     check_all_fit(found)
     number = sum(len(place.spots) for place in found)
     if isinstance(gate, nn.Module) and number > 1:
-        raise ValueError(f'a module can be in one place, and {at!r} has {number}; give its class')
+        raise ValueError(
+            f'a module can be in one place, and {", ".join(patterns)} has {number}; give its class'
+        )
     built, count = [], len([*placed(model)])
     for place in found:
         gates = [_gate_for(model, place, spot, gate, start, count) for spot in place.spots]

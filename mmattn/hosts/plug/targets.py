@@ -1,13 +1,11 @@
 """The modules that gates go behind, and what is known of their outputs."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from .dryrun import DryRuns
 from .layouts import CHANNEL_AXIS, LAYOUTS, Spot, is_pair
-from .patterns import patterns_of
 from .shapes import NoMapError, shown, spots_of
 
 
@@ -66,14 +64,14 @@ def resolved(model: nn.Module, name: str) -> Plugged:
     return Plugged(name, behind, kind)
 
 
-def distinct(model: nn.Module, found: list[Plugged], at: str | Iterable[str]) -> list[Plugged]:
+def distinct(model: nn.Module, found: list[Plugged], patterns: list[str]) -> list[Plugged]:
     """Each place once: a sequence and the last module in it are one place, and so is a module that
     the model has under several names. The first name is kept, which is the outermost.
 
     Raises:
         ValueError: if a place is named twice without `*`: a gate for each may be meant.
     """
-    named = set(patterns_of(at))
+    named = set(patterns)
     first: dict[nn.Module, Plugged] = {}
     for place in found:
         module = model.get_submodule(place.behind)

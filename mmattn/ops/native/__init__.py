@@ -1,16 +1,23 @@
 """The CPU kernels (the C++ beside this file), a backend as `mmattn.ops.backend` describes one."""
 
-import ctypes
-import functools
-import math
-
 import torch
 
-from ..chunks import windows
-from ..dispatch import stats_dtype
 from .build import added as added
 from .build import library
 from .call import DTYPES, run
+from .factors import cat_factors as cat_factors
+from .factors import cat_factors_grad as cat_factors_grad
+from .factors import channel_factors as channel_factors
+from .factors import channel_factors_grad as channel_factors_grad
+from .factors import spatial_factors as spatial_factors
+from .factors import spatial_factors_grad as spatial_factors_grad
+from .rank1 import kept_of_rank1
+from .rank1 import rank1_attention as rank1_attention
+from .rank1 import rank1_attention_grad as rank1_attention_grad
+from .rank1 import rank1_attention_parts as rank1_attention_parts
+from .rank1 import rank1_pool as rank1_pool
+from .rank1 import rank1_pool_grad as rank1_pool_grad
+from .sizes import acc, ints, meta
 
 SMALL = 2**17  # elements
 # What can leave a share of the identity, by the operators that a gate may take whole.
@@ -40,24 +47,9 @@ def declines(op, x, maximum=False, **_):
     )
 
 
-def _meta(x):
-    """The sizes of x and its layout, as the kernels take them."""
-    n, c, h, w = x.shape
-    # A map of one position is both; as rows of channels it has rows worth the name.
-    return n, c, h, w, h * w == 1 or not x.is_contiguous()
-
-
-def _acc(x, *shape):
-    return x.new_empty(shape, dtype=stats_dtype(x))  # where x is, whatever the default device
-
-
-def _ints(x, *shape):
-    return x.new_empty(shape, dtype=torch.int32)
-
-
 def _scale(kind, x, *factors):
     y = torch.empty_like(x)
-    run('scale', x, kind, x, y, *_meta(x), *factors, *[None] * (_FACTORS - len(factors)))
+    run('scale', x, kind, x, y, *meta(x), *factors, *[None] * (_FACTORS - len(factors)))
     return y
 
 
@@ -65,7 +57,7 @@ def _scale_grad(kind, x, factors, dy, need_x):
     dx = torch.empty_like(x) if need_x else None
     grads = [None if f is None else torch.empty_like(f) for f in factors]
     spare = [None] * (_FACTORS - len(factors))
-    run('scale_grad', x, kind, x, dy, dx, *_meta(x), *factors, *spare, *grads, *spare)
+    run('scale_grad', x, kind, x, dy, dx, *meta(x), *factors, *spare, *grads, *spare)
     return dx, *[g for g in grads if g is not None]
 
 
@@ -112,7 +104,7 @@ def affine_scale_grad(x, u, v, s, *, dy, need_x):
 
 def _outer(x, h, w):
     n, _, rows, cols = x.shape
-    q = _acc(x, n, rows, cols)
+    q = acc(x, n, rows, cols)
     run('outer', x, n, rows, cols, h, w, q)
     return q
 
@@ -150,22 +142,22 @@ def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_
 
 def coord_scale(x, h, w, u=None):
     y = torch.empty_like(x)
-    run('coord', x, x, None, y, *_meta(x), h, w, u, None, None, None)
+    run('coord', x, x, None, y, *meta(x), h, w, u, None, None, None)
     return y
 
 
 def coord_scale_grad(x, h, w, u=None, *, dy, need_x):
     dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
     du = None if u is None else torch.empty_like(u)
-    run('coord', x, x, dy, dx, *_meta(x), h, w, u, dh, dw, du)
+    run('coord', x, x, dy, dx, *meta(x), h, w, u, dh, dw, du)
     return (dx, dh, dw) if u is None else (dx, dh, dw, du)
 
 
 def _pool(x, factor, shape, maximum):
-    avg = _acc(x, *shape)
+    avg = acc(x, *shape)
     peak = torch.empty_like(avg) if maximum else None
-    argmax = _ints(x, *shape) if maximum else None
-    run('pool', x, len(shape) == 2, x, *_meta(x), factor, avg, peak, argmax)
+    argmax = ints(x, *shape) if maximum else None
+    run('pool', x, len(shape) == 2, x, *meta(x), factor, avg, peak, argmax)
     return avg, peak, argmax
 
 
@@ -174,26 +166,26 @@ def channel_pool(x, *, maximum):
 
 
 def channel_pool_grad(dx, gavg, gmax, at):
-    run('pool_grad', dx, None, dx, *_meta(dx), None, gavg, gmax, at if gmax is not None else None)
+    run('pool_grad', dx, None, dx, *meta(dx), None, gavg, gmax, at if gmax is not None else None)
     return dx
 
 
 def channel_dx(dy, c, gavg, gmax, at):
     """SE's and ECA's dx = dy * c + gavg / (H W) + [argmax] gmax."""
     dx = torch.empty_like(dy)
-    run('pool_grad', dx, dy, dx, *_meta(dx), c, gavg, gmax, at)
+    run('pool_grad', dx, dy, dx, *meta(dx), c, gavg, gmax, at)
     return dx
 
 
 def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=None):
     dx = torch.empty_like(dy)
-    run('cbam_grad', dx, dy, dx, *_meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
+    run('cbam_grad', dx, dy, dx, *meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
     return dx
 
 
 def coord_dx(dy, h, w, gch, gcw, u=None):
     dx = torch.empty_like(dy)
-    run('coord_dx', dx, dy, dx, *_meta(dx), h, w, u, gch, gcw)
+    run('coord_dx', dx, dy, dx, *meta(dx), h, w, u, gch, gcw)
     return dx
 
 
@@ -208,25 +200,25 @@ def spatial_pool(x, c):
 
 def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x):
     dx, dc = torch.empty_like(x) if need_x else None, torch.empty_like(c)
-    run('spatial_pool_grad', x, x, dx, *_meta(x), c, gavg, gmax, at, dc)
+    run('spatial_pool_grad', x, x, dx, *meta(x), c, gavg, gmax, at, dc)
     return dx, dc
 
 
 def strip_pool(x, *, channel):
     n, c, h, w = x.shape
-    ch, cw, hw = _acc(x, n, c, h), _acc(x, n, c, w), _acc(x, n, h, w) if channel else None
-    run('strips', x, x, *_meta(x), ch, cw, hw)
+    ch, cw, hw = acc(x, n, c, h), acc(x, n, c, w), acc(x, n, h, w) if channel else None
+    run('strips', x, x, *meta(x), ch, cw, hw)
     return ch, cw, hw
 
 
 def strip_pool_grad(dx, gch, gcw, ghw):
-    run('strips_grad', dx, None, dx, *_meta(dx), gch, gcw, ghw)
+    run('strips_grad', dx, None, dx, *meta(dx), gch, gcw, ghw)
     return dx
 
 
 def spatial_conv(maps, weight):
     n, _, h, w = maps.shape
-    out = _acc(maps, n, h, w)
+    out = acc(maps, n, h, w)
     run('spatial_conv', maps, maps, weight, out, *maps.shape, *weight.shape[2:])
     return out
 
@@ -250,53 +242,6 @@ def min_max_grad(v, low, high, *, dy):
     return dv
 
 
-@functools.lru_cache
-def _cuts(height, width, channels, chunks, channel_chunks):
-    """The windows of the three axes of a map, begin and end of one after the other."""
-    axes = (height, chunks), (width, chunks), (channels, channel_chunks)
-    edges = [edge for axis in axes for window in windows(*axis) for edge in window]
-    return (ctypes.c_int64 * len(edges))(*edges)
-
-
-def _rank1(name, planes, chunks, *groups):
-    """Call a kernel on DRTAM's planes; `groups`: tuples of tensors."""
-    ch, cw, _ = planes
-    (n, c, h), w = ch.shape, cw.shape[2]
-    run(name, ch, *planes, n, c, h, w, *chunks, _cuts(h, w, c, *chunks), *groups)
-
-
-def rank1_pool(planes, weights, chunks, taken):
-    ch, cw, _ = planes
-    (n, c, h), w, rows = ch.shape, cw.shape[2], sum(chunks) + 1
-    out = _acc(ch, n, c), _acc(ch, n, h), _acc(ch, n, w)
-    strips = _acc(ch, n, rows, h), _acc(ch, n, rows, w)
-    at = _ints(ch, n, h), _ints(ch, n, w)
-    _rank1('rank1_pool', planes, chunks, weights, taken or (None,) * 3, out, strips, at)
-    return out, (*strips, *at)
-
-
-def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
-    dplanes, dweights, dtaken = (
-        tuple(torch.empty_like(t) for t in group) if group else None
-        for group in (planes, weights, taken)
-    )
-    none = (None,) * 3
-    _rank1(
-        'rank1_pool_grad', planes, chunks, weights, taken or none, grads, saved[:2], saved[2:],
-        dplanes, dweights, dtaken or none,
-    )  # fmt: skip
-    return dplanes, dweights, dtaken
-
-
-def _kept(x, params, chunks):
-    """How many floats and integers `rank1_attention` keeps for backward (`lay_out` in C++)."""
-    (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
-    modules = (len(params) - 4) // 9
-    planes = n * (c * h + c * w + h * w)
-    each = n * (2 * (c + h + w) + strips * (h + w) + c + hidden) + 6
-    return ((planes + modules * each,), False), ((modules * n * (h + w),), True)
-
-
 def _kept_of_entropy(x, channel, spatial, avg, max, ent):
     n, c, h, w = x.shape
     found = [((n,), False)]
@@ -308,55 +253,7 @@ def _kept_of_entropy(x, channel, spatial, avg, max, ent):
 
 
 # What operators keep for backward, as (shape, whether of integers).
-SAVED = dict(rank1_attention=_kept, entropy_pool=_kept_of_entropy)
-
-
-def _attention(x, params, rules, chunks):
-    """What the kernels of `rank1_attention` take after x: sizes, parameters and rules."""
-    n, c, h, w, last = _meta(x)
-    cuts = _cuts(h, w, c, *chunks)
-    modules = (len(params) - 4) // 9
-    rules = [r for momentum, eps in rules for r in (-1.0 if momentum is None else momentum, eps)]
-    return (
-        (n, c, h, w, last, *chunks, cuts, params[0].shape[0], modules, params),
-        (ctypes.c_double * len(rules))(*rules),
-    )
-
-
-def rank1_attention(x, params, states, chunks, a=None):
-    y = torch.empty_like(x)
-    sizes, rules = _attention(x, params, [state[2:] for state in states], chunks)
-    running = [t for state in states for t in state[:2]]
-    (floats, _), (ints, _) = _kept(x, params, chunks)
-    kept = _acc(x, *floats), _ints(x, *ints)
-    run('rank1_attention', x, x, y, *sizes, running, rules, a, *kept)
-    return y, kept
-
-
-def rank1_attention_parts(x, params, chunks, saved):
-    (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
-    left, used = saved[0], 0
-
-    def take(*shape):
-        nonlocal used
-        used += math.prod(shape)
-        return left[used - math.prod(shape) : used].view(shape)
-
-    planes, stages = (take(n, c, h), take(n, c, w), take(n, h, w)), []
-    for _ in range((len(params) - 4) // 9):  # as `lay_out` in C++ does
-        pairs = [(take(n, length), take(n, length)) for length in (c, h, w)]
-        stages.append(tuple(zip(*pairs, strict=True)))
-        take(n * strips * (h + w) + 6 + n * c + n * hidden)
-    return planes, stages
-
-
-def rank1_attention_grad(x, params, rules, chunks, saved, a=None, *, dy, need_x):
-    dx = torch.empty_like(x) if need_x else None
-    da = None if a is None else torch.empty_like(a)
-    dparams = [torch.empty_like(p) for p in params]
-    sizes, rules = _attention(x, params, rules, chunks)
-    run('rank1_attention_grad', x, x, dy, dx, *sizes, rules, a, *saved, dparams, da)
-    return (dx, dparams) if a is None else (dx, dparams, da)
+SAVED = dict(rank1_attention=kept_of_rank1, entropy_pool=_kept_of_entropy)
 
 
 def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
@@ -364,12 +261,12 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     sides = []
     for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
         # avg, max, ent, log s, reference of wide samples; arg-max
-        vectors = [_acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)]
+        vectors = [acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)]
         if vectors[4] is not None:
             vectors[4].zero_()  # not all samples are wide
-        sides += [vectors, _ints(x, *shape) if wanted and max else None]
-    refs = _acc(x, n)
-    run('entropy', x, x, *_meta(x), taps, taps.numel(), *sides, refs)
+        sides += [vectors, ints(x, *shape) if wanted and max else None]
+    refs = acc(x, n)
+    run('entropy', x, x, *meta(x), taps, taps.numel(), *sides, refs)
     saved = [refs]
     for (_, _, entropy, log, ref), argmax in (sides[:2], sides[2:]):
         # As a copy: of the result itself a backward would be another way to reach it.
@@ -385,5 +282,5 @@ def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None, v=None)
         (grads[:3], grads[3:]), (vectors[:4], vectors[4:]), strict=True
     ):
         sides += [(g_avg, g_ent, g_max, entropy, log, ref), argmax]
-    run('entropy_grad', x, x, dy, dx, *_meta(x), taps, taps.numel(), *sides, refs, c, s, v)
+    run('entropy_grad', x, x, dy, dx, *meta(x), taps, taps.numel(), *sides, refs, c, s, v)
     return dx

@@ -1,8 +1,10 @@
 // All of DRTAM, and its descriptors alone.
 
 #include "abi.h"
-#include "layers.h"
+#include "mlp.h"
+#include "norms.h"
 #include "planes.h"
+#include "sigmoid.h"
 
 namespace {
 
@@ -29,7 +31,8 @@ template <class A> struct Rank1 {
   i64 hidden;
   int modules;
   A* const* params;      // the MLP's four, then each module's
-  A* const* running;     // mean and var of each norm
+  A* const* running;     // mean and var of each norm, read where it normalises by these
+  A* moments;            // mean and var of each, written where it normalises by the batch's
   const double* rules;   // momentum and eps of each norm
   A* share;              // or null
   A *ch, *cw, *hw;
@@ -59,13 +62,17 @@ template <class A> struct Rank1 {
     static constexpr A* none[3] = {};
     return i ? stages[0].out : none;
   }
-  Mlp<A> layers() const { return {m.n, m.c, hidden, params[0], params[1], params[2], params[3]}; }
+  Mlp<A> layers() const {
+    return {m.n, 1, m.c, hidden, params[0], params[1], params[2], params[3], nullptr};
+  }
   std::array<Norm<A>, 3> norms(int i) const {
     std::array<Norm<A>, 3> found;
     for (int k = 0; k < 3; ++k) {
       int j = 3 * i + k;
-      found[k] = {length(k), stages[i].vectors[k], module(i).weight[k], module(i).bias[k],
-                  running ? running[2 * j] : nullptr, running ? running[2 * j + 1] : nullptr,
+      A *mean = nullptr, *var = nullptr;  // which backward does not ask for
+      if (moments && rules[2 * j] >= 0) mean = moments + 2 * j, var = mean + 1;
+      else if (moments) mean = running[2 * j], var = running[2 * j + 1];
+      found[k] = {length(k), stages[i].vectors[k], module(i).weight[k], module(i).bias[k], mean, var,
                   rules[2 * j], rules[2 * j + 1], k > 0};
     }
     return found;
@@ -95,7 +102,8 @@ template <class T> void rank1_attention(const T* x, T* y, const Rank1<Acc<T>>& r
                   threads);
     A* const to[3] = {s.v, s.out[1], s.out[2]};
     rank1_norm<A>(r.norms(i).data(), r.m.n, to, s.moments, threads);
-    mlp<A>(r.layers(), s.v, s.hidden, s.out[0], threads);
+    mlp(r.layers(), (const A*)s.v, s.hidden, s.out[0], threads);
+    sigmoid<A>(s.out[0], s.out[0], r.m.n * r.m.c);
     outer<A>(s.out[1], s.out[2], q[i], r.m);
   }
   Shape shape = r.shape();
@@ -128,9 +136,6 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     scale_grad<decltype(g)>(x, dy, (T*)nullptr, shape, a, b, r.last ? dq : dc, r.last ? dc : dq, threads);
   });
   A* const dplanes[3] = {planes + 0, planes + m.n * m.c * m.h, planes + m.n * m.c * (m.h + m.w)};
-  i64 weights = r.layers().channels * r.hidden;
-  const i64 mlp_sizes[4] = {weights, r.hidden, weights, m.c};
-  for (int k = 0; k < 4; ++k) std::fill_n(dparams[k], mlp_sizes[k], A(0));
   for (int i = 0; i < r.modules; ++i)
     outer_grad<A>(r.stages[i].out[1], r.stages[i].out[2], dq[i], dout[i][1], dout[i][2], m);
   for (int i = r.modules - 1; i >= 0; --i) {
@@ -138,7 +143,8 @@ void rank1_attention_grad(const T* x, const T* dy, T* dx, const Rank1<Acc<T>>& r
     Module<A> d(dparams + 4 + i * Module<A>::count);
     A* to = grads + (r.modules + i) * vectors;
     for (int k = 0; k < 3; to += sizes[k++]) dv[k] = to;
-    mlp_grad<A>(r.layers(), s.v, s.hidden, s.out[0], dout[i][0], gv, dparams, threads);
+    sigmoid_grad<A>(dout[i][0], s.out[0], dout[i][0], sizes[0]);
+    mlp_grad<A>(r.layers(), s.v, s.hidden, dout[i][0], gv, dparams, nullptr, i + 1 < r.modules, threads);
     const A* const g[3] = {gv, dout[i][1], dout[i][2]};
     rank1_norm_grad<A>(r.norms(i).data(), m.n, s.out, s.moments, g, dv, d.weight, d.bias, threads);
     Scratch<A> lost(i ? vectors : 0);  // the first module's factors, taken from the planes
@@ -189,12 +195,12 @@ void mmattn_rank1_pool_grad(int dtype, const Sum* ch, const Sum* cw, const Sum* 
 // for backward. The first returns the number of floats of `kept`; without y that is all it does.
 i64 mmattn_rank1_attention(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
                            int last, i64 s, i64 m, const i64* chunks, i64 hidden, int modules,
-                           Sum** params, Sum** running, const double* rules, const Sum* share,
-                           Sum* kept, int32_t* at, int threads) {
+                           Sum** params, Sum** running, Sum* moments, const double* rules,
+                           const Sum* share, Sum* kept, int32_t* at, int threads) {
   i64 size = 0;
   typed(dtype, [&](auto tag) {
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, (A_**)running, rules, (A_*)share};
+                (A_**)params, (A_**)running, (A_*)moments, rules, (A_*)share};
     size = r.lay_out((A_*)kept, (int32_t*)at);
     if (y) rank1_attention((const decltype(tag)*)x, (decltype(tag)*)y, r, threads);
   });
@@ -209,7 +215,7 @@ void mmattn_rank1_attention_grad(int dtype, const Element* x, const Element* dy,
   typed(dtype, [&](auto tag) {
     using T = decltype(tag);
     Rank1<A_> r{{n, c, h, w}, bool(last), planes_of({n, c, h, w}, s, m, chunks), hidden, modules,
-                (A_**)params, nullptr, rules, (A_*)share};
+                (A_**)params, nullptr, nullptr, rules, (A_*)share};
     r.lay_out((A_*)kept, (int32_t*)at);
     rank1_attention_grad((const T*)x, (const T*)dy, (T*)dx, r, (A_**)dparams, (A_*)dshare, threads);
   });

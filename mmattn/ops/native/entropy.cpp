@@ -1,191 +1,10 @@
 // CAT's three pools of both axes.
 
 #include "abi.h"
-#include "incoming.h"
-#include "strips.h"
+#include "entropy.h"
+#include "filter.h"
 
 namespace {
-
-// Entropy of softmax(z) = log s - t / s with d = z - ref, s = sum e^d, t = sum d e^d. One e^(z - ref)
-// serves the rows and the lanes of a sample as long as the sample keeps within kReach of its ref;
-// a sample that does not takes each row's and each lane's own maximum for ref (`wide`).
-constexpr double kReach = 24;
-
-struct Sums { double x, s, t; };
-
-template <class A> struct Lanes {  // running sums of every lane, and the largest |d| met
-  A *x, *s, *t;
-  Vec<A> reach = {};
-};
-
-template <int K, class T>
-INLINE void entropy_rows(const T* z, i64 pitch, i64 n_lanes, Acc<T> ref, Lanes<Acc<T>>& acc,
-                         Sums* rows) {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  for (i64 l0 = 0; l0 < n_lanes; l0 += kTile) {
-    V x[K] = {}, s[K] = {}, t[K] = {}, reach = acc.reach;
-    lanes<A>(l0, std::min(l0 + kTile, n_lanes), [&](i64 l, auto n) FLAT {
-      V lx = ld(acc.x + l, Full<A>{}), ls = ld(acc.s + l, Full<A>{}), lt = ld(acc.t + l, Full<A>{});
-      for (int k = 0; k < K; ++k) {
-        V v = ld(z + k * pitch + l, n), d = v - ref, e = vexp(d);
-        if (n < Simd<A>::N) {
-          auto in = iota<A>() < Int<A>{} + int(n);
-          d = in ? d : V{};
-          e = in ? e : V{};
-        }
-        V far = d < 0 ? -d : d, de = d * e;
-        reach = far > reach ? far : reach;
-        x[k] += v, s[k] += e, t[k] += de;
-        lx += v, ls += e, lt += de;
-      }
-      st(acc.x + l, lx, Full<A>{});
-      st(acc.s + l, ls, Full<A>{});
-      st(acc.t + l, lt, Full<A>{});
-    });
-    acc.reach = reach;
-    for (int k = 0; k < K; ++k) {
-      rows[k].x += hsum(x[k]);
-      rows[k].s += hsum(s[k]);
-      rows[k].t += hsum(t[k]);
-    }
-  }
-}
-
-// One side's statistics (of the rows or of the lanes): where they go. Null: not asked for.
-template <class A> struct Side {
-  A *avg, *max, *ent, *log, *ref;
-  int32_t* at;
-};
-
-template <class A> INLINE void finish(const Side<A>& o, i64 i, double s, double t) {
-  double log_s = std::log(s);
-  o.ent[i] = A(log_s - t / s);
-  o.log[i] = A(log_s);
-}
-
-// A sample whose values lie too far apart for one reference.
-template <class T>
-void entropy_wide(const T* x, i64 n, Shape s, const Side<Acc<T>>& row, const Side<Acc<T>>& lane,
-                  int threads) {
-  using A = Acc<T>;
-  using V = Vec<A>;
-  const A low = -std::numeric_limits<A>::infinity();
-  const T* xn = x + n * s.rows * s.lanes;
-  if (row.ent)
-    parallel(s.rows, s.rows * s.lanes, threads, [&](i64 r) {
-      const T* z = xn + r * s.lanes;
-      V top = all<A>(low);
-      lanes<A>(0, s.lanes, [&](i64 l, auto k) FLAT {
-        V v = ld(z + l, k);
-        if (k < Simd<A>::N) v = outside<A>(v, k);
-        top = v > top ? v : top;
-      });
-      A ref = top[0];
-      for (int k = 1; k < Simd<A>::N; ++k) ref = std::max<A>(ref, top[k]);
-      double sum = 0, dot = 0;
-      for (i64 l0 = 0; l0 < s.lanes; l0 += 512) {
-        V sv = {}, tv = {};
-        lanes<A>(l0, std::min<i64>(l0 + 512, s.lanes), [&](i64 l, auto k) FLAT {
-          V d = ld(z + l, k) - ref, e = vexp(d);
-          if (k < Simd<A>::N) e = iota<A>() < Int<A>{} + int(k) ? e : V{}, d = e == 0 ? V{} : d;
-          sv += e;
-          tv += d * e;
-        });
-        sum += hsum(sv), dot += hsum(tv);
-      }
-      row.ref[n * s.rows + r] = ref;
-      finish(row, n * s.rows + r, sum, dot);
-    });
-  if (lane.ent) {
-    constexpr i64 kBlock = 8 * Simd<A>::N;
-    parallel((s.lanes + kBlock - 1) / kBlock, s.rows * s.lanes, threads, [&](i64 b) {
-      i64 l0 = b * kBlock, l1 = std::min(l0 + kBlock, s.lanes);
-      lanes<A>(l0, l1, [&](i64 l, auto k) FLAT {
-        V ref = all<A>(low);
-        for (i64 r = 0; r < s.rows; ++r) {
-          V v = ld(xn + r * s.lanes + l, k);
-          ref = v > ref ? v : ref;
-        }
-        double sum[Simd<A>::N] = {}, dot[Simd<A>::N] = {};
-        for (i64 r0 = 0; r0 < s.rows; r0 += 64) {
-          V sv = {}, tv = {};
-          for (i64 r = r0; r < std::min(r0 + 64, s.rows); ++r) {
-            V d = ld(xn + r * s.lanes + l, k) - ref, e = vexp(d);
-            sv += e;
-            tv += d * e;
-          }
-          for (int j = 0; j < k; ++j) sum[j] += sv[j], dot[j] += tv[j];
-        }
-        for (int j = 0; j < k; ++j) {
-          lane.ref[n * s.lanes + l + j] = ref[j];
-          finish(lane, n * s.lanes + l + j, sum[j], dot[j]);
-        }
-      });
-    });
-  }
-}
-
-// The two filtered maxima of contiguous planes: the plane is copied into a zero frame, so that both
-// filters run over it as over one long row; `frame` is -infinity on the frame's columns.
-template <class A> struct Filter {
-  i64 h, w, p, pitch, size;
-  const A* taps;
-  std::vector<A> plane, column, frame;
-  Filter(Map m, const A* taps_, i64 k)
-      : h(m.h), w(m.w), p(k / 2), pitch(m.w + 2 * p), size(padded<A>(m.h * pitch)), taps(taps_),
-        plane(size + 2 * p * pitch + Simd<A>::N), column(size + 2 * p + Simd<A>::N),
-        frame(size, -std::numeric_limits<A>::infinity()) {
-    for (i64 i = 0; i < h; ++i) std::fill_n(frame.data() + i * pitch + p, w, A(0));
-  }
-  i64 position(i64 at) const { return at / pitch * w + at % pitch - p; }
-
-  template <class T> void load(const T* x) {
-    for (i64 i = 0; i < h; ++i)
-      lanes<A>(0, w, [&](i64 j, auto n) FLAT {
-        st(plane.data() + (i + p) * pitch + p + j, ld(x + i * w + j, n), n);
-      });
-  }
-  // Filters along H; returns the maximum and, in `at`, its position.
-  template <int TAPS> INLINE A vertical_(int32_t* at) {
-    const int k1 = TAPS ? TAPS : int(2 * p + 1);
-    Peak<A> top;
-    const Int<A> ramp = iota<A>();
-    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
-      Vec<A> v = ld(plane.data() + l, n) * taps[0];
-      for (int k = 1; k < k1; ++k) v += ld(plane.data() + l + k * pitch, n) * taps[k];
-      st(column.data() + p + l, v, n);
-      top.add(v + ld(frame.data() + l, n), ramp + Index<A>(l));
-    });
-    A best;
-    int32_t where;
-    top.best(&best, &where);
-    // All -infinity: any position will do, a column of the frame will not.
-    *at = int32_t(frame[where] == 0 ? position(where) : 0);
-    return best;
-  }
-  A vertical(int32_t* at) { return p == 2 ? vertical_<5>(at) : vertical_<0>(at); }
-
-  // Filters along W what `vertical` left, and keeps each position's maximum over the channels.
-  template <int TAPS> INLINE void horizontal_(A* best, Index<A>* at, Index<A> channel, bool first) {
-    const int k1 = TAPS ? TAPS : int(2 * p + 1);
-    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
-      Vec<A> v = ld(column.data() + l, n) * taps[0];
-      for (int k = 1; k < k1; ++k) v += ld(column.data() + l + k, n) * taps[k];
-      Peak<A> top;
-      if (!first) {
-        top.value = ld(best + l, n);
-        std::memcpy(&top.index, at + l, kBytes);
-      }
-      top.add(v, Int<A>{} + channel);
-      st(best + l, top.value, n);
-      std::memcpy(at + l, &top.index, kBytes);
-    });
-  }
-  void horizontal(A* best, Index<A>* at, Index<A> channel, bool first) {
-    p == 2 ? horizontal_<5>(best, at, channel, first) : horizontal_<0>(best, at, channel, first);
-  }
-};
 
 // A typical value of a sample: the shared reference.
 template <class T> Acc<T> typical(const T* x, i64 n) {
@@ -359,146 +178,39 @@ i64 entropy_pool(const T* x, Map m, bool last, const Acc<T>* taps, i64 k, Side<A
   return n_wide;
 }
 
-// What one side contributes to dx: g_avg / count, and of the entropy, with p = e^(d - log s),
-// -g_ent p (d - log s + H) = e^d (slope d + level).
-template <class A> struct Terms {
-  const A *avg, *ent, *max;              // the gradients, or null
-  const A *h, *log, *ref;                // the saved entropy, log s and reference (wide samples)
-  const int32_t* at;
-  i64 count;
-  INLINE A mean(i64 i) const { return avg ? avg[i] / A(count) : A(0); }
-  INLINE A slope(i64 i) const { return ent ? -ent[i] * std::exp(-log[i]) : A(0); }
-  INLINE A level(i64 i) const { return slope(i) * (ent ? h[i] - log[i] : A(0)); }
-};
-
-// The positions of one sample, sorted by key: those of key k are order[start[k]] ... order[start[k + 1]].
-struct Buckets {
-  std::vector<i64> start;
-  std::vector<int32_t> order;
-  template <class F> Buckets(i64 n, i64 keys, F&& key) : start(keys + 1, 0), order(n) {
-    for (i64 i = 0; i < n; ++i) ++start[key(i) + 1];
-    for (i64 j = 0; j < keys; ++j) start[j + 1] += start[j];
-    std::vector<i64> next(start.begin(), start.end() - 1);
-    for (i64 i = 0; i < n; ++i) order[next[key(i)]++] = int32_t(i);
-  }
-};
-
-template <class T, class F>
-void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const Acc<T>* taps, i64 k,
-                  Terms<Acc<T>> chan, Terms<Acc<T>> spat, const Acc<T>* refs, int threads) {
+// A contiguous map of few positions wastes most of its vectors: its samples are turned one by one, to be
+// read as channels_last ones.
+constexpr i64 kFew = 100;
+template <class T>
+i64 entropy_of_few(const T* x, Map m, const Acc<T>* taps, i64 k, Side<Acc<T>> chan, Side<Acc<T>> spat,
+                   Acc<T>* refs, int threads) {
   using A = Acc<T>;
-  using V = Vec<A>;
-  i64 area = m.h * m.w, p = k / 2, size = m.n * m.c * area;
-  Shape s = last ? Shape{m.n, area, m.c} : Shape{m.n, m.c, area};
-  const Terms<A>& row = last ? spat : chan;
-  const Terms<A>& lane = last ? chan : spat;
-  bool ent = row.ent || lane.ent;
-  // The lanes' terms: mean, slope, level.
-  Scratch<A> lm(m.n * s.lanes), ls(m.n * s.lanes), ll(m.n * s.lanes);
-  parallel(m.n, m.n * s.lanes * 8, threads, [&](i64 n) {
-    for (i64 i = n * s.lanes; i < (n + 1) * s.lanes; ++i)
-      lm[i] = lane.mean(i), ls[i] = lane.slope(i), ll[i] = lane.level(i);
-  });
-  auto dense = [&](i64 r, A* out_acc) FLAT {  // row r of all; into out_acc, or dx where null
-    i64 n = r / s.rows, o = r * s.lanes, b = n * s.lanes;
-    auto in = incoming(r);
-    A ref = refs ? refs[n] : A(0);
-    V mean = all<A>(row.mean(r));
-    auto save = [&](i64 l, V v, auto j) FLAT {
-      if constexpr (std::is_same_v<T, A>) st(dx + o + l, v, j);
-      else st(out_acc + l, v, j);
-    };
-    if (!ent) {
-      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
-        save(l, in(in.lanes(l, j), l, j) + mean + ld(lm + b + l, j), j);
-      });
-    } else if (ref == ref) {
-      V slope = all<A>(row.slope(r)), level = all<A>(row.level(r));
-      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
-        V d = ld(x + o + l, j) - ref;
-        V e = vexp(d) * (d * (slope + ld(ls + b + l, j)) + (level + ld(ll + b + l, j)));
-        save(l, in(in.lanes(l, j), l, j) + (mean + ld(lm + b + l, j) + e), j);
-      });
-    } else {
-      lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
-        V z = ld(x + o + l, j), v = mean + ld(lm + b + l, j);
-        if (row.ent) {
-          V d = z - row.ref[r] - row.log[r];
-          v -= vexp(d) * (d + row.h[r]) * row.ent[r];
-        }
-        if (lane.ent) {
-          V d = z - ld(lane.ref + b + l, j) - ld(lane.log + b + l, j);
-          v -= vexp(d) * (d + ld(lane.h + b + l, j)) * ld(lane.ent + b + l, j);
-        }
-        save(l, in(in.lanes(l, j), l, j) + v, j);
-      });
-    }
-  };
-  // The maxima: 5 and 25 elements around each arg-max, added while the plane (image row) is in cache.
-  std::vector<std::unique_ptr<Buckets>> hits(m.n);
-  auto narrow_out = [&](const A* acc, T* out, i64 n) FLAT {
-    if constexpr (!std::is_same_v<T, A>)
-      lanes<A>(0, n, [&](i64 l, auto j) FLAT { st(out + l, ld(acc + l, j), j); });
-  };
-  if (!last) {
-    if (spat.max)
-      parallel(m.n, size, threads, [&](i64 n) {
-        hits[n] = std::make_unique<Buckets>(area, m.c, [&](i64 i) { return spat.at[n * area + i]; });
-      });
-    parallel(m.n * m.c, size, threads, [&](i64 plane) {
-      i64 n = plane / m.c, c = plane % m.c;
-      Scratch<A> acc(std::is_same_v<T, A> ? 0 : area);
-      A* out = std::is_same_v<T, A> ? (A*)(dx + plane * area) : acc + 0;
-      dense(plane, out);
-      if (chan.max) {
-        i64 h = chan.at[plane] / m.w, w = chan.at[plane] % m.w;
-        for (i64 i = std::max<i64>(0, p - h); i < std::min(k, m.h + p - h); ++i)
-          out[(h + i - p) * m.w + w] += chan.max[plane] * taps[i];
+  i64 area = m.h * m.w;
+  std::atomic<i64> wide{0};
+  parallel(m.n, m.n * m.c * area, threads, [&](i64 n) {
+    constexpr i64 N = 64;  // channels at a time: of a position some cache lines side by side
+    Scratch<A> turned(m.c * area), rows(std::is_same_v<T, A> ? 0 : N * area);
+    for (i64 c = 0; c < m.c; c += N) {
+      i64 count = std::min(N, m.c - c);
+      const T* from = x + (n * m.c + c) * area;
+      const A* full;
+      if constexpr (std::is_same_v<T, A>) {
+        full = from;
+      } else {
+        lanes<A>(0, count * area, [&](i64 l, auto r) FLAT { st(rows + l, ld(from + l, r), r); });
+        full = rows + 0;
       }
-      if (spat.max)
-        for (i64 b = hits[n]->start[c]; b < hits[n]->start[c + 1]; ++b) {
-          i64 at = hits[n]->order[b], h = at / m.w, w = at % m.w;
-          A g = spat.max[n * area + at];
-          i64 j0 = std::max<i64>(0, p - w), j1 = std::min(k, m.w + p - w);
-          for (i64 i = std::max<i64>(0, p - h); i < std::min(k, m.h + p - h); ++i)
-            for (i64 j = j0; j < j1; ++j)
-              out[(h + i - p) * m.w + w + j - p] += g * taps[i] * taps[j];
-        }
-      narrow_out(out, dx + plane * area, area);
-    });
-    return;
-  }
-  if (chan.max)
-    parallel(m.n, size, threads, [&](i64 n) {
-      hits[n] = std::make_unique<Buckets>(m.c, m.h, [&](i64 i) { return chan.at[n * m.c + i] / m.w; });
-    });
-  parallel(m.n * m.h, size, threads, [&](i64 nh) {
-    i64 n = nh / m.h, h = nh % m.h;
-    Scratch<A> acc(std::is_same_v<T, A> ? 0 : m.w * m.c);
-    T* to = dx + nh * m.w * m.c;
-    A* out = std::is_same_v<T, A> ? (A*)to : acc + 0;
-    for (i64 w = 0; w < m.w; ++w) dense(nh * m.w + w, out + w * m.c);
-    for (i64 from = std::max<i64>(0, h - p); from < std::min(m.h, h + p + 1); ++from) {
-      A tap = taps[h - from + p];
-      if (chan.max)
-        for (i64 b = hits[n]->start[from]; b < hits[n]->start[from + 1]; ++b) {
-          i64 c = hits[n]->order[b], w = chan.at[n * m.c + c] % m.w;
-          out[w * m.c + c] += chan.max[n * m.c + c] * tap;
-        }
-      if (spat.max)
-        for (i64 w = 0; w < m.w; ++w) {
-          i64 at = n * area + from * m.w + w, c = spat.at[at];
-          A g = spat.max[at] * tap;
-          for (i64 j = std::max<i64>(0, p - w); j < std::min(k, m.w + p - w); ++j)
-            out[(w + j - p) * m.c + c] += g * taps[j];
-        }
+      for (i64 p = 0; p < area; p += 4)
+        turn(full + p, area, turned + p * m.c + c, m.c, count, std::min<i64>(4, area - p));
     }
-    narrow_out(out, to, m.w * m.c);
+    wide += entropy_pool<A>(turned + 0, Map{1, m.c, m.h, m.w}, true, taps, k, chan.of(n, m.c),
+                            spat.of(n, area), refs + n, 1);
   });
+  return wide;
 }
 
 // --------------------------------------------------------------------------------------------------
-// As they are called from outside.
+// As it is called from outside.
 
 // channel, spatial: pointers to avg, max, ent, log s, ref. Returns the number of wide samples.
 i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int last, const Sum* taps,
@@ -510,42 +222,17 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
     auto side = [](Sum** v, int32_t* at) {
       return Side<A_>{(A_*)v[0], (A_*)v[1], (A_*)v[2], (A_*)v[3], (A_*)v[4], at};
     };
-    wide = entropy_pool<T>((const T*)x, Map{n, c, h, w}, last, (const A_*)taps, k,
-                           side(channel, channel_at), side(spatial, spatial_at), (A_*)refs, threads);
+    Map m{n, c, h, w};
+    auto of_channels = side(channel, channel_at), of_positions = side(spatial, spatial_at);
+    wide = !last && h * w <= kFew
+               ? entropy_of_few<T>((const T*)x, m, (const A_*)taps, k, of_channels, of_positions,
+                                   (A_*)refs, threads)
+               : entropy_pool<T>((const T*)x, m, last, (const A_*)taps, k, of_channels, of_positions,
+                                 (A_*)refs, threads);
   });
   return wide;
 }
 
-// channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref. With factors c, p of a sum
-// gate dx = dy * (c + p) + ..., with a share v of the identity dy * (c + v p); dy null: no such term.
-void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element* dx, i64 n, i64 c,
-                         i64 h, i64 w, int last, const Sum* taps, i64 k, Sum** channel,
-                         const int32_t* channel_at, Sum** spatial, const int32_t* spatial_at,
-                         const Sum* refs, const Sum* fc, const Sum* fp, const Sum* fv,
-                         int threads) {
-  SHAPE;
-  typed(dtype, [&](auto tag) {
-    using T = decltype(tag);
-    auto terms = [](Sum** v, const int32_t* at, i64 count) {
-      return Terms<A_>{(const A_*)v[0], (const A_*)v[1], (const A_*)v[2], (const A_*)v[3],
-                       (const A_*)v[4], (const A_*)v[5], at,              count};
-    };
-    auto run = [&](const auto& incoming) {
-      entropy_grad<T>((const T*)x, incoming, (T*)dx, Map{n, c, h, w}, last, (const A_*)taps, k,
-                      terms(channel, channel_at, h * w), terms(spatial, spatial_at, c),
-                      (const A_*)refs, threads);
-    };
-    const A_ *channels[2] = {(const A_*)fc, (const A_*)fv}, *positions[1] = {(const A_*)fp};
-    const A_ *const *a = last ? positions : channels, *const *b = last ? channels : positions;
-    if (!fc) return run(Plain<T>{(const T*)dy, s.lanes});
-    if (!fv) run(Scaled<SumScale, T>{(const T*)dy, s, a, b});
-    else if (last) run(Scaled<Either<Affine, true>, T>{(const T*)dy, s, a, b});
-    else run(Scaled<Either<Affine, false>, T>{(const T*)dy, s, a, b});
-  });
-}
-
 }  // namespace
 
-SHOW(
-    ENTRY(entropy),
-    ENTRY(entropy_grad))
+SHOW(ENTRY(entropy))

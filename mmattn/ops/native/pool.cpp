@@ -36,6 +36,34 @@ void row_pool(const T* x, Shape s, const Acc<T>* b, Acc<T>* mean, Acc<T>* peak, 
   });
 }
 
+// Of some short rows of a sample, for each lane, sum and maximum of x * a. A running sum of few lanes
+// that went through memory would wait there for the row before.
+template <class T>
+void lane_pool_part(const T* x, i64 n_lanes, const Acc<T>* a, i64 r0, i64 r1, Acc<T>* sums, Acc<T>* tops,
+                    Index<Acc<T>>* where) {
+  using A = Acc<T>;
+  constexpr i64 N = Simd<A>::N;
+  columns<A>(n_lanes, [&](i64 l, auto nv, auto last) FLAT {
+    constexpr int NV = decltype(nv)::value;
+    Vec<A> sum[NV] = {};
+    Peak<A> top[NV];
+    for (i64 r = r0; r < r1; ++r) {
+      A ar = a ? a[r] : A(1);
+      vectors<A, NV>(last, [&](int j, auto m) FLAT {
+        Vec<A> v = ld(x + r * n_lanes + l + j * N, m) * ar;
+        sum[j] += v;
+        if (tops) top[j].add(v, Int<A>{} + Index<A>(r));
+      });
+    }
+    for (int j = 0; j < NV; ++j) {
+      st(sums + l + j * N, sum[j], Full<A>{});
+      if (!tops) continue;
+      st(tops + l + j * N, top[j].value, Full<A>{});
+      std::memcpy(where + l + j * N, &top[j].index, kBytes);
+    }
+  });
+}
+
 // Mean and maximum over the rows of each lane of x * a (a: row factor or null).
 template <class T>
 void lane_pool(const T* x, Shape s, const Acc<T>* a, Acc<T>* mean, Acc<T>* peak, int32_t* at,
@@ -48,10 +76,14 @@ void lane_pool(const T* x, Shape s, const Acc<T>* a, Acc<T>* mean, Acc<T>* peak,
   Scratch<I> where(peak ? units * pitch : 0);
   parallel(units, s.n * s.rows * s.lanes, threads, [&](i64 u) {
     i64 n = u / cut.parts, r0 = u % cut.parts * cut.size, r1 = std::min(r0 + cut.size, s.rows);
+    if (!long_rows<T>(s.lanes))
+      return lane_pool_part(x + n * s.rows * s.lanes, s.lanes, a ? a + n * s.rows : a, r0, r1,
+                            sums + u * pitch, peak ? tops + u * pitch : nullptr,
+                            peak ? where + u * pitch : nullptr);
     for (i64 l0 = 0; l0 < s.lanes; l0 += kTile) {
       i64 l1 = std::min(l0 + kTile, s.lanes);
       for (i64 r = r0; r < r1;) {
-        int k1 = long_rows<T>(s.lanes) ? int(std::min<i64>(4, r1 - r)) : 1;
+        int k1 = int(std::min<i64>(4, r1 - r));
         const T* xr = x + (n * s.rows + r) * s.lanes;
         A ar[4];
         for (int k = 0; k < k1; ++k) ar[k] = a ? a[n * s.rows + r + k] : A(1);
@@ -212,46 +244,49 @@ void cbam_grad(const Cbam<T>& g, T* dx, Shape s, bool row_c, int threads) {
   using V = Vec<A>;
   i64 channels = row_c ? s.rows : s.lanes, positions = row_c ? s.lanes : s.rows;
   const A of_position = A(1. / channels), of_channel = A(1. / positions);
-  // One element may be the maximum of its channel and of its position: both ways it is all of it.
+  // The maxima's elements are written anew. One may be that of its channel and of its position: both
+  // ways it is all of it.
   auto spot = [&](i64 n, i64 ch, i64 p) {
     i64 nc = n * channels + ch, np = n * positions + p;
     i64 o = (n * s.rows + (row_c ? ch : p)) * s.lanes + (row_c ? p : ch);
-    double d = double(get(g.dy + o)), a = Part ? double(g.share[nc]) : 1;
-    double v = a * d * double(g.s[np]);
-    if (g.ga) v += double(g.ga[np]) * double(of_position);
-    if (g.gm && g.at[np] == ch) v += double(g.gm[np]);
-    v *= double(g.c[nc]);
+    A d = get(g.dy + o), a = Part ? g.share[nc] : A(1);
+    A v = a * d * g.s[np];
+    if (g.ga) v += g.ga[np] * of_position;
+    if (g.gm && g.at[np] == ch) v += g.gm[np];
+    v *= g.c[nc];
     if (Part) v += d * (1 - a);
-    if (g.gavg) v += double(g.gavg[nc]) * double(of_channel);
-    if (g.gmax && g.channel_at[nc] == p) v += double(g.gmax[nc]);
-    return Spot{o, v};
+    if (g.gavg) v += g.gavg[nc] * of_channel;
+    if (g.gmax && g.channel_at[nc] == p) v += g.gmax[nc];
+    put(dx + o, v);
   };
-  std::vector<Spot> spots;
-  spots.reserve((g.gm ? s.n * positions : 0) + (g.gmax ? s.n * channels : 0));
-  for (i64 n = 0; n < s.n; ++n) {
-    for (i64 p = 0; g.gm && p < positions; ++p) spots.push_back(spot(n, g.at[n * positions + p], p));
-    for (i64 c = 0; g.gmax && c < channels; ++c)
-      spots.push_back(spot(n, c, g.channel_at[n * channels + c]));
-  }
+  auto of_channels = [&](i64 n, i64 ch) {
+    if (g.gmax) spot(n, ch, g.channel_at[n * channels + ch]);
+  };
+  auto of_positions = [&](i64 n, i64 p) {
+    if (g.gm) spot(n, g.at[n * positions + p], p);
+  };
   const A *rows = row_c ? g.c : g.s, *cols = row_c ? g.s : g.c;
   parallel(s.n * s.rows, s.n * s.rows * s.lanes, threads, [&](i64 r) {
-    i64 first = r / s.rows * s.lanes;
+    i64 n = r / s.rows, first = n * s.lanes;
     V factor = all<A>(rows[r]);
     const A *row_term = row_c ? g.gavg : g.ga, *lane_term = row_c ? g.ga : g.gavg;
     V term = all<A>(row_term ? row_term[r] * (row_c ? of_channel : of_position) : A(0));
     V share = all<A>(Part && row_c ? g.share[r] : A(1));
-    lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT {
-      V d = ld(g.dy + r * s.lanes + l, n), f = ld(cols + first + l, n);
-      V t = lane_term ? ld(lane_term + first + l, n) : V{};
-      if (Part && !row_c) share = ld(g.share + first + l, n);
+    lanes<A>(0, s.lanes, [&](i64 l, auto m) FLAT {
+      V d = ld(g.dy + r * s.lanes + l, m), f = ld(cols + first + l, m);
+      V t = lane_term ? ld(lane_term + first + l, m) : V{};
+      if (Part && !row_c) share = ld(g.share + first + l, m);
       V taken = Part ? d * share : d;
       V v = row_c ? (taken * f + t * of_position) * factor + term
                   : (taken * factor + term) * f + t * of_channel;
       if (Part) v += d - taken;
-      st(dx + r * s.lanes + l, v, n);
+      st(dx + r * s.lanes + l, v, m);
     });
+    row_c ? of_channels(n, r - n * s.rows) : of_positions(n, r - n * s.rows);
   });
-  write_spots(dx, spots);
+  parallel(s.n, s.n * s.lanes * 16, threads, [&](i64 n) {
+    for (i64 l = 0; l < s.lanes; ++l) row_c ? of_positions(n, l) : of_channels(n, l);
+  });
 }
 
 // --------------------------------------------------------------------------------------------------

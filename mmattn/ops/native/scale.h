@@ -103,7 +103,7 @@ INLINE void scale_rows(const T* x, T* y, i64 n_lanes, const Acc<T>* const* a,
 template <class G, class T>
 void scale(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* const* b, int threads) {
   constexpr i64 K = 4;
-  bool together = G::lanes && long_rows<T>(s.lanes);
+  bool several = G::lanes && together<T>(s.lanes);
   bool past = streams(y, s.n * s.rows * s.lanes, s.lanes);
   i64 groups = (s.rows + K - 1) / K;
   parallel(s.n * groups, s.n * s.rows * s.lanes, threads, [&](i64 u) {
@@ -117,7 +117,7 @@ void scale(const T* x, T* y, Shape s, const Acc<T>* const* a, const Acc<T>* cons
       f(x + r * s.lanes, y + r * s.lanes, s.lanes, ar, br);
       r += decltype(k)::value;
     };
-    if (together && r + K == end) step(std::integral_constant<int, K>{});
+    if (several && r + K == end) step(std::integral_constant<int, K>{});
     while (r < end) step(std::integral_constant<int, 1>{});
     if (past) fence();
   });
@@ -181,7 +181,7 @@ void scale_grad(const T* x, const T* dy, T* dx, Shape s, const Acc<T>* const* a,
                                               l1, ar, br, row_sum + (r - r0), lane_sum);
         r += decltype(k)::value;
       };
-      while (long_rows<T>(s.lanes) && r + 4 <= r1) step(std::integral_constant<int, 4>{});
+      while (together<T>(s.lanes) && r + 4 <= r1) step(std::integral_constant<int, 4>{});
       while (r < r1) step(std::integral_constant<int, 1>{});
     }
     for (int i = 0; i < G::rows; ++i)

@@ -16,7 +16,7 @@ void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
     if (dy) std::fill_n(dh + plane * m.h, m.h, A(0));
     const V u = all<A>(Part ? fu[plane] : A(0));
     double total = 0;
-    columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
+    columns<A>(m.w, [&](i64 w, auto nv, auto last) FLAT {
       constexpr int NV = decltype(nv)::value;
       V f[NV], col[NV] = {};
       vectors<A, NV>(last, [&](int j, auto r) FLAT {

@@ -47,26 +47,6 @@ template <class A> void transpose(const A* in, A* out, i64 n, i64 rows, i64 cols
   });
 }
 
-// f(first column, number of vectors as a constant, columns in the last of them): the columns of a
-// contiguous plane, as many at once as their sums have registers. A sum that went through memory from
-// row to row would wait there: the end of one row is the beginning of the next.
-template <class A, class F> INLINE void columns(i64 width, F&& f) {
-  constexpr i64 N = Simd<A>::N;
-  for (i64 w = 0; w < width; w += 4 * N) {
-    i64 vectors = std::min<i64>(4, (width - w + N - 1) / N);
-    int last = int(std::min(width - w, 4 * N) - (vectors - 1) * N);
-    if (vectors == 4) f(w, std::integral_constant<int, 4>{}, last);
-    if (vectors == 3) f(w, std::integral_constant<int, 3>{}, last);
-    if (vectors == 2) f(w, std::integral_constant<int, 2>{}, last);
-    if (vectors == 1) f(w, std::integral_constant<int, 1>{}, last);
-  }
-}
-// f(offset, number of lanes) for each of NV vectors, of which the last has `last` lanes.
-template <class A, int NV, class F> INLINE void vectors(int last, F&& f) {
-  for (int j = 0; j + 1 < NV; ++j) f(j, Full<A>{});
-  f(NV - 1, last);
-}
-
 // A contiguous map's three means: over W, over H and (hw not null) over C.
 template <class T>
 void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int threads) {
@@ -97,7 +77,7 @@ void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
             st(sum + l, across, r);
           });
         for (int k = 0; k < K; ++k)
-          columns<A>(m.w, [&](i64 w, auto nv, int last) FLAT {
+          columns<A>(m.w, [&](i64 w, auto nv, auto last) FLAT {
             constexpr int NV = decltype(nv)::value;
             V down[NV] = {};
             auto row = [&](i64 h) FLAT {
@@ -126,7 +106,7 @@ void strips_nchw(const T* x, Map m, Acc<T>* ch, Acc<T>* cw, Acc<T>* hw, int thre
       for (i64 i = 0; i < K * m.w; ++i) cw[plane * m.w + i] /= A(m.h);
     };
     i64 c = c0;
-    for (; long_rows<T>(area) && c + 4 <= c1; c += 4) step(c, std::integral_constant<int, 4>{});
+    for (; together<T>(area) && c + 4 <= c1; c += 4) step(c, std::integral_constant<int, 4>{});
     for (; c < c1; ++c) step(c, std::integral_constant<int, 1>{});
   });
   if (hw) add_parts<A>(partial + 0, hw, m.n, cut.parts, pitch, area, 1. / m.c, threads);
@@ -211,7 +191,8 @@ void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, 
         for (int k = 0; k < K; ++k) {
           A *r = right + k * around, *d = down + k * (m.h + 1);
           in[k] = incoming(plane + k);
-          for (i64 w = 0; w < around; ++w) r[w] = gcw ? gcw[(plane + k) * m.w + w % m.w] * ih : A(0);
+          for (i64 w = 0; w < m.w; ++w) r[w] = gcw ? gcw[(plane + k) * m.w + w] * ih : A(0);
+          for (i64 w = m.w; w < around; ++w) r[w] = r[w - m.w];
           for (i64 h = 0; h < m.h; ++h) d[h] = gch ? gch[(plane + k) * m.h + h] * iw : A(0);
           d[m.h] = 0;
           for (i64 h = 0; !wide && h < m.h; ++h)  // what is too much, the next row overwrites
@@ -237,7 +218,7 @@ void strips_grad(const F& incoming, T* dx, Map m, bool last, const Acc<T>* gch, 
         });
         plane += K;
       };
-      while (long_rows<T>(area) && plane + 4 <= end) step(std::integral_constant<int, 4>{});
+      while (together<T>(area) && plane + 4 <= end) step(std::integral_constant<int, 4>{});
       while (plane < end) step(std::integral_constant<int, 1>{});
       if (Past) fence();
     });

@@ -234,6 +234,29 @@ INLINE Vec<double> vexp(Vec<double> x) {
 
 template <class A> INLINE bool beats(A v, A than) { return v > than || (v != v && than == than); }
 
+// The largest of a vector's values, and its index, of equals the smallest: halves compared, then theirs.
+template <class A, class V, class I> INLINE void first_of(V v, I i, A* top, int32_t* at) {
+  auto better = [](auto& a, auto& k, auto b, auto l) FLAT {
+    auto take = (b > a) | ((b != b) & (a == a)) | ((b == a) & (l < k));
+    a = take ? b : a;
+    k = take ? l : k;
+  };
+  if constexpr (sizeof v == 2 * sizeof(A)) {  // with vectors still: a branch would be a guess
+    better(v, i, V{v[1], v[0]}, I{i[1], i[0]});
+    *top = v[0];
+    *at = int32_t(i[0]);
+  } else {
+    typedef A HalfV __attribute__((vector_size(sizeof(V) / 2)));
+    typedef Index<A> HalfI __attribute__((vector_size(sizeof(I) / 2)));
+    HalfV v2[2];
+    HalfI i2[2];
+    std::memcpy(v2, &v, sizeof v);  // all at once, or the compiler keeps v in memory
+    std::memcpy(i2, &i, sizeof i);
+    better(v2[0], i2[0], v2[1], i2[1]);
+    first_of<A>(v2[0], i2[0], top, at);
+  }
+}
+
 // Running maximum with its index; a NaN, once seen, stays.
 template <class A> struct Peak {
   Vec<A> value = all<A>(-std::numeric_limits<A>::infinity());
@@ -248,14 +271,7 @@ template <class A> struct Peak {
     value = take ? v : value;
     index = take ? at : index;
   }
-  INLINE void best(A* top, int32_t* at) const {  // over the lanes, the first of equals
-    A v = value[0];
-    Index<A> i = index[0];
-    for (int k = 1; k < Simd<A>::N; ++k)
-      if (beats(A(value[k]), v) || (value[k] == v && index[k] < i)) v = value[k], i = index[k];
-    *top = v;
-    *at = int32_t(i);
-  }
+  INLINE void best(A* top, int32_t* at) const { first_of(value, index, top, at); }  // over the lanes
 };
 template <class A> INLINE Vec<A> outside(Vec<A> v, int n) {  // lanes from n on: -infinity
   return iota<A>() < Int<A>{} + n ? v : all<A>(-std::numeric_limits<A>::infinity());

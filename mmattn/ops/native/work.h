@@ -53,9 +53,33 @@ struct Cut {
   }
 };
 
-// Several rows at once only where each lies in pages of its own: the prefetchers follow one stream in
-// a page, and short rows are a single stream anyway.
+// f(first column, number of vectors as a constant, columns in the last of them): the columns of a
+// contiguous plane, as many at once as their sums have registers. A sum that went through memory from
+// row to row would wait there: the end of one row is the beginning of the next.
+template <class A, class F> INLINE void columns(i64 width, F&& f) {
+  constexpr i64 N = Simd<A>::N;
+  i64 w = 0;
+  for (; w + 4 * N <= width; w += 4 * N) f(w, std::integral_constant<int, 4>{}, Full<A>{});
+  if (w == width) return;
+  i64 vectors = (width - w + N - 1) / N;
+  int last = int(width - w - (vectors - 1) * N);
+  if (vectors == 4) f(w, std::integral_constant<int, 4>{}, last);
+  if (vectors == 3) f(w, std::integral_constant<int, 3>{}, last);
+  if (vectors == 2) f(w, std::integral_constant<int, 2>{}, last);
+  if (vectors == 1) f(w, std::integral_constant<int, 1>{}, last);
+}
+// f(offset, number of lanes) for each of NV vectors, of which the last has `last` lanes.
+template <class A, int NV, class L, class F> INLINE void vectors(L last, F&& f) {
+  for (int j = 0; j + 1 < NV; ++j) f(j, Full<A>{});
+  f(NV - 1, last);
+}
+
+// Several rows at once only where each lies in pages of its own, or all of them in one: the prefetchers
+// follow one stream in a page.
 template <class T> bool long_rows(i64 lanes_) { return lanes_ * i64(sizeof(T)) >= 4096; }
+template <class T> bool together(i64 lanes_) {
+  return long_rows<T>(lanes_) || lanes_ * i64(sizeof(T)) <= 256;
+}
 
 constexpr i64 kTile = 4096;  // lanes worked on at once: their accumulators stay in cache
 

@@ -1,4 +1,4 @@
-// DRTAM's layers: the batch norms of its three descriptors, and its MLP.
+// The batch norms of DRTAM's three descriptors.
 #pragma once
 
 #include "work.h"
@@ -114,82 +114,6 @@ void rank1_norm_grad(const Norm<A>* norms, i64 n_, const A* const* out, const A*
       if (norms[i].momentum >= 0) g -= level[i] + unit(i, at, n) * slope[i];
       st(dv[i] + at, g * scale, n);
     });
-  });
-}
-
-// Two fully connected layers: v (N, C) -> relu -> hidden (N, K) -> sigmoid -> out (N, C).
-template <class A> struct Mlp {
-  i64 n, channels, hidden;
-  const A *w1, *b1, *w2, *b2;  // (K, C), (K), (C, K), (C)
-  i64 work() const { return n * channels * hidden / 4; }
-};
-
-// f(row, row . v) for the rows of a matrix (rows, length), four at once.
-template <class A, class F>
-INLINE void products(const A* matrix, i64 rows, i64 length, const A* v, F&& f) {
-  i64 r = 0;
-  auto step = [&](auto k_) FLAT {
-    constexpr int K = decltype(k_)::value;
-    Vec<A> sum[K] = {};
-    lanes<A>(0, length, [&](i64 l, auto n) FLAT {
-      Vec<A> b = ld(v + l, n);
-      for (int k = 0; k < K; ++k) sum[k] += ld(matrix + (r + k) * length + l, n) * b;
-    });
-    for (int k = 0; k < K; ++k) f(r + k, hsum(sum[k]));
-    r += K;
-  };
-  while (r + 4 <= rows) step(std::integral_constant<int, 4>{});
-  while (r < rows) step(std::integral_constant<int, 1>{});
-}
-
-template <class A> void mlp(const Mlp<A>& m, const A* v, A* hidden, A* out, int threads) {
-  parallel(m.n, m.work(), threads, [&](i64 n) {
-    A *h = hidden + n * m.hidden, *o = out + n * m.channels;
-    products(m.w1, m.hidden, m.channels, v + n * m.channels, [&](i64 k, A dot) FLAT {
-      A u = dot + m.b1[k];
-      h[k] = u < 0 ? 0 : u;  // a NaN stays one
-    });
-    products(m.w2, m.channels, m.hidden, h, [&](i64 c, A dot) FLAT { o[c] = dot + m.b2[c]; });
-    lanes<A>(0, m.channels, [&](i64 c, auto k) FLAT { st(o + c, 1 / (1 + vexp(-ld(o + c, k))), k); });
-  });
-}
-
-// to[l] += sum over i < count of a[i * step] * rows[i][l], the rows (count, length); returns sum of a.
-template <class A>
-INLINE A combine(const A* a, i64 step, i64 count, const A* rows, i64 length, A* to) {
-  lanes<A>(0, length, [&](i64 l, auto n) FLAT {
-    Vec<A> sum = ld(to + l, n);
-    for (i64 i = 0; i < count; ++i) sum += a[i * step] * ld(rows + i * length + l, n);
-    st(to + l, sum, n);
-  });
-  A sum = 0;
-  for (i64 i = 0; i < count; ++i) sum += a[i * step];
-  return sum;
-}
-
-// g: of out. Writes dv, adds to the gradients dw of w1, b1, w2, b2.
-template <class A>
-void mlp_grad(const Mlp<A>& m, const A* v, const A* hidden, const A* out, const A* g, A* dv,
-              A* const* dw, int threads) {
-  Scratch<A> outer(m.n * m.channels), inner(m.n * m.hidden);
-  parallel(m.n, m.work(), threads, [&](i64 n) {
-    A *go = outer + n * m.channels, *gh = inner + n * m.hidden;
-    lanes<A>(n * m.channels, (n + 1) * m.channels, [&](i64 at, auto k) FLAT {
-      Vec<A> y = ld(out + at, k);
-      st(outer + at, ld(g + at, k) * y * (1 - y), k);
-    });
-    std::fill_n(gh, m.hidden, A(0));
-    std::fill_n(dv + n * m.channels, m.channels, A(0));
-    combine(go, 1, m.channels, m.w2, m.hidden, gh);
-    for (i64 k = 0; k < m.hidden; ++k)
-      if (hidden[n * m.hidden + k] <= 0) gh[k] = 0;
-    combine(gh, 1, m.hidden, m.w1, m.channels, dv + n * m.channels);
-  });
-  parallel(m.hidden, m.work(), threads, [&](i64 k) {
-    dw[1][k] += combine(inner + k, m.hidden, m.n, v, m.channels, dw[0] + k * m.channels);
-  });
-  parallel(m.channels, m.work(), threads, [&](i64 c) {
-    dw[3][c] += combine(outer + c, m.channels, m.n, hidden, m.hidden, dw[2] + c * m.hidden);
   });
 }
 

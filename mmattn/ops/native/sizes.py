@@ -1,0 +1,24 @@
+"""What kernels are told of a map, and the tensors that they write to."""
+
+import torch
+
+from ..dispatch import stats_dtype
+
+
+def meta(x):
+    """The sizes of x and its layout, as the kernels take them."""
+    n, c, h, w = x.shape
+    # A map of one position is both; as rows of channels it has rows worth the name.
+    return n, c, h, w, h * w == 1 or not x.is_contiguous()
+
+
+def acc(x, *shape):
+    return x.new_empty(shape, dtype=stats_dtype(x))  # where x is, whatever the default device
+
+
+def ints(x, *shape):
+    return x.new_empty(shape, dtype=torch.int32)
+
+
+def like(tensors):
+    return [None if t is None else torch.empty_like(t) for t in tensors]
