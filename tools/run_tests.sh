@@ -19,5 +19,7 @@ done
 "$PYTHON" -m mypy
 # One thread a test process: they share the cores, and so do the processes that some tests start. Three
 # keep two cores busy, as a sixth of the time is waiting for such processes.
+# Each begins with a third of the tests, one after another, so that what a file's tests share is made
+# once, and takes from the others what is left.
 export OMP_NUM_THREADS=1
 exec "$PYTHON" -m pytest -n 3 --dist worksteal -m "$tests" "${options[@]}"
