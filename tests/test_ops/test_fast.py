@@ -47,11 +47,17 @@ def test_any_shape(shape, dtype, layout, scale, seed):
         check(case, x, layout, slack=4)
 
 
+# Few positions, of which a sample is turned, and more.
+AREAS = ((9, 7), (11, 13))
+each_area = pytest.mark.parametrize('area', AREAS, ids=str)
+
+
+@each_area
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('values', ('large', 'far', 'spread', 'denormal', 'constant', 'zero'))
-def test_extreme_values(values, layout):
+def test_extreme_values(values, layout, area):
     torch.manual_seed(0)
-    shape = (2, 20, 9, 7)
+    shape = (2, 20, *area)
     x = torch.randn(shape, dtype=torch.float64)
     x = dict(
         large=x * 1e4,
@@ -111,12 +117,13 @@ def test_nan_comes_out(dtype, layout):
             assert not a[0].isnan().any(), f'{name}: a NaN crossed from one sample to another'
 
 
+@each_area
 @pytest.mark.parametrize('layout', LAYOUTS)
 @pytest.mark.parametrize('sign', (1, -1))
-def test_infinity(layout, sign):
+def test_infinity(layout, sign, area):
     """Means and maxima of an infinity are what the reference makes of it."""
     torch.manual_seed(0)
-    shape = (1, 18, 5, 6)
+    shape = (1, 18, *area)
     x = torch.randn(shape)
     x[0, 3, 2, 4] = sign * float('inf')
     for name, case in cases(*shape).items():
@@ -180,10 +187,11 @@ def test_threads_do_not_change_a_bit(layout):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_wide_samples_do_not_touch_their_neighbours():
+@each_area
+def test_wide_samples_do_not_touch_their_neighbours(area):
     """A batch with one sample too spread for a shared exponential: the others keep theirs."""
     torch.manual_seed(0)
-    x = torch.randn(3, 20, 9, 7)
+    x = torch.randn(3, 20, *area)
     x[1] *= 100
     for layout in LAYOUTS:
         case = cases(*x.shape)['entropy_pool']

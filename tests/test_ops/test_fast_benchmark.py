@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmattn.analysis import benchmark
+from mmattn.analysis import benchmark, checkouts
 
 TOOL = Path(__file__).parents[2] / 'tools' / 'analysis_tools' / 'benchmark.py'
 
@@ -157,3 +157,39 @@ def test_against_timm(tool, tmp_path):
     found = [r for r in json.loads(rows.read_text())['rows'] if r['impl'] == 'timm']
     assert [r['gate'] for r in found] == 2 * ['SE', 'ECA', 'CBAM', 'CoordAttention']
     assert all(r['ms'] > 0 and r['fast'] > 0 for r in found)
+
+
+@pytest.mark.slow
+def test_checkouts(tool, capsys):
+    """This one before and after is the same, within what a busy machine does."""
+    tool.main(
+        [
+            'checkouts',
+            str(TOOL.parents[2]),
+            '--gates',
+            'ECA',
+            '--shapes',
+            '2x16x4x4',
+            '--rounds',
+            '2',
+        ]
+    )
+    *_, row = capsys.readouterr().out.splitlines()
+    shape, gate, *numbers = (cell.strip() for cell in row.strip('|').split('|'))
+    before, after, ratio = map(float, numbers)
+    assert (shape, gate) == ('2x16x4x4', 'ECA')
+    assert before > 0 and after > 0 and 0.2 < ratio < 5
+
+
+@pytest.mark.slow
+def test_a_checkout_that_is_none(tmp_path, capfd):
+    """Its own code would be the installed one's: refused, and so is what cannot run a gate."""
+    (tmp_path / 'mmattn').mkdir()
+    with pytest.raises(RuntimeError, match='could not run SE|ran the code of'):
+        checkouts.Worker(tmp_path).ms('SE', (1, 8, 4, 4), 1)
+
+
+def test_a_folder_that_is_no_checkout(tool, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        tool.main(['checkouts', str(tmp_path)])
+    assert stop.value.code == 2 and 'no checkout' in capsys.readouterr().err

@@ -133,7 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.command == 'checkouts':
         here = Path(__file__).resolve().parents[2]
         shapes_ = [s for group in args.shapes for s in group]
-        print(b.markdown(compare(args.before, here, args.gates, shapes_, args.rounds or 9)))
+        try:
+            rows = compare(args.before, here, args.gates, shapes_, args.rounds or 9)
+        except RuntimeError as error:
+            print(f'benchmark.py: error: {error}', file=sys.stderr)
+            raise SystemExit(2) from None
+        print(b.markdown(rows))
         return
     if args.threads:
         torch.set_num_threads(args.threads)
