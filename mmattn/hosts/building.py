@@ -1,7 +1,6 @@
 """Models of configs that have the key `plug`, in our tools and in other people's runners."""
 
 import copy
-import warnings
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -13,8 +12,7 @@ from torch import nn
 from mmattn.registry import register
 
 from .decay import spare_identity_scales
-from .frozen import FrozenGatesHook
-from .identity import NAME, signal, versions
+from .fresh import FreshGatesHook
 from .plug import plug_entries
 from .plug.modules import placed
 
@@ -72,8 +70,8 @@ class PlugHook(Hook):
 
     def before_run(self, runner: Any) -> None:
         """Raises RuntimeError if the runner's optimiser is not of its config."""
-        if not any(isinstance(hook, FrozenGatesHook) for hook in runner.hooks):
-            runner.register_hook(FrozenGatesHook())  # it comes later than this one
+        if not any(isinstance(hook, FreshGatesHook) for hook in runner.hooks):
+            runner.register_hook(FreshGatesHook())  # it comes later than this one
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         if [*placed(model)]:
             return  # it is asked before each of training, validation and test
@@ -94,30 +92,3 @@ class PlugHook(Hook):
             if runner.param_schedulers is not None:
                 schedulers = copy.deepcopy(runner.cfg.get('param_scheduler'))
                 runner.param_schedulers = runner.build_param_scheduler(schedulers)
-
-
-def plugged_versions(model: nn.Module) -> dict[nn.Module, tuple[int, list[int]]]:
-    """The gates of `plug` with their channels and how often their parameters were written."""
-    return {
-        gate: (spot.channels, versions(gate))
-        for _, owner, place in placed(model)
-        for spot in place.spots
-        for gate in [getattr(owner, spot.name)]
-    }
-
-
-def warn_of_fresh(before: dict[nn.Module, tuple[int, list[int]]]) -> None:
-    """Warn of gates that a checkpoint, which has just been loaded, has not changed."""
-    changing = []
-    for gate, (channels, written) in before.items():
-        if written and written == versions(gate) and getattr(gate, NAME, None) is None:
-            found = signal(gate, channels)
-            if not abs(found - 1) < 0.02:
-                changing.append(f'{type(gate).__name__} (output over input {found:.2f})')
-    if changing:
-        warnings.warn(
-            f'{len(changing)} plugged gates, as {changing[0]}: fresh on pretrained weights, as the '
-            "checkpoint has no such gates; start='identity' in plug begins with what the "
-            'pretrained layers know',
-            stacklevel=3,
-        )

@@ -12,9 +12,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch import Tensor, nn
 
-from mmattn.hosts.building import plugged_versions, warn_of_fresh
+from mmattn.hosts.fresh import gates_before, warn_of_fresh
 from mmattn.hosts.host import PluginHost
-from mmattn.hosts.identity import versions
 from mmattn.hosts.plug.modules import placed
 from mmattn.registry import register
 
@@ -133,15 +132,11 @@ def load_backbone(model: nn.Module, path: str | Path, fresh_gates: bool = False)
         if any(TIMM.search(name) for name in names['unexpected']):
             problems.append('tools/model_converters/timm_to_mmattn.py converts weights of timm')
         raise ValueError(f'{path} does not fit the backbone; {"; ".join(problems)}')
-    hosts = [m for part in parts for m in part.modules() if isinstance(m, PluginHost)]
-    before = [{gate: versions(gate) for _, gate in host._plugin_modules()} for host in hosts]
-    plugged = {gate: kept for part in parts for gate, kept in plugged_versions(part).items()}
+    before = {gate: was for part in parts for gate, was in gates_before(part).items()}
     for part in parts:
         own = part.state_dict().keys() & found.keys()
         part.load_state_dict({name: found[name] for name in own}, strict=False)
-    for host, kept in zip(hosts, before, strict=True):
-        host._warn_of_fresh(kept)
-    warn_of_fresh(plugged)
+    warn_of_fresh(before)
 
 
 @register(HOOKS)

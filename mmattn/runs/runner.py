@@ -13,9 +13,8 @@ from mmengine.runner import Runner as MMEngineRunner
 from torch import nn
 
 from mmattn import mmcv_ops
-from mmattn.hosts.building import plugged_versions, warn_of_fresh
 from mmattn.hosts.decay import spare_identity_scales
-from mmattn.hosts.frozen import FrozenGatesHook
+from mmattn.hosts.fresh import FreshGatesHook, gates_before, warn_of_fresh
 from mmattn.hosts.plug import plug_entries
 from mmattn.ops.native import build
 from mmattn.registry import register
@@ -46,12 +45,14 @@ class Runner(MMEngineRunner):
       takes.
     - With ``plug`` in the config it puts gates behind modules of the model
       (:mod:`mmattn.hosts.plug`); factors by which gates start as the identity do not decay, and
-      must not be frozen (:mod:`mmattn.hosts.frozen`).
+      must not be frozen (:mod:`mmattn.hosts.fresh`).
     - With ``record`` in the config it keeps a record of itself (:mod:`mmattn.runs.recording`); with
       ``measure`` it is a trial that ends soon (:mod:`mmattn.runs.measure`).
 
     Arguments are mmengine's, as keywords.
     """
+
+    warns_of_fresh = True  # in `load_checkpoint`, of gates that are not in what it loads
 
     def __init__(self, **kwargs: Any) -> None:
         checkpoint.install()
@@ -73,7 +74,7 @@ class Runner(MMEngineRunner):
             SeedIterationHook(),
             NonFiniteHook(self.cfg.get('skip_nonfinite', 0)),
             unreadable.UnreadableImagesHook(report, self.cfg.get('max_unreadable')),
-            FrozenGatesHook(),
+            FreshGatesHook(),
             StopHook(),
         ):
             self.register_hook(hook)
@@ -161,7 +162,7 @@ class Runner(MMEngineRunner):
         return built
 
     def load_checkpoint(self, filename: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        before = plugged_versions(self.model)
+        before = gates_before(self.model)
         checkpoint = super().load_checkpoint(filename, *args, **kwargs)
         warn_of_fresh(before)
         return checkpoint

@@ -55,11 +55,11 @@ def registered():
     DATASETS.module_dict.pop('ToyPlugData')
 
 
-def config(folder, **more):
+def config(folder, model=None, **more):
     return Config(
         dict(
+            model=model or dict(type='ToyPlugModel'),
             default_scope='mmengine',
-            model=dict(type='ToyPlugModel'),
             work_dir=str(folder),
             train_dataloader=dict(
                 batch_size=4,

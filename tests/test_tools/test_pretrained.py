@@ -186,9 +186,7 @@ def test_fresh_gates_on_the_weights_of_the_network_without_them(tmp_path):
     assert gates | bare.backbone.state_dict().keys() == model.backbone.state_dict().keys()
     with pytest.raises(ValueError, match='does not fit the backbone; missing: '):
         pretrained.load_backbone(model, path)
-    with pytest.warns(
-        UserWarning, match='1 plugged gates, as CBAM .*: fresh on pretrained'
-    ) as said:
+    with pytest.warns(UserWarning, match=r'CBAM at layer2\..*: fresh on pretrained') as said:
         pretrained.load_backbone(model, path, fresh_gates=True)
     assert len(said) == 1  # those in the slots start as the identity
     for name, value in model.backbone.state_dict().items():

@@ -1,7 +1,11 @@
-"""Gates in what is frozen by hand: seen when a training begins, as by then all is decided."""
+"""Gates that nobody has trained: warned of on pretrained weights, and where they are frozen.
+
+What is frozen by hand is seen when a training begins, as by then all is decided.
+"""
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -51,13 +55,61 @@ def _shapes(part: nn.Module) -> dict[str, Any]:
     return {name: parameter.shape for name, parameter in part.named_parameters()}
 
 
-def check_frozen(model: nn.Module, before: dict[nn.Module, list[int]]) -> None:
+@dataclass(frozen=True)
+class Before:
+    """A gate as it is before weights are loaded: `written` is how often each parameter was
+    (`versions`), `said` whether the model has said already that it is frozen."""
+
+    name: str
+    channels: int
+    said: bool
+    written: list[int]
+
+
+def gates_before(model: nn.Module) -> dict[nn.Module, Before]:
+    """Every gate of a model, to be asked after weights are loaded which ones had any."""
+    return {
+        gate: Before(name, channels, said, versions(gate))
+        for name, gate, channels, said in gates_of(model)
+    }
+
+
+def _fresh(before: dict[nn.Module, Before]) -> Iterator[tuple[nn.Module, Before]]:
+    """The gates that have learnt nothing, which nobody was told of and that are no identity."""
+    for gate, was in before.items():
+        begins = getattr(gate, NAME, None) is not None
+        if was.written and was.written == versions(gate) and not (was.said or begins):
+            yield gate, was
+
+
+def _described(gate: nn.Module, was: Before) -> str:
+    share = signal(gate, was.channels)
+    return f'{type(gate).__name__} at {was.name} (output over input {share:.2f})'
+
+
+def warn_of_fresh(before: dict[nn.Module, Before]) -> None:
+    """Warn of gates that a checkpoint, which has just been loaded, has not changed."""
+    changing = [
+        (gate, was)
+        for gate, was in _fresh(before)
+        if not abs(signal(gate, was.channels) - 1) < 0.02
+    ]
+    if changing:
+        number = f' and {len(changing) - 1} more gates' if len(changing) > 1 else ''
+        warnings.warn(
+            f'{_described(*changing[0])}{number}: fresh on pretrained weights, as the checkpoint '
+            "has no such gates; start='identity' in their entry begins with what the pretrained "
+            'layers know',
+            stacklevel=3,
+        )
+
+
+def check_frozen(model: nn.Module, before: dict[nn.Module, Before]) -> None:
     """Refuse a gate that would stay the identity for good, warn of those that stay as drawn.
 
     Args:
         model (nn.Module): As it will train.
-        before (dict): How often each gate's parameters had been written (`versions`) before
-            weights were loaded: such gates as have been loaded are not warned of.
+        before (dict): Of `gates_before`, before weights were loaded.
 
     Raises:
         ValueError: for an `identity_scale` that is 0 and does not learn.
@@ -73,21 +125,15 @@ def check_frozen(model: nn.Module, before: dict[nn.Module, list[int]]) -> None:
             f'{_some(still)}: frozen at 0, where a gate stays the identity for good; allowed: '
             f'requires_grad_(True) for {NAME}, or gates in what learns alone'
         )
-    fresh = {
-        name: f'{type(gate).__name__} at {name} (output over input {signal(gate, channels):.2f})'
-        for name, gate, channels, said in gates_of(model)
-        if not said
-        and not name.startswith(spared)
-        and getattr(gate, NAME, None) is None
-        and (flags := [p.requires_grad for p in gate.parameters()])
-        and not any(flags)
-        and before.get(gate) == versions(gate)
-    }
+    fresh = [
+        _described(gate, was)
+        for gate, was in _fresh(before)
+        if not was.name.startswith(spared) and not any(p.requires_grad for p in gate.parameters())
+    ]
     if fresh:
         warnings.warn(
-            f'{_some([*fresh.values()])}: frozen, so that they stay as they were drawn; '
-            'requires_grad_(True) lets them learn, a checkpoint of theirs makes them what they '
-            'have learnt',
+            f'{_some(fresh)}: frozen, so that they stay as they were drawn; requires_grad_(True) '
+            'lets them learn, a checkpoint of theirs makes them what they have learnt',
             stacklevel=2,
         )
 
@@ -98,23 +144,26 @@ def _some(found: list[str]) -> str:
 
 
 @register(HOOKS)
-class FrozenGatesHook(Hook):
+class FreshGatesHook(Hook):
     """Calls `check_frozen` when a training begins, after all weights are loaded.
 
-    Our runner has it, and so have others by `PlugHook`.
+    Our runner has it, and others have it by `PlugHook`. There it calls `warn_of_fresh` as well,
+    which our runner does by itself.
     """
 
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
-        self.before: dict[nn.Module, list[int]] | None = None
+        self.before: dict[nn.Module, Before] | None = None
 
     def before_run(self, runner: Any) -> None:
         if self.before is None:
-            self.before = {gate: versions(gate) for _, gate, _, _ in gates_of(_inner(runner))}
+            self.before = gates_before(_inner(runner))
 
     def before_train(self, runner: Any) -> None:
         """Raises ValueError as `check_frozen` does."""
+        if runner._load_from is not None and not getattr(runner, 'warns_of_fresh', False):
+            warn_of_fresh(self.before or {})
         check_frozen(_inner(runner), self.before or {})
 
 

@@ -1,4 +1,4 @@
-"""Gates in what somebody has frozen with `requires_grad_(False)`: seen when a training begins."""
+"""Gates that are fresh where they should not be: in what is frozen by hand, on loaded weights."""
 
 import copy
 import warnings
@@ -7,8 +7,8 @@ import pytest
 import torch
 from host_cases import CASES, entry
 from mmengine.hooks import Hook
-from mmengine.model import ExponentialMovingAverage
-from mmengine.registry import HOOKS
+from mmengine.model import BaseModel, ExponentialMovingAverage
+from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner as MMEngineRunner
 from plug_cases import net
 from test_plug_config import PLUG, config
@@ -16,8 +16,8 @@ from test_plug_config import registered as registered  # a fixture
 from torch import nn
 
 from mmattn import SE, plug
-from mmattn.hosts.frozen import check_frozen, gates_of
-from mmattn.hosts.identity import identity_scales, versions
+from mmattn.hosts.fresh import check_frozen, gates_before, gates_of
+from mmattn.hosts.identity import identity_scales
 from mmattn.runs import Runner
 
 CASE = CASES['mmdet-resnet18']
@@ -27,8 +27,7 @@ FRESH = [entry('SE', 'after_conv2')]
 
 def said(model, before=None):
     """The warnings of `check_frozen`."""
-    if before is None:
-        before = {gate: versions(gate) for _, gate, *_ in gates_of(model)}
+    before = gates_before(model) if before is None else before
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter('always')
         check_frozen(model, before)
@@ -56,7 +55,7 @@ def test_an_identity_is_refused():
 
 def test_a_fresh_gate_is_warned_of():
     model = CASE.build(FRESH)
-    before = {gate: versions(gate) for _, gate, *_ in gates_of(model)}
+    before = gates_before(model)
     assert not said(model)
     model.requires_grad_(False)
     (text,) = said(model)
@@ -142,4 +141,38 @@ def test_before_a_training(way, freezing, tmp_path):
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter('always')
         begun(plain, 'loaded', load_from=str(saved)).train()
-    assert not [w for w in found if 'frozen' in str(w.message)]
+    assert not [w for w in found if 'frozen' in str(w.message) or 'fresh' in str(w.message)]
+
+
+@pytest.mark.parametrize('way', ['runner', 'hook'])
+@pytest.mark.parametrize('start', [None, 'identity'])
+def test_on_a_whole_model_that_is_loaded(way, start, tmp_path):
+    """A gate in a slot of a detector's backbone, say, whose `load_from` is of the bare detector."""
+    entries = [dict(cfg=dict(type='SE', reduction=2), position='after_conv2', start=start)]
+    backbone = dict(type='mmdet.PluginResNet', depth=18, base_channels=4, stem_channels=4)
+
+    @MODELS.register_module(force=True)
+    class ToyOfAHost(BaseModel):
+        def __init__(self, plugins=None):
+            super().__init__()
+            self.backbone = MODELS.build(dict(backbone, plugins=plugins))
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            inputs = torch.stack(inputs) if isinstance(inputs, (list, tuple)) else inputs
+            return dict(loss=self.backbone(inputs)[-1].square().mean())
+
+    file = str(tmp_path / 'bare.pth')
+    torch.save(ToyOfAHost().state_dict(), file)
+    cfg = config(tmp_path, load_from=file, model=dict(type='ToyOfAHost', plugins=entries))
+    cfg.train_cfg.max_epochs = 1
+    if way == 'hook':
+        cfg.custom_hooks = [dict(type='FreshGatesHook')]
+    runner = (Runner if way == 'runner' else MMEngineRunner).from_cfg(cfg)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter('always')
+        runner.train()
+    texts = [str(w.message) for w in found if 'fresh on pretrained' in str(w.message)]
+    assert len(texts) == (start is None)
+    assert start or 'SE at backbone.layer1.0.se (output over input 0.' in texts[0]
+    assert start or 'and 7 more gates' in texts[0]
+    MODELS.module_dict.pop('ToyOfAHost')
