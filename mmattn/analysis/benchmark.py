@@ -459,6 +459,9 @@ def _processor() -> str:
 
 _FORMATS = dict(
     ms='{:.3f}',
+    before='{:.3f}',
+    after='{:.3f}',
+    ratio='{:.2f}',
     mul='{:.2f}',
     speedup='{:.2f}',
     fast='{:.2f}',

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.registry import HOOKS, MODELS
 from mmengine.runner import Runner as MMEngineRunner
-from plug_cases import net
+from plug_cases import Net, net
 from test_plug_config import PLUG, config
 from test_plug_config import registered as registered  # a fixture
 from torch import nn
@@ -74,6 +74,29 @@ def test_what_the_host_has_said_is_not_said_again():
         model = CASE.build(FRESH, frozen_stages=1)
     model.train()
     assert not next(iter(gates_of(model)))[1].mlp[0].weight.requires_grad
+    assert not said(model)
+
+
+class FreezesItself(Net):
+    """As upstream's backbones with `frozen_stages`, which freeze when they are set to train."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode:
+            self.layer1.requires_grad_(False)
+        return self
+
+
+def test_plugged_where_the_host_freezes():
+    model = FreezesItself()
+    keys = [*model.state_dict()]
+    with pytest.raises(ValueError, match='behind layer1: the host freezes that stage, .* stay 0'):
+        plug(model, SE, ['layer1', 'layer2'], start='identity')
+    assert [*model.state_dict()] == keys
+    with pytest.warns(UserWarning, match='behind layer1 are in a frozen stage') as found:
+        plug(model, SE, ['layer1', 'layer2'])
+    assert len(found) == 1
+    model.train()
     assert not said(model)
 
 

@@ -132,6 +132,30 @@ def targets_of(program):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('autocast', (False, True), ids=('given', 'autocast'))
+@pytest.mark.parametrize('dtype', (torch.bfloat16, torch.float16), ids=str)
+@each_gate
+def test_inductor_in_16_bits(name, dtype, autocast):
+    """A map in 16 bits, given or made by autocast, with parameters in float32."""
+    torch._dynamo.reset()
+    gate = made(name).float()
+    plain, x = copy.deepcopy(gate), torch.randn(2, 8, 6, 5)
+    x = x if autocast else x.to(dtype)
+    found = []
+    for module in (torch.compile(gate, fullgraph=True), plain):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast('cpu', dtype, enabled=autocast):
+            # A layer in 16 bits before the gate, as in a network.
+            y = module(nn.functional.conv2d(leaf, torch.eye(8, dtype=x.dtype)[..., None, None]))
+        assert y.dtype is dtype
+        found.append(
+            [y, *torch.autograd.grad(y.float().square().sum(), [leaf, *module.parameters()])]
+        )
+    for compiled, eager in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 @each_gate
 @pytest.mark.parametrize('kind', ('operators', 'equations'))
 def test_packaged_by_aotinductor(name, kind, tmp_path):

@@ -6,6 +6,8 @@
     python tools/analysis_tools/benchmark.py network \
         configs/drtam/resnet50-drtam-r32_4xb128_in1k.py \
         --batch 256 --device cuda --amp bf16 --channels-last
+    git worktree add before COMMIT
+    python tools/analysis_tools/benchmark.py checkouts before --shapes 8x2048x7x7
 """
 
 import argparse
@@ -18,6 +20,7 @@ import torch
 
 from mmattn import quiet
 from mmattn.analysis import benchmark as b
+from mmattn.analysis.checkouts import compare
 
 _SIZES = dict(mmpretrain=(224, 224), mmdet=(800, 1344), mmseg=(512, 512))
 
@@ -86,6 +89,17 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         default='wall',
         help='cpu: processor time, to compare on a busy machine (with --threads 1, on the CPU)',
     )
+    checkouts = commands.add_parser(
+        'checkouts', help='gates of another checkout of this project, and of this one'
+    )
+    checkouts.add_argument(
+        'before', type=Path, help='its folder, as `git worktree add FOLDER COMMIT` makes it'
+    )
+    checkouts.add_argument('--gates', nargs='+', choices=b.GATES, default=b.GATES)
+    checkouts.add_argument(
+        '--shapes', nargs='+', type=shapes, default=[shapes('resnet50')], metavar='NxCxHxW'
+    )
+    checkouts.add_argument('--rounds', type=int, help='default: 9')
     network = commands.add_parser(
         'network', parents=[common], help='a config against its bare network'
     )
@@ -97,6 +111,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.rounds is not None and args.rounds < 1:
         parser.error('--rounds must be at least 1')
+    if args.command == 'checkouts' and not (args.before / 'mmattn').is_dir():
+        parser.error(f'{args.before} is no checkout: it has no folder mmattn')
     if (
         args.command == 'modules'
         and args.clock == 'cpu'
@@ -114,6 +130,11 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     quiet.install()
     args = parse_args(sys.argv[1:] if argv is None else argv)
+    if args.command == 'checkouts':
+        here = Path(__file__).resolve().parents[2]
+        shapes_ = [s for group in args.shapes for s in group]
+        print(b.markdown(compare(args.before, here, args.gates, shapes_, args.rounds or 9)))
+        return
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.device == 'cpu' and not args.plain_malloc:
