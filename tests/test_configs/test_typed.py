@@ -10,8 +10,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path for room in ('mmattn', 'tools') for path in (ROOT / room).rglob('*.py'))
-# What only the operators' public functions call.
-WAITING = [ROOT / 'mmattn/ops' / room for room in ('native', 'reference', 'triton')]
 
 
 def untyped(function):
@@ -45,23 +43,9 @@ def faults(text):
     return {f.name: untyped(f) for f in public(ast.parse(text)) if untyped(f)}
 
 
-def waits(path):
-    return any(room in path.parents for room in WAITING)
-
-
-@pytest.mark.parametrize(
-    'path',
-    [path for path in FILES if not waits(path)],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
+@pytest.mark.parametrize('path', FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_public_functions_are_typed(path):
     assert not faults(path.read_text(encoding='utf-8'))
-
-
-@pytest.mark.parametrize('room', WAITING, ids=lambda room: room.name)
-def test_nobody_waits_in_vain(room):
-    """Where all have types by now, the room is to be taken off the list."""
-    assert any(faults(path.read_text(encoding='utf-8')) for path in room.rglob('*.py'))
 
 
 @pytest.mark.parametrize(

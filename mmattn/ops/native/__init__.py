@@ -1,6 +1,10 @@
 """The CPU kernels (the C++ beside this file), a backend as `mmattn.ops.backend` describes one."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .build import added as added
 from .build import library
@@ -28,16 +32,16 @@ _CHANNEL, _SPATIAL, _PRODUCT, _SUM, _DUAL, _AFFINE, _PART_OF_DUAL = range(7)
 _FACTORS = 5  # channel, position, channel, position, channel
 
 
-def works(device):
+def works(device: torch.device) -> bool:
     """Whether there are kernels: a C++ compiler."""
     return library() is not None
 
 
-def takes(device, dtype):
+def takes(device: torch.device, dtype: torch.dtype) -> bool:
     return dtype in DTYPES and works(device)
 
 
-def declines(op, x, maximum=False, **_):
+def declines(op: str, x: Tensor, maximum: bool = False, **_: Any) -> bool:
     """On small maps PyTorch's own mean and product take less time than calling ours."""
     return (
         op in ('channel_pool', 'channel_scale', 'se')
@@ -61,43 +65,49 @@ def _scale_grad(kind, x, factors, dy, need_x):
     return dx, *[g for g in grads if g is not None]
 
 
-def channel_scale(x, c):
+def channel_scale(x: Tensor, c: Tensor) -> Tensor:
     return _scale(_CHANNEL, x, c)
 
 
-def channel_scale_grad(x, c, *, dy, need_x):
+def channel_scale_grad(x: Tensor, c: Tensor, *, dy: Tensor, need_x: bool) -> tuple[Tensor, ...]:
     return _scale_grad(_CHANNEL, x, (c, None), dy, need_x)
 
 
-def spatial_scale(x, s):
+def spatial_scale(x: Tensor, s: Tensor) -> Tensor:
     return _scale(_SPATIAL, x, None, s)
 
 
-def spatial_scale_grad(x, s, *, dy, need_x):
+def spatial_scale_grad(x: Tensor, s: Tensor, *, dy: Tensor, need_x: bool) -> tuple[Tensor, ...]:
     return _scale_grad(_SPATIAL, x, (None, s), dy, need_x)
 
 
-def product_scale(x, c, s):
+def product_scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return _scale(_PRODUCT, x, c, s)
 
 
-def product_scale_grad(x, c, s, *, dy, need_x):
+def product_scale_grad(
+    x: Tensor, c: Tensor, s: Tensor, *, dy: Tensor, need_x: bool
+) -> tuple[Tensor, ...]:
     return _scale_grad(_PRODUCT, x, (c, s), dy, need_x)
 
 
-def sum_scale(x, c, s):
+def sum_scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return _scale(_SUM, x, c, s)
 
 
-def sum_scale_grad(x, c, s, *, dy, need_x):
+def sum_scale_grad(
+    x: Tensor, c: Tensor, s: Tensor, *, dy: Tensor, need_x: bool
+) -> tuple[Tensor, ...]:
     return _scale_grad(_SUM, x, (c, s), dy, need_x)
 
 
-def affine_scale(x, u, v, s):
+def affine_scale(x: Tensor, u: Tensor, v: Tensor, s: Tensor) -> Tensor:
     return _scale(_AFFINE, x, u, s, v)
 
 
-def affine_scale_grad(x, u, v, s, *, dy, need_x):
+def affine_scale_grad(
+    x: Tensor, u: Tensor, v: Tensor, s: Tensor, *, dy: Tensor, need_x: bool
+) -> tuple[Tensor, ...]:
     dx, du, ds, dv = _scale_grad(_AFFINE, x, (u, s, v), dy, need_x)
     return dx, du, dv, ds
 
@@ -116,7 +126,16 @@ def _outer_grad(x, h, w, dq):
     return dh, dw
 
 
-def rank1_scale(x, c, h, w, c2=None, h2=None, w2=None, a=None):
+def rank1_scale(
+    x: Tensor,
+    c: Tensor,
+    h: Tensor,
+    w: Tensor,
+    c2: Tensor | None = None,
+    h2: Tensor | None = None,
+    w2: Tensor | None = None,
+    a: Tensor | None = None,
+) -> Tensor:
     q = _outer(x, h, w)
     if c2 is None:
         return _scale(_PRODUCT, x, c, q)
@@ -126,7 +145,19 @@ def rank1_scale(x, c, h, w, c2=None, h2=None, w2=None, a=None):
     return _scale(_PART_OF_DUAL, x, c, q, c2, q2, a)
 
 
-def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
+def rank1_scale_grad(
+    x: Tensor,
+    c: Tensor,
+    h: Tensor,
+    w: Tensor,
+    c2: Tensor | None = None,
+    h2: Tensor | None = None,
+    w2: Tensor | None = None,
+    a: Tensor | None = None,
+    *,
+    dy: Tensor,
+    need_x: bool,
+) -> tuple[Tensor, ...]:
     q = _outer(x, h, w)
     if c2 is None:
         dx, dc, dq = _scale_grad(_PRODUCT, x, (c, q), dy, need_x)
@@ -140,13 +171,15 @@ def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_
     return dx, dc, *_outer_grad(x, h, w, dq), dc2, *_outer_grad(x, h2, w2, dq2), *da
 
 
-def coord_scale(x, h, w, u=None):
+def coord_scale(x: Tensor, h: Tensor, w: Tensor, u: Tensor | None = None) -> Tensor:
     y = torch.empty_like(x)
     run('coord', x, x, None, y, *meta(x), h, w, u, None, None, None)
     return y
 
 
-def coord_scale_grad(x, h, w, u=None, *, dy, need_x):
+def coord_scale_grad(
+    x: Tensor, h: Tensor, w: Tensor, u: Tensor | None = None, *, dy: Tensor, need_x: bool
+) -> tuple[Tensor | None, ...]:
     dx, dh, dw = torch.empty_like(x) if need_x else None, torch.empty_like(h), torch.empty_like(w)
     du = None if u is None else torch.empty_like(u)
     run('coord', x, x, dy, dx, *meta(x), h, w, u, dh, dw, du)
@@ -161,82 +194,123 @@ def _pool(x, factor, shape, maximum):
     return avg, peak, argmax
 
 
-def channel_pool(x, *, maximum):
+def channel_pool(x: Tensor, *, maximum: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return _pool(x, None, x.shape[:2], maximum)
 
 
-def channel_pool_grad(dx, gavg, gmax, at):
+def channel_pool_grad(
+    dx: Tensor, gavg: Tensor | None, gmax: Tensor | None, at: Tensor | None
+) -> Tensor:
     run('pool_grad', dx, None, dx, *meta(dx), None, gavg, gmax, at if gmax is not None else None)
     return dx
 
 
-def channel_dx(dy, c, gavg, gmax, at):
+def channel_dx(
+    dy: Tensor, c: Tensor, gavg: Tensor | None, gmax: Tensor | None, at: Tensor | None
+) -> Tensor:
     """SE's and ECA's dx = dy * c + gavg / (H W) + [argmax] gmax."""
     dx = torch.empty_like(dy)
     run('pool_grad', dx, dy, dx, *meta(dx), c, gavg, gmax, at)
     return dx
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=None):
+def cbam_dx(
+    dy: Tensor,
+    c: Tensor,
+    s: Tensor,
+    ga: Tensor,
+    gm: Tensor,
+    at: Tensor | None,
+    gavg: Tensor | None,
+    gmax: Tensor | None,
+    channel_at: Tensor,
+    a: Tensor | None = None,
+) -> Tensor:
     dx = torch.empty_like(dy)
     run('cbam_grad', dx, dy, dx, *meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
     return dx
 
 
-def coord_dx(dy, h, w, gch, gcw, u=None):
+def coord_dx(
+    dy: Tensor,
+    h: Tensor,
+    w: Tensor,
+    gch: Tensor | None,
+    gcw: Tensor | None,
+    u: Tensor | None = None,
+) -> Tensor:
     dx = torch.empty_like(dy)
     run('coord_dx', dx, dy, dx, *meta(dx), h, w, u, gch, gcw)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, v=None):
+def entropy_dx(
+    x: Tensor,
+    taps: Tensor,
+    dy: Tensor,
+    c: Tensor,
+    s: Tensor,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+    v: Tensor | None = None,
+) -> Tensor:
     return entropy_pool_grad(x, taps, grads, saved, dy=dy, c=c, s=s, v=v)
 
 
-def spatial_pool(x, c):
+def spatial_pool(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     n, _, h, w = x.shape
     return _pool(x, c, (n, h, w), True)
 
 
-def spatial_pool_grad(x, c, gavg, gmax, at, *, need_x):
+def spatial_pool_grad(
+    x: Tensor,
+    c: Tensor,
+    gavg: Tensor | None,
+    gmax: Tensor | None,
+    at: Tensor | None,
+    *,
+    need_x: bool,
+) -> tuple[Tensor | None, Tensor]:
     dx, dc = torch.empty_like(x) if need_x else None, torch.empty_like(c)
     run('spatial_pool_grad', x, x, dx, *meta(x), c, gavg, gmax, at, dc)
     return dx, dc
 
 
-def strip_pool(x, *, channel):
+def strip_pool(x: Tensor, *, channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     n, c, h, w = x.shape
     ch, cw, hw = acc(x, n, c, h), acc(x, n, c, w), acc(x, n, h, w) if channel else None
     run('strips', x, x, *meta(x), ch, cw, hw)
     return ch, cw, hw
 
 
-def strip_pool_grad(dx, gch, gcw, ghw):
+def strip_pool_grad(
+    dx: Tensor, gch: Tensor | None, gcw: Tensor | None, ghw: Tensor | None
+) -> Tensor:
     run('strips_grad', dx, None, dx, *meta(dx), gch, gcw, ghw)
     return dx
 
 
-def spatial_conv(maps, weight):
+def spatial_conv(maps: Tensor, weight: Tensor) -> Tensor:
     n, _, h, w = maps.shape
     out = acc(maps, n, h, w)
     run('spatial_conv', maps, maps, weight, out, *maps.shape, *weight.shape[2:])
     return out
 
 
-def spatial_conv_grad(maps, weight, *, dy):
+def spatial_conv_grad(maps: Tensor, weight: Tensor, *, dy: Tensor) -> tuple[Tensor, Tensor]:
     dmaps, dweight = torch.empty_like(maps), torch.empty_like(weight)
     sizes = *maps.shape, *weight.shape[2:]
     run('spatial_conv_grad', maps, maps, weight, dy, dmaps, dweight, *sizes)
     return dmaps, dweight
 
 
-def min_max(v, low, high):
+def min_max(v: Tensor, low: float, high: float) -> Tensor:
     out = torch.empty_like(v)
     run('min_max', v, v, out, v.shape[0], v[0].numel(), low, high)
     return out
 
 
-def min_max_grad(v, low, high, *, dy):
+def min_max_grad(v: Tensor, low: float, high: float, *, dy: Tensor) -> Tensor:
     dv = torch.empty_like(v)
     run('min_max_grad', v, v, dy, dv, v.shape[0], v[0].numel(), high - low)
     return dv
@@ -256,9 +330,11 @@ def _kept_of_entropy(x, channel, spatial, avg, max, ent):
 SAVED = dict(rank1_attention=kept_of_rank1, entropy_pool=_kept_of_entropy)
 
 
-def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
+def entropy_pool(
+    x: Tensor, taps: Tensor, *, channel: bool, spatial: bool, avg: bool, max: bool, ent: bool
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     n, c, h, w = x.shape
-    sides = []
+    sides: list[Any] = []
     for wanted, shape in ((channel, (n, c)), (spatial, (n, h, w))):
         # avg, max, ent, log s, reference of wide samples; arg-max
         vectors = [acc(x, *shape) if wanted and a else None for a in (avg, max, ent, ent, ent)]
@@ -267,14 +343,24 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
         sides += [vectors, ints(x, *shape) if wanted and max else None]
     refs = acc(x, n)
     run('entropy', x, x, *meta(x), taps, taps.numel(), *sides, refs)
-    saved = [refs]
+    saved: list[Tensor | None] = [refs]
     for (_, _, entropy, log, ref), argmax in (sides[:2], sides[2:]):
         # As a copy: of the result itself a backward would be another way to reach it.
         saved += [None if entropy is None else entropy.clone(), log, ref, argmax]
     return (*sides[0][:3], *sides[2][:3]), tuple(saved)
 
 
-def entropy_pool_grad(x, taps, grads, saved, *, dy=None, c=None, s=None, v=None):
+def entropy_pool_grad(
+    x: Tensor,
+    taps: Tensor,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+    *,
+    dy: Tensor | None = None,
+    c: Tensor | None = None,
+    s: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
     dx = torch.empty_like(x)
     refs, *vectors = saved
     sides = []

@@ -6,8 +6,10 @@ kernel reads. Which these are, each function of the library says itself (`build.
 """
 
 import ctypes
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..dispatch import PLAIN, two_devices
 from .build import library
@@ -23,7 +25,7 @@ _POINTS_TO = {
 }
 
 
-def run(name, x, *args):
+def run(name: str, x: Tensor, *args: Any) -> int:
     """Call a kernel for the map (or plane) x, and return its result, a number.
 
     `args` are those between the dtype and the number of threads: numbers, tensors or None, tuples
@@ -35,7 +37,7 @@ def run(name, x, *args):
         ValueError: if one is not contiguous, or a map not laid out as x is.
         MemoryError: if the kernel found no memory to work with.
     """
-    function, count, pointers = library()[name]
+    function, count, pointers = library()[name]  # type: ignore[index]  # `works` has looked
     if len(args) != count:
         raise TypeError(f'{name} takes {count} arguments, got {len(args)}')
     points_to, values = _POINTS_TO[x.dtype], [*args]

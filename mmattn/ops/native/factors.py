@@ -3,13 +3,19 @@
 In operators of PyTorch they are in `mmattn.ops.layers` and `mmattn.ops.cat`, with what they return.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from .call import run
 from .sizes import acc, like
 
 
-def channel_factors(descriptors, weights):
+def channel_factors(
+    descriptors: Sequence[Tensor], weights: Sequence[Any]
+) -> tuple[Tensor, Tensor, Tensor]:
     first = descriptors[0]
     (n, c), parts, hidden = first.shape, len(descriptors), weights[0].shape[0]
     v, hiddens = acc(first, n, parts, c), acc(first, n, parts, hidden)
@@ -18,7 +24,9 @@ def channel_factors(descriptors, weights):
     return out, v, hiddens
 
 
-def channel_factors_grad(grads, c, v, hiddens, weights):
+def channel_factors_grad(
+    grads: Sequence[Tensor | None], c: Tensor, v: Tensor, hiddens: Tensor, weights: Sequence[Any]
+) -> tuple[Any, Any]:
     dv, dweights = like([c] * v.shape[1]), like(weights)
     grads = (*grads, None, None)[:3]
     sizes = *v.shape, weights[0].shape[0]
@@ -26,7 +34,9 @@ def channel_factors_grad(grads, c, v, hiddens, weights):
     return dv, dweights
 
 
-def spatial_factors(descriptors, kernel, norm, by_batch, eps):
+def spatial_factors(
+    descriptors: Sequence[Tensor], kernel: Tensor, norm: Sequence[Any], by_batch: bool, eps: float
+) -> tuple[Any, ...]:
     first = descriptors[0]
     (n, h, w), m = first.shape, len(descriptors)
     maps, v, s, moments = acc(first, n, m, h, w), *like((first, first)), acc(first, 2).zero_()
@@ -41,7 +51,18 @@ def spatial_factors(descriptors, kernel, norm, by_batch, eps):
     return s, maps, v, *(state if norm else (v.new_empty(0), v.new_empty(0))), moments
 
 
-def spatial_factors_grad(grads, s, maps, v, kernel, weight, mean, var, by_batch, eps):
+def spatial_factors_grad(
+    grads: Sequence[Tensor | None],
+    s: Tensor,
+    maps: Tensor,
+    v: Tensor,
+    kernel: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    by_batch: bool,
+    eps: float,
+) -> tuple[Any, ...]:
     dmaps, dkernel = like([s] * maps.shape[1]), torch.empty_like(kernel)
     state, dnorm = (None, None), [None, None]
     if weight is not None:
@@ -54,7 +75,14 @@ def spatial_factors_grad(grads, s, maps, v, kernel, weight, mean, var, by_batch,
     return dmaps, dkernel, [] if weight is None else dnorm
 
 
-def cat_factors(channel, spatial, weights, low, high, equation):
+def cat_factors(
+    channel: Sequence[Tensor | None],
+    spatial: Sequence[Tensor | None],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Any, ...]:
     w1, _, kernel, *_ = weights
     given = [t for t in channel if t is not None]
     first, parts = given[0], len(given)
@@ -71,7 +99,17 @@ def cat_factors(channel, spatial, weights, low, high, equation):
     return *factors, kept
 
 
-def cat_factors_grad(grads, factors, kept, entropies, pools, weights, low, high, equation):
+def cat_factors_grad(
+    grads: Sequence[Tensor | None],
+    factors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    entropies: Sequence[Tensor | None],
+    pools: Sequence[bool],
+    weights: Sequence[Any],
+    low: float,
+    high: float,
+    equation: bool,
+) -> tuple[Any, ...]:
     (n, c), (_, h, w) = (t.shape for t in factors)
     w1, _, kernel, *_ = weights
     dchannel, dspatial = (like(f if pool else None for pool in pools) for f in factors)

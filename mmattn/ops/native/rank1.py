@@ -3,8 +3,11 @@
 import ctypes
 import functools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..chunks import windows
 from .call import run
@@ -26,7 +29,12 @@ def _rank1(name, planes, chunks, *groups):
     run(name, ch, *planes, n, c, h, w, *chunks, _cuts(h, w, c, *chunks), *groups)
 
 
-def rank1_pool(planes, weights, chunks, taken):
+def rank1_pool(
+    planes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     ch, cw, _ = planes
     (n, c, h), w, rows = ch.shape, cw.shape[2], sum(chunks) + 1
     out = acc(ch, n, c), acc(ch, n, h), acc(ch, n, w)
@@ -36,7 +44,14 @@ def rank1_pool(planes, weights, chunks, taken):
     return out, (*strips, *at)
 
 
-def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
+def rank1_pool_grad(
+    planes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+) -> tuple[Any, Any, tuple[Tensor, ...] | None]:
     dplanes, dweights, dtaken = (
         tuple(torch.empty_like(t) for t in group) if group else None
         for group in (planes, weights, taken)
@@ -49,7 +64,7 @@ def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
     return dplanes, dweights, dtaken
 
 
-def kept_of_rank1(x, params, chunks):
+def kept_of_rank1(x: Tensor, params: Sequence[Tensor], chunks: Sequence[int]) -> tuple[Any, Any]:
     """How many floats and integers `rank1_attention` keeps for backward (`lay_out` in C++)."""
     (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
     modules = (len(params) - 4) // 9
@@ -72,7 +87,15 @@ def _rules(*norms):
     return (ctypes.c_double * len(rules))(*rules)
 
 
-def rank1_attention(x, params, running, by_batch, eps, chunks, a=None):
+def rank1_attention(
+    x: Tensor,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    by_batch: Sequence[bool],
+    eps: Sequence[float],
+    chunks: Sequence[int],
+    a: Tensor | None = None,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     y, moments = torch.empty_like(x), acc(x, len(eps), 2).zero_()
     (floats, _), (places, _) = kept_of_rank1(x, params, chunks)
     kept = [acc(x, *floats), ints(x, *places)]
@@ -81,7 +104,9 @@ def rank1_attention(x, params, running, by_batch, eps, chunks, a=None):
     return y, moments, kept
 
 
-def rank1_attention_parts(x, params, chunks, saved):
+def rank1_attention_parts(
+    x: Tensor, params: Sequence[Tensor], chunks: Sequence[int], saved: Sequence[Any]
+) -> tuple[Sequence[Tensor], list[tuple[Any, ...]]]:
     (n, c, h, w), hidden, strips = x.shape, params[0].shape[0], sum(chunks) + 1
     left, used = saved[0], 0
 
@@ -98,7 +123,18 @@ def rank1_attention_parts(x, params, chunks, saved):
     return planes, stages
 
 
-def rank1_attention_grad(x, params, by_batch, eps, chunks, saved, a=None, *, dy, need_x):
+def rank1_attention_grad(
+    x: Tensor,
+    params: Sequence[Tensor],
+    by_batch: Sequence[bool],
+    eps: Sequence[float],
+    chunks: Sequence[int],
+    saved: Sequence[Any],
+    a: Tensor | None = None,
+    *,
+    dy: Tensor,
+    need_x: bool,
+) -> tuple[Any, ...]:
     dx = torch.empty_like(x) if need_x else None
     da = None if a is None else torch.empty_like(a)
     dparams = [torch.empty_like(p) for p in params]

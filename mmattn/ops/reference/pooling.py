@@ -1,30 +1,34 @@
 """A feature map into descriptors, in `stats_dtype`. A maximum's gradient goes to one arg-max."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ..chunks import windows
 from ..dispatch import stats_dtype
 
 
-def channel_pool(x, maximum=False):
+def channel_pool(x: Tensor, maximum: bool = False) -> tuple[Tensor, ...]:
     z = x.to(stats_dtype(x))
     avg = z.mean((2, 3))
     return (avg, z.flatten(2).max(-1).values) if maximum else (avg,)
 
 
-def spatial_pool(x, c):
+def spatial_pool(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     z = x.to(stats_dtype(x)) * c[:, :, None, None]
     return z.mean(1), z.max(1).values
 
 
-def strip_pool(x, channel=False):
+def strip_pool(x: Tensor, channel: bool = False) -> tuple[Tensor, ...]:
     z = x.to(stats_dtype(x))
     ch, cw = z.mean(3), z.mean(2)
     return (ch, cw, z.mean(1)) if channel else (ch, cw)
 
 
-def chunk_pool(x, chunks, mode, dim=2):
+def chunk_pool(x: Tensor, chunks: int, mode: str, dim: int = 2) -> Tensor:
     """Cut axis `dim` (1 or 2) of a 3-D x into `ops.chunks.windows`, pool each by 'avg' or 'max'."""
     length = int(x.shape[dim])  # a plain integer while tracing, too: chunks are fixed by the size
     size = -(-length // chunks)
@@ -53,7 +57,13 @@ def _strips(plane, side, kernel, chunks, maxima):
     return F.conv1d(torch.cat(strips, 1), kernel, padding=1).squeeze(1)
 
 
-def rank1_pool(planes, weights, chunks, taken=None, maxima=(False, False)):
+def rank1_pool(
+    planes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None = None,
+    maxima: Sequence[bool] = (False, False),
+) -> tuple[Tensor, Tensor, Tensor]:
     ch, cw, hw = planes
     if taken is not None:  # DRTAM, eq. 12-14
         c, h, w = taken
@@ -81,7 +91,9 @@ def _normalise(v, weight, bias, mean, var, by_batch, eps):
     return y.squeeze(1), moments
 
 
-def rank1_layers(vectors, norms, mlp):
+def rank1_layers(
+    vectors: Sequence[Tensor], norms: Sequence[Sequence[Any]], mlp: Sequence[Any]
+) -> tuple[tuple[Tensor, Tensor, Tensor], list[Tensor | None]]:
     """The factors of an attention module (eq. 6 and 11), and the moments of its norms.
 
     `norms`: of each descriptor weight, bias, mean, var, by_batch, eps, as `_normalise` takes them.
@@ -93,7 +105,7 @@ def rank1_layers(vectors, norms, mlp):
     return (c.sigmoid(), h.sigmoid(), w.sigmoid()), [moments for _, moments in done]
 
 
-def spatial_conv(maps, weight):
+def spatial_conv(maps: Tensor, weight: Tensor) -> Tensor:
     padding = int(weight.shape[2]) // 2, int(weight.shape[3]) // 2
     return F.conv2d(maps, weight, padding=padding).squeeze(1)
 
@@ -110,7 +122,7 @@ def _low_pass(z, taps, axis):
     return F.conv2d(z, kernel.expand(channels, -1, -1, -1), padding='same', groups=channels)
 
 
-def min_max(v, low, high):
+def min_max(v: Tensor, low: float, high: float) -> Tensor:
     flat = v.flatten(1)
     least, most = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
     spread = most - least
@@ -120,7 +132,15 @@ def min_max(v, low, high):
     return unit if (low, high) == (0, 1) else low + (high - low) * unit
 
 
-def entropy_pool(x, taps, channel=True, spatial=True, avg=True, max=True, ent=True):
+def entropy_pool(
+    x: Tensor,
+    taps: Tensor,
+    channel: bool = True,
+    spatial: bool = True,
+    avg: bool = True,
+    max: bool = True,
+    ent: bool = True,
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     z = x.to(stats_dtype(x))
     c_avg = c_max = c_ent = s_avg = s_max = s_ent = None
     if avg:

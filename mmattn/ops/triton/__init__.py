@@ -23,8 +23,11 @@ import functools
 import importlib
 import os
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
 _MODULES = {
     'scale': (
@@ -87,7 +90,7 @@ IDENTITY = frozenset(
 
 
 @functools.cache
-def operator(name):
+def operator(name: str) -> Callable[..., Any] | None:
     """The whole operator of that name, or None."""
     for module, names in _OPERATORS.items():
         if name in names:
@@ -95,11 +98,13 @@ def operator(name):
     return None
 
 
-def rank1_attention_parts(x, params, chunks, saved):
+def rank1_attention_parts(
+    x: Tensor, params: Sequence[Tensor], chunks: Sequence[int], saved: Sequence[Any]
+) -> tuple[Sequence[Tensor], list[tuple[Any, ...]]]:
     return saved[:3], [(saved[i : i + 3], saved[i + 7 : i + 10]) for i in range(3, len(saved), 13)]
 
 
-def declines(op, x, **_):
+def declines(op: str, x: Tensor, **_: Any) -> bool:
     return False
 
 
@@ -129,11 +134,11 @@ def _works(device):
     return True
 
 
-def works(device):
+def works(device: torch.device) -> bool:
     return _works(device)
 
 
-def passes(op, x):
+def passes(op: str, x: Tensor) -> bool:
     """Whether an operator's kernels have passed their self-check where x is, in its dtype."""
     from . import selfcheck
 
@@ -146,7 +151,7 @@ def _is_there(device):
     return (device.type != 'cuda' or torch.cuda.is_available()) and _works(device)
 
 
-def takes(device, dtype):
+def takes(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels take maps of a dtype on a device of `_works`."""
     return dtype in (torch.float32, torch.bfloat16, torch.float16) and _works(device)
 

@@ -5,9 +5,13 @@ of their parts, normalises the entropies, and goes through the MLP. The convolut
 needs neighbours, and so a launch of its own, each way.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..pool import saved_like
@@ -222,11 +226,18 @@ def cat_factors_kernel(
         weighted_maps(spatial_ptr, beta_ptr, maps_ptr, n, size, P, BETA, SIDES, BS)
 
 
-def is_whole(w1, taps, pools):
+def is_whole(w1: Tensor, taps: Tensor, pools: Sequence[bool]) -> bool:
     return mlp.fits(w1) and (taps.numel() in FILTERS or not pools[1])
 
 
-def options_of(pools, alpha, beta, outer, equation, side_by_side):
+def options_of(
+    pools: Sequence[bool],
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    outer: Tensor | None,
+    equation: bool,
+    side_by_side: bool,
+) -> dict[str, Any]:
     avg, peak, ent = pools
     return dict(
         AVG=int(avg), MAX=int(peak), ENT=int(ent), ALPHA=alpha is not None, BETA=beta is not None,
@@ -234,13 +245,27 @@ def options_of(pools, alpha, beta, outer, equation, side_by_side):
     )  # fmt: skip
 
 
-def middle_block(c, size, hidden, count):
+def middle_block(c: int, size: int, hidden: int, count: int) -> dict[str, int]:
     return dict(
         BP=pow2(count, 4), BC=pow2(c, 128), BK=pow2(hidden, 16), BS=pow2(size, 1024), num_warps=8
     )
 
 
-def cat(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
+def cat(
+    x: Tensor,
+    taps: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    outer: Tensor | None,
+    pools: Sequence[bool],
+    low: float,
+    high: float,
+    equation: bool,
+    a: Tensor | None,
+) -> tuple[Any, ...]:
     if not is_whole(w1, taps, pools):
         return NotImplemented
     x = dense(x)

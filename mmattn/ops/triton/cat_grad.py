@@ -1,8 +1,12 @@
 """The gradient of CAT: 6 launches; what is kept, `cat` says."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense_pair, some
@@ -188,9 +192,28 @@ def cat_maps_grad_kernel(
 
 
 def cat_backward(
-    dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low, high,
-    equation, last, need_x,
-):  # fmt: skip
+    dy: Tensor,
+    gc: Tensor | None,
+    gs: Tensor | None,
+    x: Tensor,
+    taps: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    outer: Tensor | None,
+    a: Tensor | None,
+    c: Tensor,
+    s: Tensor,
+    saved: Sequence[Any],
+    pools: Sequence[bool],
+    low: float,
+    high: float,
+    equation: bool,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     if not is_whole(w1, taps, pools):
         return NotImplemented
     x, dy = dense_pair(x, dy, last)

@@ -4,9 +4,13 @@ Two pools, of which the second reads what the first gave a factor for, and a nor
 end a launch: fewer there cannot be but by one program for the whole batch.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense, dense_pair, flat, some
@@ -120,7 +124,18 @@ def _spatial(maps, kernel, norm, by_batch, eps):
     return v, s, mean, var, moments
 
 
-def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
+def cbam(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    kernel: Tensor,
+    norm: Sequence[Any],
+    by_batch: bool,
+    eps: float,
+    a: Tensor | None,
+) -> tuple[Any, ...]:
     if not mlp.fits(w1):
         return NotImplemented
     x, kernel = dense(x), flat(kernel)
@@ -135,8 +150,23 @@ def cbam(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
 
 
 def cbam_backward(
-    dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
-):
+    dy: Tensor,
+    gc: Tensor | None,
+    gs: Tensor | None,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    kernel: Tensor,
+    a: Tensor | None,
+    weight: Sequence[Tensor],
+    saved: Sequence[Any],
+    by_batch: bool,
+    eps: float,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     if not mlp.fits(w1):
         return NotImplemented
     (x, dy), kernel, gs = dense_pair(x, dy, last), flat(kernel), flat(gs)

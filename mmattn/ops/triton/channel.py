@@ -1,7 +1,10 @@
 """SE and ECA as whole operators: pool, layers, scale in 3 launches, and 4 in backward."""
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense, dense_pair, flat, some
@@ -23,7 +26,9 @@ def _grad_parts(x, c, a, dy):
     return dc[:, None], [da]
 
 
-def se(x, w1, b1, w2, b2, a):
+def se(
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, a: Tensor | None
+) -> tuple[Any, ...]:
     if not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
@@ -32,7 +37,21 @@ def se(x, w1, b1, w2, b2, a):
     return channel_scale(x, identity.part(c, a)), c, v.view_as(c), hidden
 
 
-def se_backward(dy, gc, x, w1, b1, w2, b2, a, c, avg, hidden, last, need_x):
+def se_backward(
+    dy: Tensor,
+    gc: Tensor | None,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    a: Tensor | None,
+    c: Tensor,
+    avg: Tensor,
+    hidden: Tensor,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     if not mlp.fits(w1):
         return NotImplemented
     x, dy = dense_pair(x, dy, last)
@@ -114,7 +133,7 @@ def eca_grad_kernel(
         tl.store(dkernel_ptr + n * taps + t, tl.sum(sums, 0))
 
 
-def eca(x, kernel, a):
+def eca(x: Tensor, kernel: Tensor, a: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     x, kernel = dense(x), flat(kernel)
     avgs, _, _ = pool_parts(x, None, channels_last(x), False)
     n, splits, channels = avgs.shape
@@ -126,7 +145,17 @@ def eca(x, kernel, a):
     return channel_scale(x, identity.part(c, a)), c, avg
 
 
-def eca_backward(dy, gc, x, kernel, a, c, avg, last, need_x):
+def eca_backward(
+    dy: Tensor,
+    gc: Tensor | None,
+    x: Tensor,
+    kernel: Tensor,
+    a: Tensor | None,
+    c: Tensor,
+    avg: Tensor,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     (x, dy), kernel = dense_pair(x, dy, last), flat(kernel)
     (dc, da), gc = _grad_parts(x, c, a, dy), flat(gc)
     n, channels = c.shape

@@ -13,10 +13,12 @@ is passed as the constant VEC.
 """
 
 import contextlib
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..dispatch import two_devices
 
@@ -58,7 +60,14 @@ def part_of(pid, length, splits, BLOCK: tl.constexpr):
     return part, first, tl.minimum(first + span, length), (pid // splits).to(tl.int64)
 
 
-def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
+def launch(
+    kernel: Any,
+    programs: int,
+    *args: Any,
+    num_warps: int = 4,
+    maxnreg: int | None = None,
+    **constants: Any,
+) -> None:
     """Run `kernel` on the device of its first argument, which need not be the current one.
 
     Raises:
@@ -72,37 +81,37 @@ def launch(kernel, programs, *args, num_warps=4, maxnreg=None, **constants):
         kernel[(programs,)](*args, num_warps=num_warps, maxnreg=maxnreg, **constants)
 
 
-def cdiv(a, b):
+def cdiv(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def pow2(n, most):
+def pow2(n: int, most: int) -> int:
     """The smallest power of two not below `n`, but no more than `most` (a power of two)."""
     return min(most, 1 << max(0, n - 1).bit_length())
 
 
-def channels_last(x):
+def channels_last(x: Tensor) -> bool:
     return not x.is_contiguous()
 
 
-def vector(length, x):
+def vector(length: int, x: Tensor) -> int:
     """The widest aligned access, in elements, that rows of `length` elements allow."""
     return min(length & -length, 16 // x.element_size())
 
 
-def matrix(x):
+def matrix(x: Tensor) -> tuple[int, int, int]:
     """Samples, rows and columns of x read as matrices."""
     n, c, h, w = x.shape
     return (n, h * w, c) if channels_last(x) else (n, c, h * w)
 
 
-def box(x):
+def box(x: Tensor) -> tuple[int, int, int, int]:
     """Samples and the three axes of x read as boxes."""
     n, c, h, w = x.shape
     return (n, h, w, c) if channels_last(x) else (n, c, h, w)
 
 
-def matrix_block(x, sums):
+def matrix_block(x: Tensor, sums: bool) -> tuple[tuple[int, int, int], dict[str, int]]:
     """Samples, rows and columns of x read as matrices, and a program's block as kernels take it:
     VEC, BR, BK. With `sums` 32 lanes lie side by side in a row of the block, so that a sum over
     columns stays within a warp."""
@@ -112,7 +121,7 @@ def matrix_block(x, sums):
     return (n, rows, cols), dict(VEC=vec, BR=pow2(rows, 2048 // block_cols), BK=block_cols)
 
 
-def split(programs, length, block, least=4, wanted=PROGRAMS):
+def split(programs: int, length: int, block: int, least: int = 4, wanted: int = PROGRAMS) -> int:
     """Into how many parts to cut a loop over `length` in steps of `block`: enough parts for
     `wanted` programs, but at least `least` steps in each, and none of them empty."""
     steps = cdiv(length, block)
@@ -120,19 +129,19 @@ def split(programs, length, block, least=4, wanted=PROGRAMS):
     return cdiv(steps, cdiv(steps, parts))
 
 
-def floats(x, *shape):
+def floats(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device=x.device)
 
 
-def ints(x, *shape):
+def ints(x: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.int32, device=x.device)
 
 
-def filled(x, *tensors):
+def filled(x: Tensor, *tensors: Tensor | None) -> list[Tensor]:
     """The tensors, with x in the place of None: an address that a kernel then does not read."""
     return [x if t is None else t for t in tensors]
 
 
-def total(parts, dim):
+def total(parts: Tensor, dim: int) -> Tensor:
     """The sum of partial results, which is a view where there is but one."""
     return parts.squeeze(dim) if parts.shape[dim] == 1 else parts.sum(dim)

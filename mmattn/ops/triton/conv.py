@@ -1,8 +1,12 @@
 """The convolution of a few maps to one (CBAM, CAT)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import block_of, cdiv, floats, launch, pow2
 
@@ -213,7 +217,14 @@ def _programs(maps):
     return n * cdiv(h, block['BH']) * cdiv(w, columns), block
 
 
-def conv(maps, kernel, end='', norm=(), eps=0.0, weight=None):
+def conv(
+    maps: Tensor,
+    kernel: Tensor,
+    end: str = '',
+    norm: Sequence[Any] = (),
+    eps: float = 0.0,
+    weight: Tensor | None = None,
+) -> tuple[Any, ...]:
     """y (N, H, W), and by `end` as in `spatial_conv_kernel`: nothing, the parts of moments, or s.
 
     `norm`: mean, var, weight and bias of 'norm', and where to put copies of mean and var and two
@@ -233,11 +244,13 @@ def conv(maps, kernel, end='', norm=(), eps=0.0, weight=None):
     return y, more
 
 
-def spatial_conv(maps, weight):
+def spatial_conv(maps: Tensor, weight: Tensor) -> Tensor:
     return conv(maps, weight)[0]
 
 
-def conv_grad(maps, kernel, dy, norm=None, major=False):
+def conv_grad(
+    maps: Tensor, kernel: Tensor, dy: Tensor, norm: Sequence[Any] | None = None, major: bool = False
+) -> tuple[Any, ...]:
     """dmaps (with `major` (M, N, H, W)), the parts of dkernel (programs, ...), dweight and dbias.
 
     `norm`: v, sums, mean, var, weight, eps, by_batch, see `spatial_conv_grad_kernel`."""
@@ -255,6 +268,6 @@ def conv_grad(maps, kernel, dy, norm=None, major=False):
     return dmaps, parts, dnorm
 
 
-def spatial_conv_grad(maps, weight, *, dy):
+def spatial_conv_grad(maps: Tensor, weight: Tensor, *, dy: Tensor) -> tuple[Tensor, Tensor]:
     dmaps, parts, _ = conv_grad(maps, weight, dy)
     return dmaps, parts.sum(0)

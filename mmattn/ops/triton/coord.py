@@ -5,8 +5,11 @@ over the batch that the weights' gradients are, each end a launch. What is kept 
 memory side by side: strips (N, C, H), then (N, C, W), and the same of v and u with K rows.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense, flat
@@ -225,7 +228,7 @@ def coord_factors_kernel(
             store(f_ptr, i, j, channels, length, 1 / (1 + tl.exp(-(f + bias))))
 
 
-def products_block(channels, hidden, height, width):
+def products_block(channels: int, hidden: int, height: int, width: int) -> dict[str, int]:
     """Products of matrices take blocks of 16 and more."""
     return dict(
         BK=max(16, pow2(hidden, 16)),
@@ -235,7 +238,22 @@ def products_block(channels, hidden, height, width):
     )
 
 
-def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
+def coord(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    wh: Tensor,
+    bh: Tensor | None,
+    ww: Tensor,
+    bw: Tensor | None,
+    by_batch: bool,
+    eps: float,
+    a: Tensor | None,
+) -> tuple[Any, ...]:
     if not mlp.fits(w1):
         return NotImplemented
     x = dense(x)
@@ -261,7 +279,7 @@ def coord(x, w1, b1, weight, bias, mean, var, wh, bh, ww, bw, by_batch, eps, a):
     return y, h, w, batch, [strips, v, u, mean_in_use, var_in_use]
 
 
-def coord_strips(x, w1, strips):
+def coord_strips(x: Tensor, w1: Tensor, strips: Tensor) -> list[Tensor] | None:
     """ch and cw of what `coord` kept; None where it kept nothing, as another ran in its place."""
     if not mlp.fits(w1):
         return None

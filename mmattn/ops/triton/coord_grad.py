@@ -1,8 +1,12 @@
 """The gradient of coordinate attention: 5 launches, or 6; what is kept, `coord` says."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense_pair, flat, some
@@ -316,7 +320,24 @@ def _sizes(h, w, hidden):
     return n, channels, hidden, height, w.shape[2]
 
 
-def coord_backward(dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x):
+def coord_backward(
+    dy: Tensor,
+    gh: Tensor | None,
+    gw: Tensor | None,
+    x: Tensor,
+    w1: Tensor,
+    weight: Tensor,
+    wh: Tensor,
+    ww: Tensor,
+    a: Tensor | None,
+    h: Tensor,
+    w: Tensor,
+    saved: Sequence[Any],
+    by_batch: bool,
+    eps: float,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     if not mlp.fits(w1):
         return NotImplemented
     x, dy = dense_pair(x, dy, last)

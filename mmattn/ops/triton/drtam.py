@@ -5,9 +5,13 @@ sample. The three descriptors c (N, C), h (N, H) and w (N, W) are normalised eac
 by the batch, so that a launch ends where their moments are made, and one in backward.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense
@@ -166,17 +170,17 @@ def rank1_factors_kernel(
         tl.store(oc_ptr + n * channels + i, 1 / (1 + tl.exp(-u)), mask=i < channels)
 
 
-def middle_block(c, h, w, hidden):
+def middle_block(c: int, h: int, w: int, hidden: int) -> dict[str, int]:
     return dict(BC=pow2(c, 256), BK=pow2(hidden, 16), BL=pow2(max(h, w), 256), num_warps=8)
 
 
-def modules_of(params):
+def modules_of(params: Sequence[Tensor]) -> list[tuple[Any, ...]]:
     """Of each module the weights of its convolutions, of its norms, and the norms' biases."""
     params = [p.contiguous() for p in params[4:]]
     return [tuple(params[i + k : i + k + 3] for k in (0, 3, 6)) for i in range(0, len(params), 9)]
 
 
-def in_part(factors, a):
+def in_part(factors: Sequence[Tensor], a: Tensor | None) -> Sequence[Tensor]:
     """The factors of one map or two, and for a share a those of two, and a of each channel."""
     if a is None:
         return factors
@@ -185,7 +189,15 @@ def in_part(factors, a):
     return [c, h, w, *second, identity.per_channel(a, c)]
 
 
-def drtam(x, params, running, by_batch, eps, chunks, a):
+def drtam(
+    x: Tensor,
+    params: Sequence[Tensor],
+    running: Sequence[Tensor],
+    by_batch: Sequence[bool],
+    eps: Sequence[float],
+    chunks: Sequence[int],
+    a: Tensor | None,
+) -> tuple[Any, ...]:
     x = dense(x)
     n, c, height, width = x.shape
     mlp, modules = [p.contiguous() for p in params[:4]], modules_of(params)

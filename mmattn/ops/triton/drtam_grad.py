@@ -1,8 +1,12 @@
 """The gradient of DRTAM: 10 launches, of two attention modules; what is kept, `drtam` says."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .. import identity
 from ..tensors import dense, some
@@ -205,7 +209,18 @@ def rank1_weights_kernel(
         store_row_sums(dother_ptr, other_ptr, others, k, others, samples, 1.0, BI, 8 * BR)
 
 
-def drtam_backward(dy, x, params, a, by_batch, eps, chunks, saved, last, need_x):
+def drtam_backward(
+    dy: Tensor,
+    x: Tensor,
+    params: Sequence[Tensor],
+    a: Tensor | None,
+    by_batch: Sequence[bool],
+    eps: Sequence[float],
+    chunks: Sequence[int],
+    saved: Sequence[Any],
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     x, dy, chunks = dense(x, last), dense(dy, last), tuple(chunks)
     n, c, height, width = x.shape
     mlp, modules = [p.contiguous() for p in params[:4]], modules_of(params)

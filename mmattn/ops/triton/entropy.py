@@ -5,9 +5,13 @@ the maxima, with the filter run backwards over the spatial map of gradients, of 
 the entries that it is the arg-max of.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import LOG2E, block_of, cdiv, channels_last, filled, launch, nan_max, part_of, split
 from .maxima import FILTERS, filter_step, filtered, load_taps, maxima, pick, plain_maxima, walks
@@ -180,7 +184,9 @@ def _plain_maxima_grad(gx, taps, gcmax, carg, gsmax, sarg):
     return dx.contiguous(memory_format=torch.channels_last) if channels_last(gx) else dx
 
 
-def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
+def entropy_pool(
+    x: Tensor, taps: Tensor, *, channel: bool, spatial: bool, avg: bool, max: bool, ent: bool
+) -> tuple[Any, ...]:
     n, _, height, width = x.shape
     last = channels_last(x)
     of_channels = (channel and avg, channel and ent)
@@ -203,7 +209,17 @@ def entropy_pool(x, taps, *, channel, spatial, avg, max, ent):
     return (c_avg, c_max, c_ent, s_avg, s_max, s_ent), saved
 
 
-def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None):
+def entropy_pool_grad(
+    x: Tensor,
+    taps: Tensor,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+    *,
+    gx: Tensor | None = None,
+    c: Tensor | None = None,
+    s: Tensor | None = None,
+    v: Tensor | None = None,
+) -> Tensor:
     """gx: what is to be added, in x's memory format; c and s: that scale it by
     c + s first, with v by c + v s."""
     n, ch, height, width = x.shape
@@ -252,5 +268,14 @@ def entropy_pool_grad(x, taps, grads, saved, *, gx=None, c=None, s=None, v=None)
     return dx
 
 
-def entropy_dx(x, taps, dy, c, s, grads, saved, v=None):
+def entropy_dx(
+    x: Tensor,
+    taps: Tensor,
+    dy: Tensor,
+    c: Tensor,
+    s: Tensor,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+    v: Tensor | None = None,
+) -> Tensor:
     return entropy_pool_grad(x, taps, grads, saved, gx=dy, c=c, s=s, v=v)

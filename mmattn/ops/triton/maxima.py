@@ -5,9 +5,12 @@ form: each new row adds its share to the k outputs that wait for it) and filters
 a row k times, which the cache serves.
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     BIG,
@@ -174,7 +177,7 @@ def maxima_kernel(
         tl.store(carg_ptr + to, tl.where(arg == BIG, first * width + w_block * BW, arg), mask=in_c)
 
 
-def walks(x, warps):
+def walks(x: Tensor, warps: int) -> tuple[int, int, int]:
     """Blocks of channels and of columns for a walk down the rows, and VEC. In the contiguous
     format a thread takes single elements, since the filter reads rows at odd offsets."""
     _, c, _, w = x.shape
@@ -185,7 +188,9 @@ def walks(x, warps):
     return pow2(c, warps * 256 // block_w), block_w, 1
 
 
-def maxima_parts(x, taps, channel, spatial):
+def maxima_parts(
+    x: Tensor, taps: Tensor, channel: bool, spatial: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """c_max and its index in parts (N, parts, C), s_max and its index (N, parts, H W); x where not
     wanted."""
     n, c, height, width = x.shape
@@ -230,7 +235,7 @@ def maxima_parts(x, taps, channel, spatial):
     return ctops, cargs, stops, sargs
 
 
-def maxima(x, taps, channel, spatial):
+def maxima(x: Tensor, taps: Tensor, channel: bool, spatial: bool) -> tuple[Tensor | None, ...]:
     """c_max and its index, s_max and its index; None where not wanted."""
     ctops, cargs, stops, sargs = maxima_parts(x, taps, channel, spatial)
     return (
@@ -239,14 +244,14 @@ def maxima(x, taps, channel, spatial):
     )
 
 
-def filtered(x, taps, dim):
+def filtered(x: Tensor, taps: Tensor, dim: int) -> Any:
     """x filtered along one axis, zero padded: PyTorch's way, for sizes the kernels lack."""
     length, reach = x.shape[dim], taps.numel() // 2
     padded = F.pad(x, (reach, reach) if dim == 3 else (0, 0, reach, reach))
     return sum(tap * padded.narrow(dim, i, length) for i, tap in enumerate(taps))
 
 
-def plain_maxima(x, taps, channel, spatial):
+def plain_maxima(x: Tensor, taps: Tensor, channel: bool, spatial: bool) -> list[Tensor | None]:
     found = []
     x = filtered(x.float(), taps, 2)
     for wanted, dim in ((channel, 2), (spatial, 1)):

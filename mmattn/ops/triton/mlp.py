@@ -6,8 +6,11 @@ v holds the means of the channels and, with P = 2, their maxima. Gradients of th
 over samples, which a launch of its own makes: two runs give the same bits.
 """
 
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import cdiv, filled, floats, ints, launch, pow2
 from .pool import first_of_parts
@@ -196,7 +199,7 @@ def mlp_weights_kernel(
             store_row_sums(dmore_ptr, more_ptr, mores, m, mores, samples, 1.0, BI, 8 * BR)
 
 
-def fits(w1):
+def fits(w1: Tensor) -> bool:
     """Whether one program a sample does for an MLP of these weights (K, C)."""
     return w1.numel() <= LARGEST
 
@@ -205,7 +208,15 @@ def _block(channels, hidden):
     return dict(BC=pow2(channels, 256), BK=pow2(hidden, 16), num_warps=8)
 
 
-def factors(avgs, tops, args, w1, b1, w2, b2):
+def factors(
+    avgs: Tensor,
+    tops: Tensor | None,
+    args: Tensor | None,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """c, and what backward needs: v (N, P, C), where the maxima are (or None), hidden (N, P, K).
 
     avgs, tops, args: the parts (N, splits, C) of `pool_parts`; tops and args None with P = 1.
@@ -231,7 +242,15 @@ def factors(avgs, tops, args, w1, b1, w2, b2):
     return c, v, at, kept
 
 
-def factors_grad(dc, more, gc, c, w1, w2, kept):
+def factors_grad(
+    dc: Tensor,
+    more: Tensor | None,
+    gc: Tensor | None,
+    c: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kept: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """g and inner, of which `weights_grad` is made, and dv (P, N, C); see `mlp_grad_kernel`."""
     n, p, hidden = kept.shape
     channels = c.shape[1]
@@ -253,7 +272,18 @@ def factors_grad(dc, more, gc, c, w1, w2, kept):
     return g, inner, dv
 
 
-def weights_grad(v, inner, kept, g, w1, b1, w2, b2, other=None, more=None):
+def weights_grad(
+    v: Tensor,
+    inner: Tensor,
+    kept: Tensor,
+    g: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    other: Tensor | None = None,
+    more: Tensor | None = None,
+) -> tuple[Any, ...]:
     """The gradients of w1, b1, w2, b2, None for what there is not, and the sums of the rows of
     `other` and of `more`, the parts of other gradients, (rows, ...) and (N, ...).
 

@@ -6,8 +6,12 @@ looks at the sums, and starts over with the maxima of each row and column as ref
 case that they went astray.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     LN2,
@@ -227,7 +231,7 @@ def merge_kernel(
         tl.store(ent_ptr + to, log_s - q, mask=mask)
 
 
-def moments_parts(x, row, col):
+def moments_parts(x: Tensor, row: Sequence[bool], col: Sequence[bool]) -> tuple[Tensor, Tensor]:
     """The sums of moments_kernel of rows and of columns, or x; `row` and `col` tell whether the
     mean and whether the entropy is wanted."""
     (n, rows, cols), block = matrix_block(x, sums=True)
@@ -256,7 +260,7 @@ def moments_parts(x, row, col):
     return by_rows, by_cols
 
 
-def moments(x, row, col):
+def moments(x: Tensor, row: Sequence[bool], col: Sequence[bool]) -> tuple[Any, ...]:
     """(mean, m, l, q, entropy) of rows and of columns, each (N, kept) or None; `row` and `col`
     tell whether the mean and whether the entropy is wanted."""
     _, rows, cols = matrix(x)

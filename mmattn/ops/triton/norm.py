@@ -3,6 +3,7 @@
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import launch, nan_max, nan_min, pow2
 
@@ -74,14 +75,14 @@ def min_max_grad_kernel(v_ptr, g_ptr, dv_ptr, length, stretch, B: tl.constexpr):
     store_min_max_grad(v_ptr, g_ptr, dv_ptr, at, length, stretch, B)
 
 
-def min_max(v, low, high):
+def min_max(v: Tensor, low: float, high: float) -> Tensor:
     u = torch.empty_like(v)
     length = v[0].numel()
     launch(min_max_kernel, v.shape[0], v, u, length, low, high - low, B=pow2(length, 2048))
     return u
 
 
-def min_max_grad(v, low, high, *, dy):
+def min_max_grad(v: Tensor, low: float, high: float, *, dy: Tensor) -> Tensor:
     dv = torch.empty_like(v)
     length = v[0].numel()
     launch(min_max_grad_kernel, v.shape[0], v, dy, dv, length, high - low, B=pow2(length, 2048))

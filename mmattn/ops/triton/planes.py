@@ -1,7 +1,11 @@
 """DRTAM's descriptors of its three planes (`rank1_pool`), which are small: one program a plane."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import BIG, floats, ints, launch, nan_max, pow2
 from .products import summed
@@ -311,7 +315,7 @@ def rank1_conv_kernel(
     _conv(sw_ptr, kw_ptr, w_ptr, moments_ptr + 4, n, width, ROWS, MOMENTS, BL)
 
 
-def sizes(planes):
+def sizes(planes: Sequence[Tensor]) -> tuple[tuple[int, int, int, int], dict[str, int]]:
     """N, C, H, W; the block of a plane."""
     ch, cw, _ = planes
     n, c, h = ch.shape
@@ -321,7 +325,13 @@ def sizes(planes):
     return (n, c, h, w), block
 
 
-def pool_strips(planes, weights, chunks, taken, parts=None):
+def pool_strips(
+    planes: Sequence[Tensor],
+    weights: Any,
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+    parts: Any = None,
+) -> tuple[Any, ...]:
     """Two parts of c (2, N, C), the strips of h and w, and where the channels' maxima are.
 
     `parts`: what the planes are to be summed of, (parts, ...) each.
@@ -355,7 +365,13 @@ def pool_strips(planes, weights, chunks, taken, parts=None):
     return halves, (*strips, *at)
 
 
-def convolve(planes, halves, strips, kernels, moments=None):
+def convolve(
+    planes: Sequence[Tensor],
+    halves: Tensor,
+    strips: Sequence[Tensor],
+    kernels: Sequence[Tensor],
+    moments: Tensor | None = None,
+) -> tuple[Any, ...]:
     """c, h and w; `moments`: where to put each sample's, see `rank1_conv_kernel`."""
     (n, c, h, w), block = sizes(planes)
     out = floats(halves, n, c), floats(halves, n, h), floats(halves, n, w)
@@ -379,6 +395,11 @@ def convolve(planes, halves, strips, kernels, moments=None):
     return out
 
 
-def rank1_pool(planes, weights, chunks, taken):
+def rank1_pool(
+    planes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+) -> tuple[Any, ...]:
     halves, saved = pool_strips(planes, weights[0], chunks, taken)
     return convolve(planes, halves, saved[:2], weights[1:]), saved

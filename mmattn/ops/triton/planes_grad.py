@@ -1,7 +1,11 @@
 """The gradients of DRTAM's descriptors (`planes`)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import BIG, floats, launch, nan_max, pow2
 from .planes import load_plane, sizes, window
@@ -366,13 +370,21 @@ def rank1_pool_grad_kernel(
             tl.store(dw_ptr + second + n * width + j, -tl.sum(lost, 0), mask=in_w)
 
 
-def lengths_of_weights(chunks):
+def lengths_of_weights(chunks: Sequence[int]) -> tuple[int, int, int]:
     """How many numbers the weights of a module's convolutions are: of c, h and w."""
     rows = sum(chunks) + 1
     return 4 * chunks[0], 3 * rows, 3 * rows
 
 
-def convolve_grad(planes, chunks, kernels, strips, grads, parts, norm=None):
+def convolve_grad(
+    planes: Sequence[Tensor],
+    chunks: Sequence[int],
+    kernels: Sequence[Tensor],
+    strips: Sequence[Tensor],
+    grads: Sequence[Tensor | None],
+    parts: Any,
+    norm: Sequence[Any] | None = None,
+) -> tuple[Any, ...]:
     """The gradients of c and of the strips; each sample's of the kernels go to `parts`, (N, ...).
 
     `norm`: c, h and w, sums, moments, weights and by_batch, see `rank1_conv_grad_kernel`."""
@@ -389,7 +401,17 @@ def convolve_grad(planes, chunks, kernels, strips, grads, parts, norm=None):
     return gc, gstrips
 
 
-def pool_grad(planes, weights, chunks, taken, gc, gstrips, at, parts, dplanes=None):
+def pool_grad(
+    planes: Sequence[Tensor],
+    weights: Any,
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+    gc: Tensor,
+    gstrips: Sequence[Tensor],
+    at: Sequence[Tensor],
+    parts: Any,
+    dplanes: Sequence[Tensor] | None = None,
+) -> tuple[Any, ...]:
     """The gradients of the planes, added to `dplanes` if given; each sample's of the weights go to
     `parts`; two parts of those of the factors taken, (2, N (C + H + W)), or None."""
     (n, c, h, w), block = sizes(planes)
@@ -404,7 +426,14 @@ def pool_grad(planes, weights, chunks, taken, gc, gstrips, at, parts, dplanes=No
     return to, dtaken
 
 
-def rank1_pool_grad(planes, weights, chunks, taken, grads, saved):
+def rank1_pool_grad(
+    planes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    chunks: Sequence[int],
+    taken: Sequence[Tensor] | None,
+    grads: Sequence[Tensor | None],
+    saved: Sequence[Any],
+) -> tuple[Any, ...]:
     (n, c, h, w), _ = sizes(planes)
     grads = [
         planes[0].new_zeros(n, length) if g is None else g

@@ -1,7 +1,10 @@
 """Mean and maximum over positions (SE, ECA, CBAM) or over channels (CBAM's second pooling)."""
 
+from collections.abc import Sequence
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     BIG,
@@ -154,7 +157,7 @@ def _merge(avgs, tops, args, avg, top, arg):
     )
 
 
-def first_maximum(tops, args):
+def first_maximum(tops: Tensor, args: Tensor) -> tuple[Tensor, Tensor]:
     """One maximum and its index of each column: (N, splits, kept) twice -> (N, kept) twice."""
     n, splits, kept = tops.shape
     if splits == 1:
@@ -164,7 +167,14 @@ def first_maximum(tops, args):
     return top, arg
 
 
-def pool_parts(x, factor, over_rows, maximum, least=4, out=None):
+def pool_parts(
+    x: Tensor,
+    factor: Tensor | None,
+    over_rows: bool,
+    maximum: bool,
+    least: int = 4,
+    out: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Mean, maximum (or None) and its index over the rows or the columns of x's matrices, of each
     split of that axis by itself: (N, splits, kept). The means add up to the whole one.
 
@@ -215,17 +225,17 @@ def _pool(x, factor, over_rows, maximum):
     return avg, top, arg
 
 
-def channel_pool(x, *, maximum):
+def channel_pool(x: Tensor, *, maximum: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
     return _pool(x, None, channels_last(x), maximum)
 
 
-def spatial_pool(x, c):
+def spatial_pool(x: Tensor, c: Tensor) -> tuple[Tensor, ...]:
     n, _, height, width = x.shape
     avg, top, arg = _pool(x, c, not channels_last(x), True)
     return tuple(t.view(n, height, width) for t in (avg, top, arg))
 
 
-def spatial_maps(x, c):
+def spatial_maps(x: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """Maxima and means over the channels of x c, as maps (N, 2, H, W), and where the maxima are."""
     n, _, height, width = x.shape
     maps = floats(x, n, 2, height, width)

@@ -4,6 +4,7 @@ SE, ECA and CBAM: dy scaled, with what the pools send."""
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     block_of,
@@ -183,19 +184,36 @@ def _dx(like, dy, scale, c, s, over_channels, over_positions, a=None):
 NOTHING = None, None, None
 
 
-def channel_pool_grad(dx, gavg, gmax, argmax):
+def channel_pool_grad(
+    dx: Tensor, gavg: Tensor | None, gmax: Tensor | None, argmax: Tensor | None
+) -> Tensor:
     return _dx(dx, None, '', None, None, NOTHING, (gavg, gmax, argmax))
 
 
-def channel_dx(dy, c, gavg, gmax, at):
+def channel_dx(
+    dy: Tensor, c: Tensor, gavg: Tensor | None, gmax: Tensor | None, at: Tensor | None
+) -> Tensor:
     return _dx(dy, dy, 'c', c, None, NOTHING, (gavg, gmax, at))
 
 
-def cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at, a=None):
+def cbam_dx(
+    dy: Tensor,
+    c: Tensor,
+    s: Tensor,
+    ga: Tensor,
+    gm: Tensor,
+    at: Tensor | None,
+    gavg: Tensor | None,
+    gmax: Tensor | None,
+    channel_at: Tensor,
+    a: Tensor | None = None,
+) -> Tensor:
     return _dx(dy, dy, 'cs', c, s, (ga, gm, at), (gavg, gmax, channel_at), a)
 
 
-def spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x):
+def spatial_pool_grad_parts(
+    x: Tensor, c: Tensor, gavg: Tensor, gmax: Tensor, argmax: Tensor, need_x: bool
+) -> tuple[Tensor | None, Tensor]:
     """dx or None, and parts of dc: (N, parts, C)."""
     dx = torch.empty_like(x) if need_x else None
     (n, rows, cols), block = matrix_block(x, sums=True)
@@ -224,6 +242,8 @@ def spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x):
     return dx, dc
 
 
-def spatial_pool_grad(x, c, gavg, gmax, argmax, *, need_x):
+def spatial_pool_grad(
+    x: Tensor, c: Tensor, gavg: Tensor, gmax: Tensor, argmax: Tensor, *, need_x: bool
+) -> tuple[Tensor | None, Tensor]:
     dx, dc = spatial_pool_grad_parts(x, c, gavg, gmax, argmax, need_x)
     return dx, total(dc, 1)

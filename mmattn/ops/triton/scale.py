@@ -9,9 +9,12 @@ The factor f by MODE, of row part r and column part q:
 'rows' r + r2 q; 'cols' q + q2 r. SHARE, 'row' or 'col', where channels are: 1 + share (f - 1).
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import block_of, cdiv, channels_last, filled, launch, matrix_block
 
@@ -99,12 +102,12 @@ def scale_kernel(
     tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-def share_side(x, share):
+def share_side(x: Tensor, share: Tensor | None) -> str:
     """Where the channels are, if there is a share."""
     return '' if share is None else 'col' if channels_last(x) else 'row'
 
 
-def outer_side(x, w):
+def outer_side(x: Tensor, w: Tensor | None) -> tuple[str, int]:
     """Which part of x's matrices is a map, and its width."""
     return ('' if w is None else 'row' if channels_last(x) else 'col'), x.shape[3]
 
@@ -132,11 +135,11 @@ def _apply(x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
     return y
 
 
-def channel_scale(x, c):
+def channel_scale(x: Tensor, c: Tensor) -> Tensor:
     return _apply(x, 'col', None, c) if channels_last(x) else _apply(x, 'row', c)
 
 
-def spatial_scale(x, s):
+def spatial_scale(x: Tensor, s: Tensor) -> Tensor:
     return _apply(x, 'row', s) if channels_last(x) else _apply(x, 'col', None, s)
 
 
@@ -144,29 +147,47 @@ def _two_sided(x, mode, c, s):
     return _apply(x, mode, s, c) if channels_last(x) else _apply(x, mode, c, s)
 
 
-def product_scale(x, c, s):
+def product_scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return _two_sided(x, 'product', c, s)
 
 
-def sum_scale(x, c, s):
+def sum_scale(x: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return _two_sided(x, 'sum', c, s)
 
 
-def affine_parts(x, u, v, s):
+def affine_parts(x: Tensor, u: Tensor, v: Tensor, s: Tensor) -> tuple[Any, ...]:
     """What `_apply` takes after x for u + v s."""
     return ('cols', s, u, None, v) if channels_last(x) else ('rows', u, s, v)
 
 
-def affine_scale(x, u, v, s):
+def affine_scale(x: Tensor, u: Tensor, v: Tensor, s: Tensor) -> Tensor:
     return _apply(x, *affine_parts(x, u, v, s))
 
 
-def rank1_parts(x, c, h, w, c2, h2, w2, share):
+def rank1_parts(
+    x: Tensor,
+    c: Tensor,
+    h: Tensor,
+    w: Tensor,
+    c2: Tensor | None,
+    h2: Tensor | None,
+    w2: Tensor | None,
+    share: Tensor | None,
+) -> tuple[Any, ...]:
     """What `_apply` takes after x for one rank-1 map, or two."""
     mode = 'product' if c2 is None else 'dual'
     parts = (h, c, h2, c2) if channels_last(x) else (c, h, c2, h2)
     return mode, *parts, w, w2, share
 
 
-def rank1_scale(x, c, h, w, c2=None, h2=None, w2=None, a=None):
+def rank1_scale(
+    x: Tensor,
+    c: Tensor,
+    h: Tensor,
+    w: Tensor,
+    c2: Tensor | None = None,
+    h2: Tensor | None = None,
+    w2: Tensor | None = None,
+    a: Tensor | None = None,
+) -> Tensor:
     return _apply(x, *rank1_parts(x, c, h, w, c2, h2, w2, a))

@@ -1,8 +1,12 @@
 """The gradients of the scales (`scale`): of x, and of factors as sums over rows and columns."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     block_of,
@@ -207,7 +211,19 @@ def outer_grad_kernel(
         tl.store(dw2_ptr + n * width + k, dw2, mask=in_width)
 
 
-def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None, share=None):
+def apply_grad(
+    x: Tensor,
+    dy: Tensor,
+    need_x: bool,
+    mode: str,
+    r: Tensor | None,
+    q: Tensor | None = None,
+    r2: Tensor | None = None,
+    q2: Tensor | None = None,
+    w: Tensor | None = None,
+    w2: Tensor | None = None,
+    share: Tensor | None = None,
+) -> tuple[Any, ...]:
     """dx and the sums of scale_grad_kernel, as it leaves them: over each block of columns (parts,
     N, blocks, rows), and over each split of the rows (parts, N, splits, cols)."""
     (n, rows, cols), block = matrix_block(x, sums=True)
@@ -242,21 +258,23 @@ def apply_grad(x, dy, need_x, mode, r, q=None, r2=None, q2=None, w=None, w2=None
     return dx, by_rows, by_cols
 
 
-def channel_grad_parts(x, c, dy):
+def channel_grad_parts(x: Tensor, c: Tensor, dy: Tensor) -> Tensor:
     """Of a scale by c, parts of dc: (N, parts, C)."""
     if channels_last(x):
         return apply_grad(x, dy, False, 'col', None, c)[2][0]
     return apply_grad(x, dy, False, 'row', c)[1][0]
 
 
-def two_sided_grad_parts(x, mode, c, s, dy):
+def two_sided_grad_parts(
+    x: Tensor, mode: str, c: Tensor, s: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor]:
     """Of a scale by c and s, parts of dc (N, parts, C) and of ds (N, parts, H W)."""
     first, second = (s, c) if channels_last(x) else (c, s)
     _, by_rows, by_cols = apply_grad(x, dy, False, mode, first, second)
     return (by_cols[0], by_rows[0]) if channels_last(x) else (by_rows[0], by_cols[0])
 
 
-def channel_scale_grad(x, c, dy, *, need_x):
+def channel_scale_grad(x: Tensor, c: Tensor, dy: Tensor, *, need_x: bool) -> tuple[Any, ...]:
     if channels_last(x):
         dx, _, dc = apply_grad(x, dy, need_x, 'col', None, c)
     else:
@@ -264,7 +282,7 @@ def channel_scale_grad(x, c, dy, *, need_x):
     return dx, total(dc, 2)[0]
 
 
-def spatial_scale_grad(x, s, dy, *, need_x):
+def spatial_scale_grad(x: Tensor, s: Tensor, dy: Tensor, *, need_x: bool) -> tuple[Any, ...]:
     if channels_last(x):
         dx, ds, _ = apply_grad(x, dy, need_x, 'row', s)
     else:
@@ -280,28 +298,36 @@ def _two_sided_grad(x, mode, c, s, dy, need_x):
     return dx, dc, ds.view_as(s)
 
 
-def product_scale_grad(x, c, s, dy, *, need_x):
+def product_scale_grad(
+    x: Tensor, c: Tensor, s: Tensor, dy: Tensor, *, need_x: bool
+) -> tuple[Any, ...]:
     return _two_sided_grad(x, 'product', c, s, dy, need_x)
 
 
-def sum_scale_grad(x, c, s, dy, *, need_x):
+def sum_scale_grad(x: Tensor, c: Tensor, s: Tensor, dy: Tensor, *, need_x: bool) -> tuple[Any, ...]:
     return _two_sided_grad(x, 'sum', c, s, dy, need_x)
 
 
-def affine_grad_parts(x, u, v, s, dy):
+def affine_grad_parts(
+    x: Tensor, u: Tensor, v: Tensor, s: Tensor, dy: Tensor
+) -> tuple[Tensor, Tensor]:
     """Of a scale by u + v s, parts of du and dv (2, N, parts, C) and of ds (N, parts, H W)."""
     _, by_rows, by_cols = apply_grad(x, dy, False, *affine_parts(x, u, v, s))
     return (by_cols, by_rows[0]) if channels_last(x) else (by_rows, by_cols[0])
 
 
-def affine_scale_grad(x, u, v, s, *, dy, need_x):
+def affine_scale_grad(
+    x: Tensor, u: Tensor, v: Tensor, s: Tensor, *, dy: Tensor, need_x: bool
+) -> tuple[Any, ...]:
     dx, by_rows, by_cols = apply_grad(x, dy, need_x, *affine_parts(x, u, v, s))
     by_rows, by_cols = total(by_rows, 2), total(by_cols, 2)
     (du, dv), (ds,) = (by_cols, by_rows) if channels_last(x) else (by_rows, by_cols)
     return dx, du, dv, ds.view_as(s)
 
 
-def rank1_grad_parts(x, factors, dy, need_x, a=None):
+def rank1_grad_parts(
+    x: Tensor, factors: Sequence[Tensor], dy: Tensor, need_x: bool, a: Tensor | None = None
+) -> tuple[Any, ...]:
     """dx or None; the gradients of h and w of each map, and the sums over positions that those of
     the c are made of: (1 or 3, N, parts, C).
 
@@ -340,7 +366,9 @@ def rank1_grad_parts(x, factors, dy, need_x, a=None):
     return dx, [(dh, dw), (dh2, dw2)][: 1 + dual], channel
 
 
-def channel_grads(channel, c, c2, a):
+def channel_grads(
+    channel: Tensor, c: Tensor, c2: Tensor | None, a: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradients of c, c2 and the share a, (N, C) each, None where there is none, of the sums
     over positions (1, 3 or 4, N, C)."""
     if c2 is None:
@@ -353,7 +381,19 @@ def channel_grads(channel, c, c2, a):
     return dc * a, dc2 * a, c * dc + c2 * channel[1] - channel[3]
 
 
-def rank1_scale_grad(x, c, h, w, c2=None, h2=None, w2=None, a=None, *, dy, need_x):
+def rank1_scale_grad(
+    x: Tensor,
+    c: Tensor,
+    h: Tensor,
+    w: Tensor,
+    c2: Tensor | None = None,
+    h2: Tensor | None = None,
+    w2: Tensor | None = None,
+    a: Tensor | None = None,
+    *,
+    dy: Tensor,
+    need_x: bool,
+) -> tuple[Any, ...]:
     factors = (c, h, w) if c2 is None else (c, h, w, c2, h2, w2)
     dx, [(dh, dw), *second], channel = rank1_grad_parts(x, factors, dy, need_x, a)
     dc, dc2, da = channel_grads(total(channel, 2), c, c2, a)

@@ -225,7 +225,9 @@ def examine(
     return None
 
 
-def compare(op: str, device, dtype: torch.dtype, shape, last: bool) -> str | None:
+def compare(
+    op: str, device: str | torch.device, dtype: torch.dtype, shape: Sequence[int], last: bool
+) -> str | None:
     """Of one shape and memory format. Raises what the kernels raise."""
     from .. import examples
     from ..library import decompositions

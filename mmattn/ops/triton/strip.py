@@ -8,9 +8,13 @@ planes, called ab, ak and bk after the axes that are left:
     channels_last   H  W  C     (H, W)    (C, H) transposed   (C, W) transposed
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import (
     PROGRAMS,
@@ -206,7 +210,7 @@ def strip_pool_grad_kernel(
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
 
 
-def shares(x):
+def shares(x: Tensor) -> tuple[Any, ...]:
     """The axes of x read as boxes, the block of a program, and how many programs, of a pass without
     sums: 8 x 8 entries of K share what is loaded of the planes."""
     n, na, nb, nk = box(x)
@@ -218,7 +222,7 @@ def shares(x):
     return (na, nb, nk), block, programs
 
 
-def walks(x):
+def walks(x: Tensor) -> tuple[Any, ...]:
     """The same of a pass along A with sums over B and K, as much of these as fits in a block; in
     place of the programs how many splits of A there are, and blocks of B and of K."""
     n, na, nb, nk = box(x)
@@ -232,7 +236,7 @@ def walks(x):
     return (na, nb, nk), block, (splits, b_blocks, k_blocks)
 
 
-def strip_pool_parts(x, channel):
+def strip_pool_parts(x: Tensor, channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """ch, cw, hw (or None), each in parts: (parts, N, ...)."""
     (na, nb, nk), block, (splits, b_blocks, k_blocks) = walks(x)
     n, c, height, width = x.shape
@@ -265,16 +269,32 @@ def strip_pool_parts(x, channel):
     return ch, cw, hw
 
 
-def strip_pool(x, *, channel):
+def strip_pool(x: Tensor, *, channel: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     ch, cw, hw = strip_pool_parts(x, channel)
     return total(ch, 0), total(cw, 0), total(hw, 0) if channel else None
 
 
-def coord_dx(dy, h, w, gch, gcw, u=None):
+def coord_dx(
+    dy: Tensor,
+    h: Tensor,
+    w: Tensor,
+    gch: Tensor | None,
+    gcw: Tensor | None,
+    u: Tensor | None = None,
+) -> Tensor:
     return _dx(torch.empty_like(dy), dy, 'coord', (gch, gcw, None), (h, w), u)
 
 
-def strip_pool_grad(dx, gch, gcw, ghw, *, dy=None, maps=(), a=None):
+def strip_pool_grad(
+    dx: Tensor,
+    gch: Tensor | None,
+    gcw: Tensor | None,
+    ghw: Tensor | None,
+    *,
+    dy: Tensor | None = None,
+    maps: Sequence[Sequence[Tensor]] = (),
+    a: Tensor | None = None,
+) -> Tensor:
     """`dy`: what is to be added, scaled by `maps`: factors c, h, w of one or two rank-1 attention
     maps, of which a (N, C) is the share."""
     last = channels_last(dx)

@@ -1,8 +1,11 @@
 """The scale of two planes h (C, H) and w (C, W), which are read as `strip` does."""
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .common import block_of, floats, launch, part_of, total
 from .strip import entries, load_plane, of_channels, of_planes, shares, store_plane, walks
@@ -116,7 +119,7 @@ def coord_scale_grad_kernel(
             tl.store(du_ptr + at_k, tl.sum(tl.sum(whole, 0), 0), mask=in_k)
 
 
-def coord_scale(x, h, w, u=None):
+def coord_scale(x: Tensor, h: Tensor, w: Tensor, u: Tensor | None = None) -> Tensor:
     y = torch.empty_like(x)
     (na, nb, nk), block, programs = shares(x)
     launch(
@@ -136,12 +139,16 @@ def coord_scale(x, h, w, u=None):
     return y
 
 
-def coord_scale_grad(x, h, w, u=None, *, dy, need_x):
+def coord_scale_grad(
+    x: Tensor, h: Tensor, w: Tensor, u: Tensor | None = None, *, dy: Tensor, need_x: bool
+) -> tuple[Any, ...]:
     dx, *grads = coord_grad_parts(x, h, w, dy, need_x, u)
     return dx, *(total(d, 0) for d in grads)
 
 
-def coord_grad_parts(x, h, w, dy, need_x=False, u=None):
+def coord_grad_parts(
+    x: Tensor, h: Tensor, w: Tensor, dy: Tensor, need_x: bool = False, u: Tensor | None = None
+) -> tuple[Any, ...]:
     """dx or None, parts of dh and dw (parts, N, C, L), and with u of du (parts, N, C)."""
     (na, nb, nk), block, (splits, b_blocks, k_blocks) = walks(x)
     n, last = x.shape[0], block['LAST']
