@@ -202,7 +202,8 @@ def candidates(
             _compile_often()
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)
-                compiled: Any = torch.compile(module, fullgraph=True)  # a module, too
+                # Each shape alone: sizes left open are slower, and Inductor fails at some.
+                compiled: Any = torch.compile(module, fullgraph=True, dynamic=False)
                 found[f'{gate} {name}'] = compiled
         if 'plain' in against and gate == 'CAT':
             found['CAT plain'] = PlainCAT(channels, impl='reference')
