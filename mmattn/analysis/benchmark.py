@@ -186,11 +186,19 @@ def _compile_often() -> None:
     setattr(config, limit, 128)
 
 
+def _compiled(module: nn.Module) -> Any:  # a module, too
+    # Each shape alone: sizes left open are slower, and Inductor fails at some.
+    return torch.compile(module, fullgraph=True, dynamic=False)
+
+
 def candidates(
     gates: Iterable[str], channels: int, against: Sequence[str] = ()
 ) -> dict[str, nn.Module]:
     """name -> module: `mul`, each gate in both implementations, and public code where asked for."""
     found: dict[str, nn.Module] = {'mul': Mul()}
+    if 'compiled' in against:
+        _compile_often()
+        found['mul compiled'] = _compiled(Mul())  # what torch.compile itself costs
     for gate in gates:
         for impl in IMPLS:
             found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
@@ -199,12 +207,9 @@ def candidates(
             module.identity_scale = nn.Parameter(torch.zeros(channels))
             found[f'{gate} identity'] = module
         if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
-            _compile_often()
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
                 module = getattr(attention, gate)(channels, impl=impl)
-                # Each shape alone: sizes left open are slower, and Inductor fails at some.
-                compiled: Any = torch.compile(module, fullgraph=True, dynamic=False)
-                found[f'{gate} {name}'] = compiled
+                found[f'{gate} {name}'] = _compiled(module)
         if 'plain' in against and gate == 'CAT':
             found['CAT plain'] = PlainCAT(channels, impl='reference')
         if 'timm' in against and (public := _timm(gate, channels)) is not None:
@@ -262,9 +267,9 @@ def modules(
                         ms=statistics.median(times[name]),
                         mul=ratio(times, name, 'mul'),
                     )
-                    if impl:
+                    if impl and gate != 'mul':
                         row['speedup'] = ratio(times, f'{gate} reference', name)
-                    if impl not in ('', *IMPLS):
+                    if gate != 'mul' and impl not in IMPLS:
                         row['fast'] = ratio(times, name, f'{gate} fast')
                     if backward:
                         row['saved'] = saved_bytes(module, x) / (x.numel() * x.element_size())
