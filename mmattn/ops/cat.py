@@ -23,7 +23,7 @@ from . import identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import check_taps, saved_like
-from .tensors import acc, dense, flat, is_last, some, unless_empty
+from .tensors import acc, dense, dense_pair, flat, is_last, some, unless_empty
 
 
 def cat(
@@ -256,8 +256,7 @@ def _backward(
     kernels, dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
     high, equation, last, need_x,
 ):  # fmt: skip
-    x, kernel = dense(x, last), flat(kernel)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    (x, dy), kernel = dense_pair(x, dy, last), flat(kernel)
     c_a, s_a, *inner, hidden, c_ent, s_ent = saved[:7]
     by, in_part, da = c, (), []
     if a is None:

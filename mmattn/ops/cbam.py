@@ -18,7 +18,7 @@ from torch import Tensor
 from . import identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
-from .tensors import acc, dense, flat, ints, is_last, some
+from .tensors import acc, dense, dense_pair, flat, ints, is_last, some
 
 
 def cbam(
@@ -118,8 +118,7 @@ def _grads(ctx, saved, dy, gc, gs):
 def _backward(
     kernels, dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
 ):
-    x, kernel = dense(x, last), flat(kernel)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    (x, dy), kernel = dense_pair(x, dy, last), flat(kernel)
     c, s, pooled, channel_at, hidden, maps, at, before, mean, var = saved
     in_part, da = (), []
     if a is None:

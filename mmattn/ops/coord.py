@@ -20,7 +20,7 @@ from . import dispatch, identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import planes_of
-from .tensors import acc, dense, is_last, some
+from .tensors import acc, dense, dense_pair, is_last, some
 
 
 def coord(
@@ -151,8 +151,7 @@ def _grads(ctx, saved, dy, gh, gw):
 def _backward(
     kernels, dy, gh, gw, x, w1, weight, wh, ww, a, h, w, saved, by_batch, eps, last, need_x
 ):
-    x = dense(x, last)
-    dy = torch.zeros_like(x) if dy is None else dense(dy, last)
+    x, dy = dense_pair(x, dy, last)
     strips, v, u, mean, var = saved
     rows, in_part, da = h, (), []
     if a is None:
