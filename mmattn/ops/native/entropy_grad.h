@@ -153,11 +153,11 @@ template <class T, class F> struct EntropyGrad {
     i64 groups = (m.c + each - 1) / each;
     parallel(m.n * groups, size, threads, [&](i64 u) {
       i64 n = u / groups, plane = n * m.c + u % groups * each, end = std::min(plane + each, (n + 1) * m.c);
-      for (; together<T>(area) && plane + kAtOnce <= end; plane += kAtOnce) some_planes<kAtOnce>(plane);
+      for (; long_rows<T>(area) && plane + kAtOnce <= end; plane += kAtOnce) some_planes<kAtOnce>(plane);
       for (; plane < end; ++plane) some_planes<1>(plane);
     });
   }
-  template <int K> void some_planes(i64 first) const {
+  template <int K> INLINE void some_planes(i64 first) const {
     rounded(dx + first * area, K * area, [&](A* out) FLAT {
       dense<K>(first, out);
       for (int k = 0; k < K; ++k) {

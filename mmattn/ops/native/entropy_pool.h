@@ -95,7 +95,7 @@ template <class T> struct EntropyPool {
     Lanes<A> acc = part.sums(u);
     Filter<A> filter(m, taps, k);
     for (i64 c = c0, next; c < c1; c = next) {
-      bool four = together<T>(area) && c + 4 <= c1;
+      bool four = long_rows<T>(area) && c + 4 <= c1;
       next = four ? c + 4 : std::min(c + 2, c1);
       if (dense && four) pool_rows(n, c, 4, acc);
       else for (i64 i = c; dense && i < next; ++i) pool_rows(n, i, 1, acc);
