@@ -94,7 +94,7 @@ template <class T> void entropy_wide_row(const T* z, i64 r, i64 n_lanes, const S
   finish(row, r, sum, dot);
 }
 
-// The same of k lanes, the first of which is number `first` of all; z: where they lie in the sample's first row.
+// The same of k lanes, the first of which is number `first` of all; z: where they lie in the first row.
 template <class T, class K>
 INLINE void entropy_wide_lanes(const T* z, i64 first, K k, Shape s, const Side<Acc<T>>& lane) {
   using A = Acc<T>;

@@ -52,6 +52,7 @@ template <class T, class F> struct EntropyGrad {
   using A = Acc<T>;
   using V = Vec<A>;
   static constexpr bool same = std::is_same_v<T, A>;  // gradients are worked out in dx itself
+  static constexpr int kAtOnce = 4;  // planes
   const T* x;
   const F& incoming;
   T* dx;
@@ -84,12 +85,13 @@ template <class T, class F> struct EntropyGrad {
     }
   }
 
-  // All but the maxima's, of row r of all.
-  INLINE void dense(i64 r, A* out) const {
+  // All but the maxima's, of K rows from row r of all on, whose lanes' share is fetched once for all.
+  template <int K> INLINE void dense(i64 r, A* out) const {
     A ref = refs ? refs[r / s.rows] : A(0);
-    if (!row.ent && !lane.ent) means(r, out);
-    else if (ref == ref) entropies(r, ref, out);
-    else wide_entropies(r, out);
+    if ((row.ent || lane.ent) && ref == ref) return entropies<K>(r, ref, out);
+    for (int k = 0; k < K; ++k)
+      if (row.ent || lane.ent) wide_entropies(r + k, out + k * s.lanes);
+      else means(r + k, out + k * s.lanes);
   }
   INLINE void means(i64 r, A* out) const {
     auto in = incoming(r);
@@ -99,16 +101,25 @@ template <class T, class F> struct EntropyGrad {
       st(out + l, in(in.lanes(l, j), l, j) + mean + ld(lm + l, j), j);
     });
   }
-  INLINE void entropies(i64 r, A ref, A* out) const {
-    auto in = incoming(r);
-    V mean = all<A>(of_row.mean[r]), slope = all<A>(of_row.slope[r]), level = all<A>(of_row.level[r]);
-    i64 b = r / s.rows * s.lanes;
+  template <int K> INLINE void entropies(i64 r, A ref, A* out) const {
+    typename F::Row in[K];
+    V mean[K], slope[K], level[K];
+    for (int k = 0; k < K; ++k) {
+      in[k] = incoming(r + k);
+      mean[k] = all<A>(of_row.mean[r + k]), slope[k] = all<A>(of_row.slope[r + k]);
+      level[k] = all<A>(of_row.level[r + k]);
+    }
+    const i64 b = r / s.rows * s.lanes, down = s.lanes;
     const A *lm = of_lane.mean + b, *ls = of_lane.slope + b, *ll = of_lane.level + b;
     const T* xr = x + r * s.lanes;
     lanes<A>(0, s.lanes, [&](i64 l, auto j) FLAT {
-      V d = ld(xr + l, j) - ref;
-      V e = vexp(d) * (d * (slope + ld(ls + l, j)) + (level + ld(ll + l, j)));
-      st(out + l, in(in.lanes(l, j), l, j) + (mean + ld(lm + l, j) + e), j);
+      auto shared = in[0].lanes(l, j);
+      V m = ld(lm + l, j), sl = ld(ls + l, j), le = ld(ll + l, j);
+      for (int k = 0; k < K; ++k) {
+        V d = ld(xr + k * down + l, j) - ref;
+        V e = vexp(d) * (d * (slope[k] + sl) + (level[k] + le));
+        st(out + k * down + l, in[k](shared, l, j) + (mean[k] + m + e), j);
+      }
     });
   }
   void wide_entropies(i64 r, A* out) const {
@@ -138,12 +149,21 @@ template <class T, class F> struct EntropyGrad {
       parallel(m.n, size, threads, [&](i64 n) {
         hits[n] = std::make_unique<Buckets>(area, m.c, [&](i64 i) { return spat.at[n * area + i]; });
       });
-    parallel(m.n * m.c, size, threads, [&](i64 plane) {
-      rounded(dx + plane * area, area, [&](A* out) FLAT {
-        dense(plane, out);
-        if (chan.max) add_maximum_of_plane(plane, out);
-        if (spat.max) add_maxima_in_plane(plane, out);
-      });
+    constexpr i64 each = 8;
+    i64 groups = (m.c + each - 1) / each;
+    parallel(m.n * groups, size, threads, [&](i64 u) {
+      i64 n = u / groups, plane = n * m.c + u % groups * each, end = std::min(plane + each, (n + 1) * m.c);
+      for (; long_rows<T>(area) && plane + kAtOnce <= end; plane += kAtOnce) some_planes<kAtOnce>(plane);
+      for (; plane < end; ++plane) some_planes<1>(plane);
+    });
+  }
+  template <int K> INLINE void some_planes(i64 first) const {
+    rounded(dx + first * area, K * area, [&](A* out) FLAT {
+      dense<K>(first, out);
+      for (int k = 0; k < K; ++k) {
+        if (chan.max) add_maximum_of_plane(first + k, out + k * area);
+        if (spat.max) add_maxima_in_plane(first + k, out + k * area);
+      }
     });
   }
   void add_maximum_of_plane(i64 plane, A* out) const {
@@ -171,7 +191,7 @@ template <class T, class F> struct EntropyGrad {
     parallel(m.n * m.h, size, threads, [&](i64 nh) {
       i64 n = nh / m.h, h = nh % m.h;
       rounded(dx + nh * m.w * m.c, m.w * m.c, [&](A* out) FLAT {
-        for (i64 w = 0; w < m.w; ++w) dense(nh * m.w + w, out + w * m.c);
+        for (i64 w = 0; w < m.w; ++w) dense<1>(nh * m.w + w, out + w * m.c);
         for (i64 from = std::max<i64>(0, h - p); from < std::min(m.h, h + p + 1); ++from) {
           A tap = taps[h - from + p];
           if (chan.max) add_maxima_of_channels(n, from, tap, out);

@@ -74,9 +74,10 @@ template <class T> struct EntropyPool {
     return n_wide;
   }
 
-  // `count` rows, 1 or 2, of sample n from r on: their means and entropies, and to the lanes' sums.
+  // `count` rows, 1, 2 or 4, of sample n from r on: their means and entropies, and to the lanes' sums.
   INLINE void pool_rows(i64 n, i64 r, i64 count, Lanes<A>& acc) const {
-    if (count == 2) pool_rows<2>(n, r, acc);
+    if (count == 4) pool_rows<4>(n, r, acc);
+    else if (count == 2) pool_rows<2>(n, r, acc);
     else pool_rows<1>(n, r, acc);
   }
   template <int K> INLINE void pool_rows(i64 n, i64 r, Lanes<A>& acc) const {
@@ -93,21 +94,24 @@ template <class T> struct EntropyPool {
   void planes(i64 u, i64 n, i64 c0, i64 c1) const {
     Lanes<A> acc = part.sums(u);
     Filter<A> filter(m, taps, k);
-    for (i64 c = c0; c < c1;) {
-      i64 next = std::min(c + (long_rows<T>(area) ? 2 : 1), c1);
-      if (dense) pool_rows(n, c, next - c, acc);
-      for (; c < next; ++c)
-        if (max) plane_maxima(filter, u, n, c, c == c0);
+    for (i64 c = c0, next; c < c1; c = next) {
+      bool four = long_rows<T>(area) && c + 4 <= c1;
+      next = four ? c + 4 : std::min(c + 2, c1);
+      if (dense && four) pool_rows(n, c, 4, acc);
+      else for (i64 i = c; dense && i < next; ++i) pool_rows(n, i, 1, acc);
+      for (i64 i = c; max && i < next; i += 2)
+        plane_maxima(filter, u, n, i, int(std::min<i64>(2, next - i)), i == c0);
     }
     part.keep(u, acc.reach);
   }
-  void plane_maxima(Filter<A>& filter, i64 u, i64 n, i64 c, bool first) const {
+  void plane_maxima(Filter<A>& filter, i64 u, i64 n, i64 c, int count, bool first) const {
     i64 plane = n * m.c + c;
-    int32_t at;
-    filter.load(x + plane * area);
-    A best = filter.vertical(&at);
-    if (chan.max) chan.max[plane] = best, chan.at[plane] = at;
-    if (spat.max) filter.horizontal(part.top + u * wide, part.at + u * wide, c, first);
+    A top[2];
+    int32_t at[2];
+    for (int k = 0; k < count; ++k) filter.load(k, x + (plane + k) * area);
+    A* best = spat.max ? part.top + u * wide : nullptr;
+    filter.maxima(count, top, at, best, part.at + u * wide, c, first);
+    for (int k = 0; chan.max && k < count; ++k) chan.max[plane + k] = top[k], chan.at[plane + k] = at[k];
   }
 
   // Of a channels_last map: a position is a row.
@@ -121,9 +125,9 @@ template <class T> struct EntropyPool {
       }
       if (!max) continue;
       A* best = chan.max ? part.top + u * wide : nullptr;
-      filter.vertical(x + n * area * m.c, h, best, part.at + u * wide, h == h0);
       i64 position = n * area + h * m.w;
-      if (spat.max) filter.horizontal(spat.max + position, spat.at + position);
+      filter.maxima(x + n * area * m.c, h, best, part.at + u * wide, h == h0,
+                    spat.max ? spat.max + position : nullptr, spat.at + position);
     }
     part.keep(u, acc.reach);
   }

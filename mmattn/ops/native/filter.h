@@ -19,70 +19,86 @@ template <class A> struct Taps<A, 0> {
   INLINE A operator[](i64 k) const { return v[k]; }
 };
 
-// The two filtered maxima of contiguous planes: the plane is copied into a zero frame, so that both
-// filters run over it as over one long row; `frame` is -infinity on the frame's columns.
+// The two filtered maxima of contiguous planes, two at once: they are copied into a zero frame, so that
+// both filters run over each as over one long row, the second some vectors behind the first, while what
+// that left is in cache; `frame` is -infinity on the frame's columns.
 template <class A> struct Filter {
-  i64 h, w, p, pitch, size;
+  static constexpr i64 N = Simd<A>::N, kChunk = 32 * N;
+  i64 h, w, p, pitch, size, lag;
   const A* taps;
-  std::vector<A> plane, column, frame;
+  std::vector<A> plane[2], column[2], frame;
   Filter(Map m, const A* taps_, i64 k)
-      : h(m.h), w(m.w), p(k / 2), pitch(m.w + 2 * p), size(padded<A>(m.h * pitch)), taps(taps_),
-        plane(size + 2 * p * pitch + Simd<A>::N), column(size + 2 * p + Simd<A>::N),
-        frame(size, -std::numeric_limits<A>::infinity()) {
+      : h(m.h), w(m.w), p(k / 2), pitch(m.w + 2 * p), size(padded<A>(m.h * pitch)), lag(padded<A>(p)),
+        taps(taps_), frame(size, -std::numeric_limits<A>::infinity()) {
+    for (auto& v : plane) v.resize(size + 2 * p * pitch + N);
+    for (auto& v : column) v.resize(size + 2 * p + N);
     for (i64 i = 0; i < h; ++i) std::fill_n(frame.data() + i * pitch + p, w, A(0));
   }
-  i64 position(i64 at) const { return at / pitch * w + at % pitch - p; }
 
-  template <class T> void load(const T* x) {
+  template <class T> void load(int k, const T* x) {
+    A* to = plane[k].data() + p * pitch + p;
     for (i64 i = 0; i < h; ++i)
-      lanes<A>(0, w, [&](i64 j, auto n) FLAT {
-        st(plane.data() + (i + p) * pitch + p + j, ld(x + i * w + j, n), n);
-      });
+      lanes<A>(0, w, [&](i64 j, auto n) FLAT { st(to + i * pitch + j, ld(x + i * w + j, n), n); });
   }
-  // Filters along H; returns the maximum and, in `at`, its position.
-  template <int TAPS> INLINE A vertical_(int32_t* at) {
-    const int k1 = TAPS ? TAPS : int(2 * p + 1);
+
+  // Of `count` planes, 1 or 2, that were loaded, the first of which is `channel`: of each the largest value
+  // that is left by the filter along H, with its position; and (best not null) each position's largest of
+  // what the one along W leaves of that, with its channel. Of these nothing is there yet if `first`.
+  void maxima(int count, A* top, int32_t* where, A* best, Index<A>* at, i64 channel, bool first) {
+    auto run = p == 2 ? (count == 2 ? &Filter::run<5, 2> : &Filter::run<5, 1>)
+                      : (count == 2 ? &Filter::run<0, 2> : &Filter::run<0, 1>);
+    (this->*run)(top, where, best, at, Index<A>(channel), first);
+  }
+  template <int TAPS, int K>
+  void run(A* top, int32_t* where, A* best, Index<A>* at, Index<A> channel, bool first) {
+    Peak<A> tops[K];
+    for (i64 begin = 0; begin < size + lag; begin += kChunk) {
+      i64 end = begin + kChunk;
+      for (int k = 0; k < K; ++k) along_h<TAPS>(k, begin, std::min(end, size), &tops[k]);
+      if (!best) continue;
+      along_w<TAPS, K>(std::max<i64>(begin - lag, 0), std::min(end - lag, size), best, at, channel, first);
+    }
+    for (int k = 0; k < K; ++k) {
+      tops[k].best(top + k, where + k);
+      // All -infinity: any position will do, a column of the frame will not.
+      i64 i = where[k];
+      where[k] = int32_t(frame[i] == 0 ? i / pitch * w + i % pitch - p : 0);
+    }
+  }
+  template <int TAPS> INLINE void along_h(int k, i64 begin, i64 end, Peak<A>* to) {
+    const i64 count = TAPS ? TAPS : 2 * p + 1, down = pitch;
     const Taps<A, TAPS> tap(taps);
-    const A *in = plane.data(), *around = frame.data();
-    A* out = column.data() + p;
-    const i64 down = pitch;
-    Peak<A> top;
+    const A *in = plane[k].data(), *around = frame.data();
+    A* out = column[k].data() + p;
+    Peak<A> top = *to;
     const Int<A> ramp = iota<A>();
-    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
+    lanes<A>(begin, end, [&](i64 l, auto n) FLAT {
       Vec<A> v = ld(in + l, n) * tap[0];
-      for (int k = 1; k < k1; ++k) v += ld(in + l + k * down, n) * tap[k];
+      for (i64 j = 1; j < count; ++j) v += ld(in + l + j * down, n) * tap[j];
       st(out + l, v, n);
       top.add(v + ld(around + l, n), ramp + Index<A>(l));
     });
-    A best;
-    int32_t where;
-    top.best(&best, &where);
-    // All -infinity: any position will do, a column of the frame will not.
-    *at = int32_t(frame[where] == 0 ? position(where) : 0);
-    return best;
+    *to = top;
   }
-  A vertical(int32_t* at) { return p == 2 ? vertical_<5>(at) : vertical_<0>(at); }
-
-  // Filters along W what `vertical` left, and keeps each position's maximum over the channels.
-  template <int TAPS> INLINE void horizontal_(A* best, Index<A>* at, Index<A> channel, bool first) {
-    const int k1 = TAPS ? TAPS : int(2 * p + 1);
+  template <int TAPS, int K>
+  INLINE void along_w(i64 begin, i64 end, A* best, Index<A>* at, Index<A> channel, bool first) const {
+    const i64 count = TAPS ? TAPS : 2 * p + 1;
     const Taps<A, TAPS> tap(taps);
-    const A* in = column.data();
-    lanes<A>(0, size, [&](i64 l, auto n) FLAT {
-      Vec<A> v = ld(in + l, n) * tap[0];
-      for (int k = 1; k < k1; ++k) v += ld(in + l + k, n) * tap[k];
+    const A* in[2] = {column[0].data(), column[1].data()};
+    lanes<A>(begin, end, [&](i64 l, auto n) FLAT {
       Peak<A> top;
       if (!first) {
         top.value = ld(best + l, n);
         std::memcpy(&top.index, at + l, kBytes);
       }
-      top.add(v, Int<A>{} + channel);
+      for (int k = 0; k < K; ++k) {
+        Vec<A> v = ld(in[k] + l, n) * tap[0];
+        for (i64 j = 1; j < count; ++j) v += ld(in[k] + l + j, n) * tap[j];
+        top.add(v, Int<A>{} + (channel + k));
+      }
       st(best + l, top.value, n);
       std::memcpy(at + l, &top.index, kBytes);
     });
-  }
-  void horizontal(A* best, Index<A>* at, Index<A> channel, bool first) {
-    p == 2 ? horizontal_<5>(best, at, channel, first) : horizontal_<0>(best, at, channel, first);
   }
 };
 
@@ -98,20 +114,22 @@ template <class T> struct RowFilter {
     std::fill_n(column + 0, (m.w + 2 * p) * pitch, A(0));
   }
 
-  // Filters image row h of a sample along H. Each channel's maximum so far, with its position, is in
-  // best and at (none: null), of which nothing is there yet if `first`.
-  void vertical(const T* xn, i64 h, A* best, Index<A>* at, bool first) {
+  // Filters image row h of a sample along H, and what that leaves along W, p positions behind, while it is
+  // in cache. Each channel's maximum so far, with its position, is in best and at (none: null), of which
+  // nothing is there yet if `first`; top (none: null) and where: each position's maximum over the channels.
+  void maxima(const T* xn, i64 h, A* best, Index<A>* at, bool first, A* top, int32_t* where) {
     i64 k0 = std::max<i64>(0, p - h), k1 = std::min(k, m.h + p - h);
-    for (i64 w = 0; w < m.w; ++w) {
+    for (i64 w = 0; w < m.w + p; ++w) {
       const T* in = xn + ((h + k0 - p) * m.w + w) * m.c;
       A* out = column + (w + p) * pitch;
       const Index<A> position(h * m.w + w);
-      if (k1 - k0 == 5) vertical_<5>(in, taps + k0, 5, out, position, best, at, first && w == 0);
-      else vertical_<0>(in, taps + k0, k1 - k0, out, position, best, at, first && w == 0);
+      if (w < m.w && k1 - k0 == 5) along_h<5>(in, taps + k0, 5, out, position, best, at, first && w == 0);
+      else if (w < m.w) along_h<0>(in, taps + k0, k1 - k0, out, position, best, at, first && w == 0);
+      if (top && w >= p) k == 5 ? along_w<5>(w - p, top, where) : along_w<0>(w - p, top, where);
     }
   }
   template <int TAPS>
-  INLINE void vertical_(const T* in, const A* taps_, i64 count, A* out, Index<A> position, A* best,
+  INLINE void along_h(const T* in, const A* taps_, i64 count, A* out, Index<A> position, A* best,
                         Index<A>* at, bool first) {
     const i64 kn = TAPS ? TAPS : count, down = m.w * m.c;
     const Taps<A, TAPS> tap(taps_);
@@ -131,12 +149,7 @@ template <class T> struct RowFilter {
     });
   }
 
-  // Filters along W what `vertical` left: each position's maximum over the channels.
-  void horizontal(A* best, int32_t* at) const {
-    for (i64 w = 0; w < m.w; ++w)
-      k == 5 ? horizontal_<5>(w, best + w, at + w) : horizontal_<0>(w, best + w, at + w);
-  }
-  template <int TAPS> INLINE void horizontal_(i64 w, A* best, int32_t* at) const {
+  template <int TAPS> INLINE void along_w(i64 w, A* best, int32_t* at) const {
     const i64 kn = TAPS ? TAPS : k, across = pitch;
     const Taps<A, TAPS> tap(taps);
     const A* in = column + w * pitch;
@@ -148,7 +161,7 @@ template <class T> struct RowFilter {
       if (r < Simd<A>::N) v = outside<A>(v, r);
       top.add(v, ramp + Index<A>(c));
     });
-    top.best(best, at);
+    top.best(best + w, at + w);
   }
 };
 
