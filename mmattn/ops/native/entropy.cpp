@@ -1,8 +1,8 @@
 // CAT's three pools of both axes.
 
-#include "abi.h"
 #include "entropy.h"
 #include "filter.h"
+#include "functions.h"
 
 namespace {
 
@@ -209,6 +209,8 @@ i64 entropy_of_few(const T* x, Map m, const Acc<T>* taps, i64 k, Side<Acc<T>> ch
   return wide;
 }
 
+}  // namespace
+
 // --------------------------------------------------------------------------------------------------
 // As it is called from outside.
 
@@ -232,7 +234,5 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
   });
   return wide;
 }
-
-}  // namespace
 
 SHOW(ENTRY(entropy))

@@ -1,6 +1,6 @@
 // The gradient of CAT's three pools of both axes.
 
-#include "abi.h"
+#include "functions.h"
 #include "incoming.h"
 #include "strips.h"
 
@@ -158,6 +158,8 @@ void entropy_grad(const T* x, const F& incoming, T* dx, Map m, bool last, const 
   });
 }
 
+}  // namespace
+
 // --------------------------------------------------------------------------------------------------
 // As it is called from outside.
 
@@ -188,7 +190,5 @@ void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element
     else run(Scaled<Either<Affine, false>, T>{(const T*)dy, s, a, b});
   });
 }
-
-}  // namespace
 
 SHOW(ENTRY(entropy_grad))
