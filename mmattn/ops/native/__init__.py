@@ -221,9 +221,9 @@ def cbam_dx(
     s: Tensor,
     ga: Tensor,
     gm: Tensor,
-    at: Tensor | None,
-    gavg: Tensor | None,
-    gmax: Tensor | None,
+    at: Tensor,
+    gavg: Tensor,
+    gmax: Tensor,
     channel_at: Tensor,
     a: Tensor | None = None,
 ) -> Tensor:

@@ -132,8 +132,10 @@ void mmattn_cbam_dx(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64
     using T = decltype(tag);
     Cbam<T> g{(const T*)dy,    (const A_*)channel, (const A_*)spatial, (const A_*)share,
               (const A_*)ga,   (const A_*)gm,      (const A_*)gavg,    (const A_*)gmax,
-              channel_at,      at};
-    (share ? cbam_grad<true, T> : cbam_grad<false, T>)(g, (T*)dx, s, !last, threads);
+              at,              channel_at};
+    auto f = share ? (last ? cbam_dx<true, false, T> : cbam_dx<true, true, T>)
+                   : (last ? cbam_dx<false, false, T> : cbam_dx<false, true, T>);
+    f(g, (T*)dx, s, threads);
   });
 }
 
