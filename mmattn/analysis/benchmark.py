@@ -163,20 +163,23 @@ class PlainCAT(attention.CAT):
         return of_channels, of_positions
 
 
-def _timm(gate: str, channels: int) -> nn.Module | None:
-    """timm's module of that gate (the best-known public eager code), or None."""
+TIMM = ('SE', 'ECA', 'CBAM', 'CoordAttention')
+
+
+def _timm(gate: str, channels: int) -> nn.Module:
+    """timm's module of that gate, one of `TIMM`: the best-known public eager code."""
     from timm.layers.cbam import CbamModule
     from timm.layers.coord_attn import CoordAttn
     from timm.layers.eca import EcaModule
     from timm.layers.squeeze_excite import SEModule
 
-    made = dict(
+    made: dict[str, Callable[[], nn.Module]] = dict(
         SE=lambda: SEModule(channels, rd_ratio=1 / 16, rd_divisor=1),
         ECA=lambda: EcaModule(channels),
         CBAM=lambda: CbamModule(channels, rd_ratio=1 / 16, rd_divisor=1),
         CoordAttention=lambda: CoordAttn(channels, rd_ratio=1 / 32, rd_divisor=1),
     )
-    return made[gate]() if gate in made else None
+    return made[gate]()
 
 
 def _compile_often() -> None:
@@ -192,29 +195,42 @@ def _compiled(module: nn.Module) -> Any:  # a module, too
 
 
 def candidates(
-    gates: Iterable[str], channels: int, against: Sequence[str] = ()
+    gates: Iterable[str], channels: int, against: Sequence[str] = (), depth: int = 1
 ) -> dict[str, nn.Module]:
-    """name -> module: `mul`, each gate in both implementations, and public code where asked for."""
-    found: dict[str, nn.Module] = {'mul': Mul()}
+    """name -> module: `mul`, each gate in both implementations, and public code where asked for.
+
+    With a `depth`, so many of them one after the other.
+    """
+
+    def chain(make: Callable[..., nn.Module], *args: Any, **kwargs: Any) -> nn.Module:
+        made = [make(*args, **kwargs) for _ in range(depth)]
+        return made[0] if depth == 1 else nn.Sequential(*made)
+
+    found = {'mul': chain(Mul)}
     if 'compiled' in against:
         _compile_often()
-        found['mul compiled'] = _compiled(Mul())  # what torch.compile itself costs
+        if depth == 1:  # of a chain, Inductor makes one product
+            found['mul compiled'] = _compiled(Mul())  # what torch.compile itself costs
     for gate in gates:
+        of = getattr(attention, gate)
         for impl in IMPLS:
-            found[f'{gate} {impl}'] = getattr(attention, gate)(channels, impl=impl)
+            found[f'{gate} {impl}'] = chain(of, channels, impl=impl)
         if 'identity' in against:
-            module = getattr(attention, gate)(channels, impl='fast')
-            module.identity_scale = nn.Parameter(torch.zeros(channels))
-            found[f'{gate} identity'] = module
+            found[f'{gate} identity'] = chain(_with_identity, gate, channels)
         if 'compiled' in against:  # as torch.compile runs the kernels, and the equations
             for impl, name in (('fast', 'compiled'), ('reference', 'compiled-reference')):
-                module = getattr(attention, gate)(channels, impl=impl)
-                found[f'{gate} {name}'] = _compiled(module)
+                found[f'{gate} {name}'] = _compiled(chain(of, channels, impl=impl))
         if 'plain' in against and gate == 'CAT':
-            found['CAT plain'] = PlainCAT(channels, impl='reference')
-        if 'timm' in against and (public := _timm(gate, channels)) is not None:
-            found[f'{gate} timm'] = public
+            found['CAT plain'] = chain(PlainCAT, channels, impl='reference')
+        if 'timm' in against and gate in TIMM:
+            found[f'{gate} timm'] = chain(_timm, gate, channels)
     return found
+
+
+def _with_identity(gate: str, channels: int) -> nn.Module:
+    module = getattr(attention, gate)(channels, impl='fast')
+    module.identity_scale = nn.Parameter(torch.zeros(channels))
+    return module
 
 
 def modules(
@@ -227,8 +243,12 @@ def modules(
     against: Sequence[str] = (),
     backward: bool = True,
     clock: str = 'wall',
+    depth: int = 1,
 ) -> list[dict[str, Any]]:
     """Time and saved memory of gates on maps of these (N, C, H, W) shapes.
+
+    Of `depth` gates one after the other, time and memory are those of one: what a compiled graph
+    costs, whatever is in it, is divided by their number.
 
     Returns:
         list[dict]: one row for `mul` and for each gate and implementation, with `ms`, `mul` (times
@@ -245,7 +265,7 @@ def modules(
                 x = torch.randn(shape, device=device).to(DTYPES[dtype])
                 x = x.contiguous(memory_format=LAYOUTS[layout]).requires_grad_(backward)
                 dy = torch.randn_like(x)
-                found = candidates(gates, shape[1], against)
+                found = candidates(gates, shape[1], against, depth)
                 found = {name: module.to(device).train(backward) for name, module in found.items()}
                 if DTYPES[dtype] != torch.float32:  # as under autocast: ours keep fp32 parameters
                     for name in [n for n in found if n.endswith('timm')]:
@@ -264,7 +284,7 @@ def modules(
                         shape='x'.join(map(str, shape)),
                         dtype=dtype,
                         layout=layout,
-                        ms=statistics.median(times[name]),
+                        ms=statistics.median(times[name]) / depth,
                         mul=ratio(times, name, 'mul'),
                     )
                     if impl and gate != 'mul':
@@ -272,7 +292,8 @@ def modules(
                     if gate != 'mul' and impl not in IMPLS:
                         row['fast'] = ratio(times, name, f'{gate} fast')
                     if backward:
-                        row['saved'] = saved_bytes(module, x) / (x.numel() * x.element_size())
+                        unit = depth * x.numel() * x.element_size()
+                        row['saved'] = saved_bytes(module, x) / unit
                         row['limit'] = LIMIT[gate] / LIMIT['mul'] / row['mul']
                     rows.append(row)
     return rows

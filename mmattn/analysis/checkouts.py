@@ -74,8 +74,8 @@ class Worker:
         if not line:
             raise RuntimeError(f'{self.checkout} could not run {gate}: see what it said above')
         file, ms = json.loads(line)
-        if not Path(file).is_relative_to(self.checkout):
-            raise RuntimeError(f'{self.checkout} ran the code of {file}')
+        if file is None or not Path(file).is_relative_to(self.checkout):
+            raise RuntimeError(f'{self.checkout} ran the code of {file or "a folder without any"}')
         return ms
 
 

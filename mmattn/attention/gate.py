@@ -193,9 +193,8 @@ def norm_states(norms: Sequence[nn.BatchNorm1d], values: Sequence[int]) -> list[
             momentum = norm.momentum
             if momentum is None:
                 momentum = 1 / float(tensor(norm, 'num_batches_tracked'))
-        weight, bias, mean, var = (
-            tensor(norm, key) for key in ('weight', 'bias', 'running_mean', 'running_var')
-        )
+        weight, bias = tensor(norm, 'weight'), tensor(norm, 'bias')
+        mean, var = tensor(norm, 'running_mean'), tensor(norm, 'running_var')
         states.append(Norm(weight, bias, mean, var, momentum, norm.eps))
     return states
 

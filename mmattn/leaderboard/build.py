@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from mmattn.papers.alternatives import PRETRAINED
+from mmattn.papers.alternatives import PRETRAINED, of_start, titled
 from mmattn.papers.metrics import COUNTED, Metric, metrics_of
 from mmattn.papers.own import Table, select
 from mmattn.papers.tables import PAPERS, Entry
@@ -87,8 +87,9 @@ def build(
                 is_own,
             )
             if PRETRAINED in names and entry.pretrained is not None:
-                sources = by_config.get(entry.pretrained, {}).get((), [])
-                row = _with_waiting(row, entry.pretrained, sources, expected)
+                start = of_start(entry.config, names)
+                sources = by_config.get(entry.pretrained, {}).get(start, [])
+                row = _with_waiting(row, titled(entry.pretrained, start), sources, expected)
             rows.append(_with_missing(row, expected))
     return Board(
         table.paper,

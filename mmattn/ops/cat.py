@@ -179,7 +179,7 @@ def _keep(ctx, args, outputs):
 
 def _grads(ctx, saved, dy, gc, gs):
     x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, *saved = saved
-    dx, dw1, dw2, dkernel, *more = torch.ops.mmattn.cat_backward(
+    dx, dw1, dw2, dkernel, *more = ctx.backward_op(
         dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, ctx.pools,
         ctx.low, ctx.high, ctx.equation, ctx.last, ctx.needs[0],
     )  # fmt: skip

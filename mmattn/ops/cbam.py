@@ -106,7 +106,7 @@ def _keep(ctx, args, outputs):
 def _grads(ctx, saved, dy, gc, gs):
     x, w1, b1, w2, b2, kernel, a, *rest = saved
     weight = [rest.pop(0)] if ctx.norm else []
-    dx, *grads = torch.ops.mmattn.cbam_backward(
+    dx, *grads = ctx.backward_op(
         dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, rest, ctx.by_batch, ctx.eps, ctx.last,
         ctx.needs[0],
     )  # fmt: skip

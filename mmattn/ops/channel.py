@@ -70,7 +70,7 @@ def _keep(ctx, args, outputs):
 
 
 def _se_grads(ctx, saved, dy, gc):
-    dx, *grads = torch.ops.mmattn.se_backward(dy, gc, *saved, ctx.last, ctx.needs[0])
+    dx, *grads = ctx.backward_op(dy, gc, *saved, ctx.last, ctx.needs[0])
     grads = iter(grads)
     return dx if ctx.needs[0] else None, *(None if t is None else next(grads) for t in saved[1:6])
 
@@ -155,7 +155,7 @@ def _eca_equations(x, kernel, a):
 
 
 def _eca_grads(ctx, saved, dy, gc):
-    dx, dkernel, *da = torch.ops.mmattn.eca_backward(dy, gc, *saved, ctx.last, ctx.needs[0])
+    dx, dkernel, *da = ctx.backward_op(dy, gc, *saved, ctx.last, ctx.needs[0])
     return dx if ctx.needs[0] else None, dkernel, *(da or [None])
 
 

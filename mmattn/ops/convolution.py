@@ -41,9 +41,7 @@ define(
     kernel=lambda kernels, maps, weight: kernels.spatial_conv(flat(maps), flat(weight)),
     fake=lambda maps, weight: acc(maps, maps.shape[0], *maps.shape[2:]),
     equations=reference.spatial_conv,
-    gradient=Gradient(
-        _keep, lambda ctx, saved, dy: torch.ops.mmattn.spatial_conv_backward(dy, *saved)
-    ),
+    gradient=Gradient(_keep, lambda ctx, saved, dy: ctx.backward_op(dy, *saved)),
 )
 define(
     'spatial_conv_backward(Tensor dy, Tensor maps, Tensor weight) -> (Tensor, Tensor)',

@@ -140,7 +140,7 @@ def _keep(ctx, args, outputs):
 
 
 def _grads(ctx, saved, dy, gh, gw):
-    dx, dw1, db1, dweight, dbias, *second = torch.ops.mmattn.coord_backward(
+    dx, dw1, db1, dweight, dbias, *second = ctx.backward_op(
         dy, gh, gw, *saved[:8], list(saved[8:]), ctx.by_batch, ctx.eps, ctx.last, ctx.needs[0]
     )
     if saved[5] is None:

@@ -240,7 +240,7 @@ def runs_kernels(x: Tensor, impl: str | None = None, *args: object) -> bool:
             and 2 < x.dim() < 5  # of sizes, which may be dynamic, the operator sees to all
             and _constant_takes(x.device.type, x.dtype)
         )
-    if (impl or get_impl()) == 'reference' or torch.onnx.is_in_onnx_export():
+    if (impl or get_impl()) == 'reference':
         return False
     kernels = backend(x.device.type)
     return (

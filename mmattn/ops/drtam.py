@@ -141,9 +141,7 @@ def _keep_pool(ctx, args, outputs):
 def _pool_grads(ctx, saved, *grads):
     a, b, c = ctx.lengths
     groups = saved[:a], saved[a : a + b], saved[a + b : a + b + c]
-    return torch.ops.mmattn.rank1_pool_backward(
-        list(grads), *map(list, groups), ctx.chunks, list(saved[a + b + c :])
-    )
+    return ctx.backward_op(list(grads), *map(list, groups), ctx.chunks, list(saved[a + b + c :]))
 
 
 def _pool_backward(kernels, grads, planes, weights, taken, chunks, saved):
@@ -205,15 +203,20 @@ def rank1_attention(
         )
     for weights, _ in modules:
         _check_weights(weights, chunks, maxima)
-    norms = [norm for _, three in modules for norm in three]
-    params = [*mlp]
+    norms, params = [], [*mlp]
     for weights, three in modules:
-        params += [*weights, *(norm.weight for norm in three), *(norm.bias for norm in three)]
-    running = [t for norm in norms for t in (norm.mean, norm.var)]
-    by_batch = [norm.momentum is not None for norm in norms]
-    eps = [norm.eps for norm in norms]
+        c, h, w = three
+        params += [*weights, c.weight, h.weight, w.weight, c.bias, h.bias, w.bias]
+        norms += three
+    running, by_batch, eps = [], [], []
+    for norm in norms:
+        running += norm.mean, norm.var
+        by_batch.append(norm.momentum is not None)
+        eps.append(norm.eps)
     dtype, a = stats_dtype(x), identity_scale
     every = [*params, *running] if a is None else [*params, *running, a]
+    if all(by_batch):
+        running = []  # that nobody reads
     if (
         any(maxima)
         or not runs_kernels(x, impl, every)
@@ -275,12 +278,12 @@ def _composed(
 ):
     """y and the norms' moments, by the pools and the scale around layers of PyTorch."""
     planes = strip_pool(x, channel=True, impl=impl)
-    mlp, factors, moments = params[:4], [], []
+    mlp, factors, moments, none = params[:4], [], [], (None, None)
     for i, (weights, scales, shifts) in enumerate(_modules(params)):
         taken = factors[0] if factors else None
         descriptors = rank1_pool(planes, weights, chunks, taken, maxima, impl=impl)
         norms = [
-            (scales[k], shifts[k], running[2 * j], running[2 * j + 1], by_batch[j], eps[j])
+            (scales[k], shifts[k], *(running[2 * j : 2 * j + 2] or none), by_batch[j], eps[j])
             for k, j in enumerate(range(3 * i, 3 * i + 3))
         ]
         out, found = reference.rank1_layers(descriptors, norms, mlp)
@@ -319,9 +322,7 @@ def _keep(ctx, args, outputs):
 def _grads(ctx, saved, dy):
     x, a, *rest = saved
     params, kept = rest[: ctx.count], rest[ctx.count :]
-    dx, *dparams = torch.ops.mmattn.drtam_backward(
-        dy, x, params, a, *ctx.rules, kept, ctx.last, ctx.needs[0]
-    )
+    dx, *dparams = ctx.backward_op(dy, x, params, a, *ctx.rules, kept, ctx.last, ctx.needs[0])
     da = None if a is None else dparams.pop()
     none = [None] * (len(ctx.needs) - 2 - ctx.count)
     return dx if ctx.needs[0] else None, *dparams, *none, da
@@ -335,6 +336,7 @@ def _backward(kernels, dy, x, params, a, by_batch, eps, chunks, saved, last, nee
     return [some(dx, x), *dparams, *(identity.summed(t, a) for t in da)]
 
 
+# running: mean and variance of each norm, or none where all normalise by the batch.
 define(
     'drtam(Tensor x, Tensor[] params, Tensor[] running, bool[] by_batch, float[] eps, '
     'int[] chunks, Tensor? identity_scale) -> (Tensor y, Tensor moments, Tensor[] saved)',

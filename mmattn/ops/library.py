@@ -46,6 +46,22 @@ torch.ops.__dict__[_FORMER] = LIBRARY
 _TAGS = (torch.Tag.needs_fixed_stride_order,)
 _TRANSFORMED = 'FuncTorchDynamicLayerFrontMode'
 _PLAIN_OR_NONE = dispatch.PLAIN | {type(None)}
+
+
+def _keys(*names):
+    """A set of dispatch keys as a number, compared in no time."""
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, names[0]))
+    for name in names[1:]:
+        keys = keys.add(getattr(torch._C.DispatchKey, name))
+    return keys.raw_repr()
+
+
+# What the dispatcher knows of a call at its Autograd key, and of a tensor, that is nothing but
+# memory: no mode is on, and no sign, zeros or batch are flags.
+_PLAIN_CALLS = frozenset(_keys(d, f'Autograd{d}') for d in ('CPU', 'CUDA'))
+_PLAIN_TENSORS = frozenset(
+    _keys(d, f'Autograd{d}', 'ADInplaceOrView', f'Autocast{d}') for d in ('CPU', 'CUDA')
+)
 _BATCHED_GRADIENTS = 'Batched'  # of torch.autograd.grad(is_grads_batched=True)
 
 TWICE = (
@@ -61,8 +77,10 @@ BATCHED = (
 decompositions: dict[Any, Callable] = {}
 # Every operator's kernel by its name, to be called with a backend.
 kernels: dict[str, Callable] = {}
-# Which of its arguments are maps, by their numbers.
-_maps: dict[str, frozenset[int]] = {}
+# What calls a kernel with an operator's arguments alone, as the operator does.
+_runs: dict[str, Callable] = {}
+# Which of its arguments must be contiguous: their numbers, and whether they are lists of tensors.
+_contiguous: dict[str, list[tuple[int, bool]]] = {}
 
 
 class Gradient(NamedTuple):
@@ -70,8 +88,9 @@ class Gradient(NamedTuple):
 
     keep(ctx, args, outputs): the tensors that backward needs; `ctx` takes what is no tensor.
     backward(ctx, saved, *grads): the gradients of the tensors among the arguments, in their order,
-        the tensors of a list one by one. `ctx.needs` says of each whether it is asked for.
-    outputs: how many outputs, from the first on, have a gradient.
+        the tensors of a list one by one. `ctx.needs` says of each whether it is asked for;
+        `ctx.backward_op` is the operator `<name>_backward`, or its kernel where that is as good.
+    outputs: how many outputs, from the first on, have a gradient. These are no lists.
     """
 
     keep: Callable[..., Sequence[Tensor | None]]
@@ -109,7 +128,11 @@ def define(
     op = getattr(torch.ops.mmattn, name).default
 
     kernels[name] = kernel
-    _maps[name] = frozenset(i for i, a in enumerate(op._schema.arguments) if a.name in ('x', 'dy'))
+    _contiguous[name] = [
+        (i, is_list)
+        for i, (argument, is_list) in enumerate(zip(op._schema.arguments, _lists(op), strict=True))
+        if is_list is not None and argument.name not in ('x', 'dy')
+    ]
     several = len(op._schema.returns) > 1
     written: Any = None if gradient is None else _padded(op, equations, fake)
 
@@ -133,6 +156,7 @@ def define(
             raise RuntimeError(f"mmattn::{name} takes less than 2**31 elements; impl='reference'")
         return tuple(found) if several else found
 
+    _runs[name] = run
     torch.library.register_fake(f'mmattn::{name}', fake, lib=LIBRARY)
     for key in ('CPU', 'CUDA'):
         LIBRARY.impl(name, run, key)
@@ -142,7 +166,8 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        LIBRARY.impl(name, _differentiable(name, op, run, written, gradient, why_not), 'Autograd')
+        call = _differentiable(name, op, run, written, gradient, why_not)
+        LIBRARY.impl(name, call, 'Autograd', with_keyset=True)
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
 
@@ -151,18 +176,23 @@ def call_kernel(backend: ModuleType, name: str, args: Sequence) -> Any:
     """An operator by a backend: its own whole one, or the kernel that is made of its functions."""
     # A compiler may restride what is kept for backward: Inductor makes all that is 4-D
     # channels_last behind a convolution.
-    maps = _maps[name]
-    args = [arg if i in maps else _contiguous(arg) for i, arg in enumerate(args)]
+    args = [*args]
+    for i, is_list in _contiguous[name]:
+        arg = args[i]
+        if is_list:
+            args[i] = [t if t is None else t.contiguous() for t in arg]
+        elif arg is not None:
+            args[i] = arg.contiguous()
     whole = getattr(backend, 'operator', None)
     own = None if whole is None else whole(name)
     found = NotImplemented if own is None else own(*args)
     return kernels[name](backend, *args) if found is NotImplemented else found
 
 
-def _contiguous(arg):
-    if isinstance(arg, (list, tuple)):
-        return [t.contiguous() if isinstance(t, Tensor) else t for t in arg]
-    return arg.contiguous() if isinstance(arg, Tensor) else arg
+def _lists(op):
+    """Of each argument whether it is a list of tensors; None of one that is no tensor at all."""
+    kinds = [str(argument.type) for argument in op._schema.arguments]
+    return [('List' in kind) if 'Tensor' in kind else None for kind in kinds]
 
 
 def _knows(name, part, x, args):
@@ -241,102 +271,104 @@ def _below(op, args):
 
 
 def _differentiable(name, op, run, equations, gradient, why_not):
-    kinds = [str(argument.type) for argument in op._schema.arguments]
-    # None: no tensor; else whether it is a list of tensors.
-    lists = [('List' in kind) if 'Tensor' in kind else None for kind in kinds]
-
+    lists = _lists(op)
     # A node of its own name in the graph.
     function = type(_Function)(name, (_Function,), {})
 
-    def call(*args):
+    def call(keyset, *args):
         flat = []
         for arg, is_list in zip(args, lists, strict=True):
             if is_list:
                 flat += arg
             elif is_list is not None:
                 flat.append(arg)
-        device = next(t for t in flat if t is not None).device
-        for t in flat:
-            if t is not None and t.device != device:
-                raise dispatch.two_devices(device, t.device)
-        if _has_tangent(args) or why_not(next(_tensors(args)), args):
+        x = next(t for t in flat if t is not None)
+        # Then nobody stands between this key and the kernel, which is called as it is, a way
+        # through the dispatcher less.
+        plain = keyset.raw_repr() in _PLAIN_CALLS and _are_plain(flat)
+        if not (plain and x.is_cpu):  # then all are
+            _check_devices(x.device, flat)
+        if _has_tangent(args) or why_not(x, args):
             return equations(*args)
-        below = run if _is_eager(flat) else op
-        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in flat):
-            lengths = []
-            return _nested(function.apply(below, gradient, lists, args, lengths, *flat), lengths)
-        return _below(below, args)
+        if torch.is_grad_enabled():
+            needs = [t is not None and t.requires_grad for t in flat]
+            if True in needs:
+                leaves = [t for t, need in zip(flat, needs, strict=True) if need]
+                others = []
+                direct = run if plain else None
+                found = function.apply(name, direct, gradient, args, needs, others, *leaves)
+                return (*found, *others) if others or len(found) > 1 else found[0]
+        return _below(run if plain else op, args)
 
     return call
 
 
-def _is_eager(flat):
-    """Whether nobody stands between an operator's Autograd key and its kernel: no mode, no class
-    of tensor, no sign or zeros that are flags. Then the kernel is called as it is, a way through
-    the dispatcher less."""
-    return (
-        not torch._C._len_torch_dispatch_stack()
-        and _PLAIN_OR_NONE.issuperset(map(type, flat))
-        and flat[0].device.type in ('cpu', 'cuda')
-        and not any(t is not None and (t.is_neg() or t._is_zerotensor()) for t in flat)
-    )
+def _check_devices(device, flat):
+    for t in flat:
+        if t is not None and t.device != device:
+            raise dispatch.two_devices(device, t.device)
 
 
-def _nested(outputs, lengths):
-    """Results as the schema has them: -1 stands for a tensor, else for a list of so many."""
-    if lengths == [-1]:
-        return outputs[0]
-    left, found = iter(outputs), []
-    for length in lengths:
-        found.append(next(left) if length < 0 else [next(left) for _ in range(length)])
-    return tuple(found)
+def _are_plain(flat):
+    return _PLAIN_OR_NONE.issuperset(map(type, flat))
 
 
 class _Function(torch.autograd.Function):
-    """An operator with its backward. Functions know no lists: `lengths` is filled for `_nested`."""
+    """An operator with its backward: of `leaves`, the tensors among `args` that need a gradient.
+
+    Its results are those that have one; `others` is filled with the rest, as they are.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
-        below: Callable,
+        name: str,
+        run: Callable | None,
         gradient: Gradient,
-        lists: list,
         args: tuple,
-        lengths: list[int],
-        *flat: Tensor | None,
+        needs: list[bool],
+        others: list,
+        *leaves: Tensor,
     ) -> tuple[Tensor, ...]:
-        flat_: Any = iter(flat)
-        full: list[Any] = []
-        for arg, is_list in zip(args, lists, strict=True):
-            if is_list:
-                full.append([next(flat_) for _ in arg])
-            else:
-                full.append(arg if is_list is None else next(flat_))
-        outputs = _below(below, full)
-        ctx.gradient, ctx.needs = gradient, ctx.needs_input_grad[5:]
-        ctx.set_materialize_grads(False)
+        outputs = _below(run or getattr(torch.ops.mmattn, name), args)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-        ctx.save_for_backward(*gradient.keep(ctx, full, outputs))
-        every = []
-        for output in outputs:
-            several = isinstance(output, list)
-            lengths.append(len(output) if several else -1)
-            every += output if several else [output]
-        ctx.mark_non_differentiable(*every[gradient.outputs :])
-        return tuple(every)
+        ctx.gradient, ctx.needs, ctx.plain = gradient, needs, run is not None
+        ctx.of = name + '_backward'
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*gradient.keep(ctx, args, outputs))
+        others += outputs[gradient.outputs :]
+        return outputs[: gradient.outputs]
 
     @staticmethod
     def backward(ctx: Any, *given: Tensor | None) -> tuple[Tensor | None, ...]:
         # Of a result that was left out, a tensor (0,), there is no gradient.
-        grads = [None if g is None or g.shape == (0,) else g for g in given[: ctx.gradient.outputs]]
+        grads = [None if g is None or g.shape == (0,) else g for g in given]
         if all(g is None for g in grads):
-            return (None,) * (5 + len(ctx.needs))
+            return (None,) * len(ctx.needs_input_grad)
         # Unpacked once: checkpointing unpacks nothing twice.
-        saved, differentiate = ctx.saved_tensors, ctx.gradient.backward
+        saved = ctx.saved_tensors
         if torch.is_grad_enabled() or dispatch.forward_level() >= 0:
-            return *(None,) * 5, *differentiate(ctx, saved, *grads)
-        with torch._C._AutoDispatchBelowAutograd():  # nobody differentiates the backward
-            return *(None,) * 5, *differentiate(ctx, saved, *grads)
+            ctx.backward_op = getattr(torch.ops.mmattn, ctx.of, None)
+            found = ctx.gradient.backward(ctx, saved, *grads)
+        else:
+            plain = ctx.plain and _stand_alone(saved, grads)
+            ctx.backward_op = (
+                _runs.get(ctx.of) if plain else getattr(torch.ops.mmattn, ctx.of, None)
+            )
+            with torch._C._AutoDispatchBelowAutograd():  # nobody differentiates the backward
+                found = ctx.gradient.backward(ctx, saved, *grads)
+        return *(None,) * 6, *(g for g, need in zip(found, ctx.needs, strict=True) if need)
+
+
+def _stand_alone(saved, grads):
+    """Whether a backward may be called as its kernel: what autograd kept and what it gives are
+    nothing but memory, of one device, and no mode is on."""
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and _are_plain(saved)
+        and _are_plain(grads)
+        and all(g is None or torch._C._dispatch_keys(g).raw_repr() in _PLAIN_TENSORS for g in grads)
+    )
 
 
 class _Refusal(torch.autograd.Function):

@@ -36,9 +36,7 @@ define(
     kernel=lambda kernels, v, low, high: kernels.min_max(flat(v), low, high),
     fake=lambda v, low, high: acc(v, *v.shape),
     equations=reference.min_max,
-    gradient=Gradient(
-        _keep, lambda ctx, saved, dy: [torch.ops.mmattn.min_max_backward(dy, *saved, *ctx.range)]
-    ),
+    gradient=Gradient(_keep, lambda ctx, saved, dy: [ctx.backward_op(dy, *saved, *ctx.range)]),
 )
 define(
     'min_max_backward(Tensor dy, Tensor v, float low, float high) -> Tensor',

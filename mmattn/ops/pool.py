@@ -62,9 +62,7 @@ define(
     equations=reference.channel_pool,
     gradient=Gradient(
         _keep_like,
-        lambda ctx, saved, gavg, gmax: [
-            torch.ops.mmattn.channel_pool_backward(gavg, gmax, *saved, *ctx.like)
-        ],
+        lambda ctx, saved, gavg, gmax: [ctx.backward_op(gavg, gmax, *saved, *ctx.like)],
         outputs=2,
     ),
 )
@@ -102,7 +100,7 @@ def _keep_spatial(ctx, args, outputs):
 
 
 def _spatial_pool_grads(ctx, saved, gavg, gmax):
-    dx, dc = torch.ops.mmattn.spatial_pool_backward(gavg, gmax, *saved, ctx.last, ctx.needs[0])
+    dx, dc = ctx.backward_op(gavg, gmax, *saved, ctx.last, ctx.needs[0])
     return dx if ctx.needs[0] else None, dc
 
 
@@ -169,9 +167,7 @@ define(
     equations=reference.strip_pool,
     gradient=Gradient(
         _keep_nothing,
-        lambda ctx, saved, gch, gcw, ghw: [
-            torch.ops.mmattn.strip_pool_backward([gch, gcw, ghw], *ctx.like)
-        ],
+        lambda ctx, saved, gch, gcw, ghw: [ctx.backward_op([gch, gcw, ghw], *ctx.like)],
         outputs=3,
     ),
 )
@@ -289,9 +285,7 @@ define(
     gradient=Gradient(
         _keep_entropy,
         lambda ctx, saved, *grads: [
-            torch.ops.mmattn.entropy_pool_backward(
-                list(grads), saved[0], saved[1], saved[2:], ctx.last
-            ),
+            ctx.backward_op(list(grads), saved[0], saved[1], saved[2:], ctx.last),
             None,
         ],
         outputs=6,

@@ -205,8 +205,7 @@ def _gradient(name):
         if not any(ctx.needs[1:]):  # linear in dy, and as differentiable
             forward = getattr(torch.ops.mmattn, name)
             return forward(dense(dy, ctx.last), factors), *[None] * len(factors)
-        backward = getattr(torch.ops.mmattn, name + '_backward')
-        dx, *found = backward(dy, x, factors, ctx.last, ctx.needs[0])
+        dx, *found = ctx.backward_op(dy, x, factors, ctx.last, ctx.needs[0])
         return dx if ctx.needs[0] else None, *found
 
     return Gradient(_keep, grads)

@@ -42,7 +42,8 @@ class Alternative:
     """What a table's rows might have been.
 
     `rows` are globs for the names of the configs, without their folder, that it fits. `changes` and
-    `evidence` are sentences for readers; what it changes for the machine is in its file.
+    `evidence` are sentences for readers; what it changes for the machine is in its file. `gates`:
+    it makes other gates, so a network that its rows start from (`pretrained`) has it, too.
     """
 
     paper: str
@@ -51,6 +52,7 @@ class Alternative:
     changes: str
     evidence: str
     rows: tuple[str, ...] = ('*',)
+    gates: bool = False
 
     @property
     def path(self) -> Path:
@@ -66,6 +68,10 @@ class Alternative:
     def fits(self, config: str) -> bool:
         """Whether its rows are those of a config, by the name of its file."""
         return any(fnmatchcase(Path(config).name, glob) for glob in self.rows)
+
+    def is_of(self, entry: Entry) -> bool:
+        """Whether it is an alternative of a row."""
+        return (entry.paper, entry.table) == (self.paper, self.table) and self.fits(entry.config)
 
 
 @dataclass(frozen=True)
@@ -117,13 +123,19 @@ def listed() -> tuple[Alternative, ...]:
 
 
 def of_row(config: str) -> dict[str, Alternative]:
-    """The alternatives, by name, of a row's config (relative to `config_root()`)."""
+    """The alternatives, by name, of a row's config (relative to `config_root()`), or of one that
+    rows start from."""
     tables = {(entry.paper, entry.table) for entry in entries() if entry.config == config}
-    return {
-        alternative.name: alternative
-        for alternative in listed()
-        if (alternative.paper, alternative.table) in tables and alternative.fits(config)
-    }
+    own = [item for item in listed() if (item.paper, item.table) in tables and item.fits(config)]
+    rows = [entry for entry in entries() if entry.pretrained == config]
+    theirs = [item for item in listed() if item.gates and any(map(item.is_of, rows))]
+    return {item.name: item for item in (*theirs, *own)}
+
+
+def of_start(config: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of a row's alternatives that the network it starts from has, too."""
+    known = of_row(config)
+    return tuple(sorted(name for name in names if name in known and known[name].gates))
 
 
 def fitting(entry: Entry) -> set[str]:
@@ -146,7 +158,7 @@ def start_from(cfg: Config, checkpoint: str) -> None:
 
 
 def row_of(path: str | Path) -> str:
-    """A row's config, given by any path, relative to `config_root()`.
+    """The config of a row, or of what rows start from, by any path, relative to `config_root()`.
 
     Raises:
         AlternativeError: if it is in no table.
@@ -154,7 +166,8 @@ def row_of(path: str | Path) -> str:
     root = config_root().resolve()
     full = Path(path).resolve()
     config = full.relative_to(root).as_posix() if full.is_relative_to(root) else None
-    if config not in {entry.config for entry in entries()}:
+    known = {name for entry in entries() for name in (entry.config, entry.pretrained)}
+    if config is None or config not in known:
         raise AlternativeError(
             f'{path} is in no table, and alternatives are for the rows of tables: the configs that '
             f'{" and ".join(f"{root / paper}/paper_tables.yml" for paper in PAPERS)} name'

@@ -18,6 +18,7 @@ from .alternatives import (
     combined_name,
     fitting,
     of_row,
+    of_start,
     start_from,
 )
 from .own import select
@@ -121,7 +122,7 @@ def make(
             names = _names(entry, alternatives)
             waits_for = None
             if PRETRAINED in names and entry.pretrained is not None:
-                start = _run(entry, entry.pretrained, (), seed)
+                start = _run(entry, entry.pretrained, of_start(entry.config, names), seed)
                 waits_for = runs.setdefault(start.name, start)
             row = f'{entry.paper} {entry.table}: {entry.group}, {entry.name}'
             run = _run(entry, entry.config, names, seed, waits_for)

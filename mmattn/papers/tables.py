@@ -38,7 +38,7 @@ EVIDENCE_KEYS = {
     'platform',
 }  # which a table of one's own needs not
 ALTERNATIVE_KEYS = {'name', 'changes', 'evidence'}
-OPTIONAL_ALTERNATIVE_KEYS = {'rows'}
+OPTIONAL_ALTERNATIVE_KEYS = {'rows', 'gates'}
 ROW_KEYS = {'group', 'method', 'config', 'paper'}
 OPTIONAL_ROW_KEYS: dict[str, Any] = {
     'settings': dict,
@@ -218,6 +218,8 @@ def _check_alternative(path: str | Path, item: Any) -> None:
     globs = _check_kind(path, 'rows of an alternative', item.get('rows', '*'), (str, list))
     for glob in [globs] if isinstance(globs, str) else globs:
         _check_kind(path, 'rows of an alternative', glob, str)
+    if not isinstance(item.get('gates', False), bool):
+        raise ValueError(f'{path}: gates of an alternative must be true or false')
     if not re.fullmatch(r'[\w.-]+', item['name']):
         raise ValueError(f'{path}: {item["name"]!r} is no name of an alternative')
 

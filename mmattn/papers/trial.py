@@ -225,11 +225,9 @@ def run(path: str, data_root: str | Path, names: Sequence[str] = ()) -> Trial:
 
 
 def _untrained(path: str, folder: str | Path, names: Sequence[str]) -> str:
-    """A checkpoint, untrained, of the ImageNet network that a row can start from, with those of the
-    row's alternatives that are its own, too."""
+    """A checkpoint, untrained, of the ImageNet network that a row can start from."""
     start = str(next(entry.pretrained for entry in entries() if entry.config == path))
-    own = [name for name in names if name in alternatives.of_row(start)]
-    cfg = alternatives.combine(config_root() / start, own)
+    cfg = alternatives.combine(config_root() / start, alternatives.of_start(path, names))
     import_module(f'{cfg.default_scope}.registry').MODELS.import_from_location()
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = build_model(cfg)

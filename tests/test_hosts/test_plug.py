@@ -420,6 +420,7 @@ SIX = (SE, ECA, CBAM, CoordAttention, CAT, DRTAM)
 
 def check_compiled_training(made, **compiling):
     """In one graph, forward and backward: the gradients are those without."""
+    torch._dynamo.reset()  # of one forward no more than eight variants are compiled
     results = []
     for compiled in (False, True):
         model = made().train()

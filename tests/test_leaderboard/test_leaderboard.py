@@ -421,6 +421,16 @@ def test_what_waits_for_another_run_says_so(tmp_path):
     assert row_of(board, bare.config).state == 'missing'
 
 
+def test_other_gates_wait_for_a_network_with_the_same(tmp_path):
+    cat = next(entry for entry in entries('cat', 1) if entry.method == '+ CAT')
+    names, values = ('cat-concat', 'pretrained'), {'pascal_voc/AP': 0.5, 'pascal_voc/AP50': 0.8}
+    made_up.save(tmp_path, made_up.record(cat.pretrained, 1, top(76)))  # of the gates as printed
+    made_up.save(tmp_path, made_up.record(cat.pretrained, 2, top(76), names[:1]))
+    made_up.save(tmp_path, made_up.record(cat.config, 0, values, names))
+    start = cat.pretrained.replace('.py', '+cat-concat.py')
+    assert row_of(one(tmp_path, table=1, seeds=3), cat.config, names).waiting == {1: start}
+
+
 @pytest.fixture
 def alone(tmp_path):
     """A table that no paper has, of one seed."""

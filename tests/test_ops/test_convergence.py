@@ -1,7 +1,7 @@
 """A small network with each gate learns the same with the kernels as with the equations.
 
-100 steps on scikit-learn's handwritten digits. Nothing but the gate has a kink, which
-makes much of rounding: so two runs stay as near each other as rounding has it.
+100 steps (200 in the slow tests) on scikit-learn's handwritten digits. Nothing but the gate has a
+kink, which makes much of rounding: so two runs stay as near each other as rounding has it.
 """
 
 import concurrent.futures
@@ -70,12 +70,13 @@ def distance(run, exact):
     return [float((a - b).norm() / b.norm()) for a, b in zip(run[:2], exact[:2], strict=True)]
 
 
+@pytest.mark.parametrize('steps', [100, pytest.param(200, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('name', GATES)
-def test_learns_as_the_equations(name):
+def test_learns_as_the_equations(name, steps):
     """In float64 the two runs are one. In less precision, each is off the exact one by rounding:
     the kernels by no more than the equations are, up to chance."""
     runs = {
-        (dtype, autocast, impl): train(network(name, impl), dtype, autocast)
+        (dtype, autocast, impl): train(network(name, impl), dtype, autocast, steps)
         for dtype, autocast, impl in (
             (torch.float64, False, 'reference'),
             (torch.float64, False, 'fast'),
@@ -92,7 +93,7 @@ def test_learns_as_the_equations(name):
     for autocast, floor in ((False, 2e-6), (True, 0)):
         ours = distance(runs[torch.float32, autocast, 'fast'], exact)
         theirs = distance(runs[torch.float32, autocast, 'reference'], exact)
-        assert 0 < theirs[0] < (0.05 if autocast else 1e-4)
+        assert 0 < theirs[0] < (steps / 1000 if autocast else 1e-4)  # a thing to compare with
         for a, b in zip(ours, theirs, strict=True):
             assert a < 3 * b + floor, (autocast, ours, theirs)
         assert abs(runs[torch.float32, autocast, 'fast'][2] - known) < 0.06

@@ -60,7 +60,7 @@ def gradients(way, x):
     else:
         grads = [p.grad for p in net.parameters()]
         grads = [g.full_tensor() if way == 'fully_shard' else g for g in grads]
-    return dict(zip(names, grads, strict=True)), ran
+    return dict(zip(names, grads, strict=True)), sorted(ran)  # torch 2.5 loads no sets as weights
 
 
 def work(rank, folder, ways):
@@ -87,7 +87,7 @@ def test_two_processes(way, found):
         pytest.skip(f'torch {torch.__version__} has no fully_shard')
     expected, _ = gradients('alone', batch())
     for grads, ran in (of_rank[way] for of_rank in found):
-        assert ran == {f'{op}Backward' for op in ('se', 'eca', 'cbam', 'coord', 'cat', 'drtam')}
+        assert ran == [f'{op}Backward' for op in ('cat', 'cbam', 'coord', 'drtam', 'eca', 'se')]
         assert grads.keys() == expected.keys()
         for name, grad in grads.items():
             torch.testing.assert_close(grad, expected[name], rtol=1e-3, atol=1e-6)

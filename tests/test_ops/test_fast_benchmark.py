@@ -41,6 +41,23 @@ def test_modules(tool, tmp_path):
     assert len(table.read_text().splitlines()) == 12
 
 
+def test_gates_in_a_chain(tool, tmp_path):
+    """Figures are those of one gate; a compiled `mul` would be one product."""
+    saved = {}
+    for depth in (1, 3):
+        rows = tmp_path / 'rows.json'
+        tool.main(
+            ['modules', '--shapes', '2x16x5x4', '--gates', 'ECA', '--rounds', '1']
+            + ['--depth', str(depth), '--json', str(rows), '--against', 'identity', 'timm']
+        )
+        found = json.loads(rows.read_text())['rows']
+        saved[depth] = {f'{row["gate"]} {row["impl"]}': row['saved'] for row in found}
+    assert saved[1] == pytest.approx(saved[3])
+    chain = benchmark.candidates(['SE'], 16, ['compiled'], depth=3)
+    assert len(chain['SE fast']) == 3 and 'mul compiled' not in chain
+    assert 'mul compiled' in benchmark.candidates(['SE'], 16, ['compiled'])
+
+
 def test_inference_saves_nothing(tool, capsys):
     tool.main(['modules', '--shapes', '1x16x4x4', '--gates', 'ECA', '--rounds', '1', '--inference'])
     header = capsys.readouterr().out.splitlines()[0]
@@ -86,6 +103,7 @@ def test_network(tmp_path):
         ['modules', '--rounds', '0'],
         ['modules', '--gates', 'XYZ'],
         ['modules', '--clock', 'cpu'],
+        ['modules', '--depth', '0'],
         ['network'],
         [],
     ),

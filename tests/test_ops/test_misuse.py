@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from needs import needs_kernels
 
 from mmattn import attention, ops
-from mmattn.ops import native
+from mmattn.ops import dispatch, native
 
 _HEAD = """
 import torch
@@ -428,3 +428,14 @@ def test_any_view_any_gradient(shape, of_x, of_dy, of_factors, dtype, no_grad, d
             assert (a is None) == (b is None), name
             if a is not None:
                 fast_cases.assert_close([a], [b], dtype, 8, 1.0)
+
+
+@needs_kernels
+def test_a_map_of_two_to_the_31_elements_is_left_to_the_equations():
+    """Kernels count within a map in 32 bits. The map here has no memory of its own to be read."""
+    x = torch.ones(1).expand(2, 2**10, 2**10, 2**10)
+    assert x.numel() == 2**31 and not dispatch.runs_kernels(x)
+    assert dispatch.runs_kernels(x[..., 1:])
+    kernel = torch.ones(1, 1, 3)
+    with pytest.raises(RuntimeError, match=r'less than 2\*\*31 elements'):
+        torch.ops.mmattn.eca(x, kernel, None)

@@ -5,8 +5,9 @@ import shlex
 
 import pytest
 import yaml
+from mmengine.config import Config
 
-from mmattn.papers import PAPERS, config_root, entries, plan
+from mmattn.papers import PAPERS, alternatives, config_root, entries, plan
 from mmattn.papers.tables import load
 
 
@@ -44,6 +45,29 @@ def test_gated_detectors_wait_for_the_same_seed_of_their_imagenet_network():
         assert run.waits_for.config == pretrained[run.config] and run.waits_for.seed == run.seed
         assert names.index(run.waits_for.name) < names.index(run.name)
     assert not any('-' not in run.config for run in detectors)
+
+
+@pytest.mark.parametrize(
+    'table, row, name',
+    (
+        (1, 'faster-rcnn_r50-cat_*', 'cat-concat'),
+        (6, 'faster-rcnn_r50-cat-spatial_*', 'cat-concat'),  # which starts from no table's row
+        (6, 'faster-rcnn_r50-cat-spatial-nogep_*', 'nogep-avg'),
+    ),
+)
+def test_other_gates_start_from_a_network_with_the_same(table, row, name, tmp_path):
+    """Others would not fit, days later. What is not of the gates stays the row's."""
+    names = ['pretrained', 'frozen-gates-learn', name]
+    start, run = plan.make('cat', [table], rows=[row], alternatives=names)
+    assert run.waits_for == start and run.alternatives == tuple(sorted(names))
+    assert start.alternatives == (name,)
+    gates = [
+        Config(json.loads(r.expected())).model.backbone.plugins[0]['cfg'] for r in (start, run)
+    ]
+    assert gates[0] == gates[1]
+    command = plan.as_shell([start], tmp_path, 8)
+    assert f'--alternative {name}' in command
+    assert alternatives.combine(start.path, [name])
 
 
 def test_rows_of_the_plan_that_others_start_from_keep_their_own_rows():

@@ -1,5 +1,6 @@
 """A loss that is not finite is refused before it reaches the weights, in words."""
 
+import re
 import warnings
 
 import pytest
@@ -88,7 +89,7 @@ def test_gradient_under_a_finite_loss(tmp_path):
         warnings.simplefilter('error')  # schedulers ask whose step it is
         run.train()
     message = str(stopped.value)
-    assert message.startswith('a gradient is not finite at iteration 3 (loss 0.'), message
+    assert re.match(r'a gradient is not finite at iteration 3 \(loss \d\.\d+, ', message), message
     assert ', learning rate 0.0' in message
     # The batch norm after it is not concerned.
     assert 'seen from the loss, first those of first.bias, first.weight; images: ' in message
@@ -200,11 +201,12 @@ def test_large_gradients_are_no_infinite_ones(tmp_path):
 
 
 def test_the_count_survives_a_resumption(tmp_path):
-    bad = order()[5]  # once an epoch
-    toy.runner(toy.config(tmp_path, epochs=1, bad=[bad], skip_nonfinite=2)).train()
-    again = toy.config(tmp_path, epochs=2, bad=[bad], skip_nonfinite=2, resume=True)
-    toy.runner(again).train()
-    again = toy.config(tmp_path, epochs=3, bad=[bad], skip_nonfinite=2, resume=True)
+    # Nothing else is to grow until it is not finite.
+    slow = dict(optimizer=dict(type='SGD', lr=1e-4))
+    given = dict(bad=[order()[5]], skip_nonfinite=2, optim_wrapper=slow)  # once an epoch
+    toy.runner(toy.config(tmp_path, epochs=1, **given)).train()
+    toy.runner(toy.config(tmp_path, epochs=2, resume=True, **given)).train()
+    again = toy.config(tmp_path, epochs=3, resume=True, **given)
     with pytest.raises(UserError, match='2 such batches were left out before'):
         toy.runner(again).train()
     toy.runner(dict(again, skip_nonfinite=3, experiment_name='one_more')).train()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -187,7 +188,8 @@ def test_every_model_learns(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert (tmp_path / quickstart.PAGE).read_text().count('1 done') >= len(REACHED)
-    assert 'modified' not in done.stdout
+    # As a state or a note of a run; the page says what the word means, too.
+    assert not re.search(r'\d modified|modified:', done.stdout)
     for task, least in REACHED.items():
         kept = tmp_path / quickstart.folder(task) / 'result.json'
         result = json.loads(kept.read_text())

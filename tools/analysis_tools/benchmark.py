@@ -81,6 +81,14 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         ' the equations; identity, ours with a learned share of the identity a channel',
     )
     modules.add_argument(
+        '--depth',
+        type=int,
+        default=1,
+        metavar='N',
+        help='N gates one after the other in one module, as in a network; figures are those of one'
+        ' (default: 1)',
+    )
+    modules.add_argument(
         '--inference', action='store_true', help='forward alone, without gradients'
     )
     modules.add_argument(
@@ -111,6 +119,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.rounds is not None and args.rounds < 1:
         parser.error('--rounds must be at least 1')
+    if args.command == 'modules' and args.depth < 1:
+        parser.error('--depth must be at least 1')
     if args.command == 'checkouts' and not (args.before / 'mmattn').is_dir():
         parser.error(f'{args.before} is no checkout: it has no folder mmattn')
     if (
@@ -155,6 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.against,
             backward=not args.inference,
             clock=args.clock,
+            depth=args.depth,
         )
     else:
         from mmengine.config import Config

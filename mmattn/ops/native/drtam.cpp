@@ -3,7 +3,7 @@
 #include "abi.h"
 #include "mlp.h"
 #include "norms.h"
-#include "planes.h"
+#include "planes_grad.h"
 #include "sigmoid.h"
 
 namespace {

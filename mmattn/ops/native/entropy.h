@@ -67,66 +67,76 @@ template <class A> INLINE void finish(const Side<A>& o, i64 i, double s, double 
   o.log[i] = A(log_s);
 }
 
-// A sample whose values lie too far apart for one reference.
+// Of a sample whose values lie too far apart for one reference, row r of all, by its own maximum.
+template <class T> void entropy_wide_row(const T* z, i64 r, i64 n_lanes, const Side<Acc<T>>& row) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  V top = all<A>(-std::numeric_limits<A>::infinity());
+  lanes<A>(0, n_lanes, [&](i64 l, auto k) FLAT {
+    V v = ld(z + l, k);
+    if (k < Simd<A>::N) v = outside<A>(v, k);
+    top = v > top ? v : top;
+  });
+  A ref = top[0];
+  for (int k = 1; k < Simd<A>::N; ++k) ref = std::max<A>(ref, top[k]);
+  double sum = 0, dot = 0;
+  for (i64 l0 = 0; l0 < n_lanes; l0 += 512) {
+    V sv = {}, tv = {};
+    lanes<A>(l0, std::min<i64>(l0 + 512, n_lanes), [&](i64 l, auto k) FLAT {
+      V d = ld(z + l, k) - ref, e = vexp(d);
+      if (k < Simd<A>::N) e = iota<A>() < Int<A>{} + int(k) ? e : V{}, d = e == 0 ? V{} : d;
+      sv += e;
+      tv += d * e;
+    });
+    sum += hsum(sv), dot += hsum(tv);
+  }
+  row.ref[r] = ref;
+  finish(row, r, sum, dot);
+}
+
+// The same of k lanes, the first of which is number `first` of all; z: where they lie in the sample's first row.
+template <class T, class K>
+INLINE void entropy_wide_lanes(const T* z, i64 first, K k, Shape s, const Side<Acc<T>>& lane) {
+  using A = Acc<T>;
+  using V = Vec<A>;
+  V ref = all<A>(-std::numeric_limits<A>::infinity());
+  for (i64 r = 0; r < s.rows; ++r) {
+    V v = ld(z + r * s.lanes, k);
+    ref = v > ref ? v : ref;
+  }
+  double sum[Simd<A>::N] = {}, dot[Simd<A>::N] = {};
+  for (i64 r0 = 0; r0 < s.rows; r0 += 64) {
+    V sv = {}, tv = {};
+    for (i64 r = r0; r < std::min(r0 + 64, s.rows); ++r) {
+      V d = ld(z + r * s.lanes, k) - ref, e = vexp(d);
+      sv += e;
+      tv += d * e;
+    }
+    for (int j = 0; j < k; ++j) sum[j] += sv[j], dot[j] += tv[j];
+  }
+  for (int j = 0; j < k; ++j) {
+    lane.ref[first + j] = ref[j];
+    finish(lane, first + j, sum[j], dot[j]);
+  }
+}
+
+// All of sample n.
 template <class T>
 void entropy_wide(const T* x, i64 n, Shape s, const Side<Acc<T>>& row, const Side<Acc<T>>& lane,
                   int threads) {
   using A = Acc<T>;
-  using V = Vec<A>;
-  const A low = -std::numeric_limits<A>::infinity();
   const T* xn = x + n * s.rows * s.lanes;
   if (row.ent)
     parallel(s.rows, s.rows * s.lanes, threads, [&](i64 r) {
-      const T* z = xn + r * s.lanes;
-      V top = all<A>(low);
-      lanes<A>(0, s.lanes, [&](i64 l, auto k) FLAT {
-        V v = ld(z + l, k);
-        if (k < Simd<A>::N) v = outside<A>(v, k);
-        top = v > top ? v : top;
-      });
-      A ref = top[0];
-      for (int k = 1; k < Simd<A>::N; ++k) ref = std::max<A>(ref, top[k]);
-      double sum = 0, dot = 0;
-      for (i64 l0 = 0; l0 < s.lanes; l0 += 512) {
-        V sv = {}, tv = {};
-        lanes<A>(l0, std::min<i64>(l0 + 512, s.lanes), [&](i64 l, auto k) FLAT {
-          V d = ld(z + l, k) - ref, e = vexp(d);
-          if (k < Simd<A>::N) e = iota<A>() < Int<A>{} + int(k) ? e : V{}, d = e == 0 ? V{} : d;
-          sv += e;
-          tv += d * e;
-        });
-        sum += hsum(sv), dot += hsum(tv);
-      }
-      row.ref[n * s.rows + r] = ref;
-      finish(row, n * s.rows + r, sum, dot);
+      entropy_wide_row(xn + r * s.lanes, n * s.rows + r, s.lanes, row);
     });
-  if (lane.ent) {
-    constexpr i64 kBlock = 8 * Simd<A>::N;
-    parallel((s.lanes + kBlock - 1) / kBlock, s.rows * s.lanes, threads, [&](i64 b) {
-      i64 l0 = b * kBlock, l1 = std::min(l0 + kBlock, s.lanes);
-      lanes<A>(l0, l1, [&](i64 l, auto k) FLAT {
-        V ref = all<A>(low);
-        for (i64 r = 0; r < s.rows; ++r) {
-          V v = ld(xn + r * s.lanes + l, k);
-          ref = v > ref ? v : ref;
-        }
-        double sum[Simd<A>::N] = {}, dot[Simd<A>::N] = {};
-        for (i64 r0 = 0; r0 < s.rows; r0 += 64) {
-          V sv = {}, tv = {};
-          for (i64 r = r0; r < std::min(r0 + 64, s.rows); ++r) {
-            V d = ld(xn + r * s.lanes + l, k) - ref, e = vexp(d);
-            sv += e;
-            tv += d * e;
-          }
-          for (int j = 0; j < k; ++j) sum[j] += sv[j], dot[j] += tv[j];
-        }
-        for (int j = 0; j < k; ++j) {
-          lane.ref[n * s.lanes + l + j] = ref[j];
-          finish(lane, n * s.lanes + l + j, sum[j], dot[j]);
-        }
-      });
+  if (!lane.ent) return;
+  constexpr i64 kBlock = 8 * Simd<A>::N;
+  parallel((s.lanes + kBlock - 1) / kBlock, s.rows * s.lanes, threads, [&](i64 b) {
+    lanes<A>(b * kBlock, std::min((b + 1) * kBlock, s.lanes), [&](i64 l, auto k) FLAT {
+      entropy_wide_lanes(xn + l, n * s.lanes + l, k, s, lane);
     });
-  }
+  });
 }
 
 }  // namespace

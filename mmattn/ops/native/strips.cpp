@@ -49,11 +49,46 @@ void coord_nchw(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   });
 }
 
+// K positions of a channels_last map side by side, and the factors of each: of their image row, of their
+// columns, of the channels. Of the gradients: of the row, of the columns (rows of `pitch`), of the channels.
+template <class T> struct CoordStep {
+  using A = Acc<T>;
+  const A *down, *right, *plus;
+  A *row, *col, *total;
+  i64 c, pitch;
+
+  // first: the first of their elements.
+  template <bool Part, int K> INLINE void run(const T* x, const T* dy, T* out, i64 first) const {
+    using V = Vec<A>;
+    lanes<A>(0, c, [&](i64 l, auto r) FLAT {
+      V d = ld(down + l, r), acc = dy ? ld(row + l, Full<A>{}) : V{}, sum = {};
+      V b = Part ? ld(plus + l, r) : V{};
+      for (int k = 0; k < K; ++k) {
+        i64 o = first + k * c + l;
+        V f = ld(right + k * c + l, r), v = ld(x + o, r);
+        V factor = Part ? b + d * f : d * f;
+        if (!dy) {
+          st(out + o, v * factor, r);
+          continue;
+        }
+        V g = ld(dy + o, r);
+        if (out) st(out + o, g * factor, r);
+        v *= g;
+        if (Part) sum += v;
+        acc += v * f;
+        A* at = col + k * pitch + l;
+        st(at, ld(at, Full<A>{}) + v * d, Full<A>{});
+      }
+      if (dy) st(row + l, acc, Full<A>{});
+      if (Part && dy) st(total + l, ld(total + l, Full<A>{}) + sum, Full<A>{});
+    });
+  }
+};
+
 template <bool Part, class T>
 void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const Acc<T>* fw,
                 const Acc<T>* fu, Acc<T>* dh, Acc<T>* dw, Acc<T>* du, int threads) {
   using A = Acc<T>;
-  using V = Vec<A>;
   i64 pitch = padded<A>(m.c), wide = m.w * pitch;
   Cut cut(m.n, m.h, 1);
   i64 units = m.n * cut.parts;
@@ -65,40 +100,17 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
   Scratch<A> totals(more ? units * pitch : 0);
   parallel(units, m.n * m.h * m.w * m.c, threads, [&](i64 u) {
     i64 n = u / cut.parts, h0 = u % cut.parts * cut.size, h1 = std::min(h0 + cut.size, m.h);
-    A* col = cols + (dy ? u * wide : 0);
+    A *col = cols + (dy ? u * wide : 0), *total = totals + (more ? u * pitch : 0);
     if (dy) std::fill_n(col, wide, A(0));
-    Scratch<A> row(pitch);
-    A* total = totals + (more ? u * pitch : 0);
     if (more) std::fill_n(total, pitch, A(0));
-    const A* plus = Part ? fu + n * m.c : nullptr;
+    Scratch<A> row(pitch);
     for (i64 h = h0; h < h1; ++h) {
       if (dy) std::fill_n(row + 0, pitch, A(0));
-      const A* down = hc + (n * m.h + h) * m.c;
-      auto step = [&](i64 w, auto k_) FLAT {
-        constexpr int K = decltype(k_)::value;
-        i64 p = (n * m.h + h) * m.w + w;
-        lanes<A>(0, m.c, [&](i64 c, auto r) FLAT {
-          V d = ld(down + c, r), acc = dy ? ld(row + c, Full<A>{}) : V{}, sum = {};
-          V b = Part ? ld(plus + c, r) : V{};
-          for (int k = 0; k < K; ++k) {
-            i64 o = (p + k) * m.c + c;
-            V f = ld(wc + (n * m.w + w + k) * m.c + c, r), v = ld(x + o, r);
-            V factor = Part ? b + d * f : d * f;
-            if (!dy) {
-              st(out + o, v * factor, r);
-              continue;
-            }
-            V g = ld(dy + o, r);
-            if (out) st(out + o, g * factor, r);
-            v *= g;
-            if (Part) sum += v;
-            acc += v * f;
-            A* at = col + (w + k) * pitch + c;
-            st(at, ld(at, Full<A>{}) + v * d, Full<A>{});
-          }
-          if (dy) st(row + c, acc, Full<A>{});
-          if (more) st(total + c, ld(total + c, Full<A>{}) + sum, Full<A>{});
-        });
+      auto step = [&](i64 w, auto k) FLAT {
+        i64 first = ((n * m.h + h) * m.w + w) * m.c;
+        CoordStep<T> at{hc + (n * m.h + h) * m.c, wc + (n * m.w + w) * m.c, Part ? fu + n * m.c : nullptr,
+                        row + 0, col + w * pitch, total, m.c, pitch};
+        at.template run<Part, decltype(k)::value>(x, dy, out, first);
       };
       i64 w = 0;
       for (; long_rows<T>(m.c) && w + 4 <= m.w; w += 4) step(w, std::integral_constant<int, 4>{});
@@ -107,14 +119,7 @@ void coord_nhwc(const T* x, const T* dy, T* out, Map m, const Acc<T>* fh, const 
     }
   });
   if (!dy) return;
-  parallel(m.n * m.w, m.n * cut.parts * m.w * m.c, threads, [&](i64 i) {
-    i64 n = i / m.w, w = i % m.w;
-    for (i64 c = 0; c < m.c; ++c) {
-      double s = 0;
-      for (i64 q = 0; q < cut.parts; ++q) s += double(cols[(n * cut.parts + q) * wide + w * pitch + c]);
-      sums[i * m.c + c] = A(s);
-    }
-  });
+  join_columns(cols + 0, sums + 0, m, cut.parts, pitch, 1, threads);
   transpose<A>(rows + 0, dh, m.n, m.h, m.c, threads);
   transpose<A>(sums + 0, dw, m.n, m.w, m.c, threads);
   if (more) add_parts<A>(totals + 0, du, m.n, cut.parts, pitch, m.c, 1., threads);

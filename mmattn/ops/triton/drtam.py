@@ -202,6 +202,7 @@ def drtam(
     n, c, height, width = x.shape
     mlp, modules = [p.contiguous() for p in params[:4]], modules_of(params)
     hidden = mlp[0].shape[0]
+    running = running or [*params[-6:]] * len(modules)  # that are not read
     parts = strip_pool_parts(x, True)
     merged = all(len(part) == 1 for part in parts)
     planes = [part[0] if merged else torch.empty_like(part[0]) for part in parts]

@@ -54,7 +54,7 @@ def _keep(ctx, args, outputs):
 
 
 def _grads(ctx, saved, dy):
-    return (torch.ops.mmattn.energy_gate_backward(dy, *saved, ctx.strength, ctx.last),)
+    return (ctx.backward_op(dy, *saved, ctx.strength, ctx.last),)
 
 
 def kernels_on(device: torch.device) -> bool:
