@@ -37,13 +37,14 @@ template <bool Part, bool RowC, class T> void cbam_dx(const Cbam<T>& g, T* dx, S
     const V factor = all<A>((RowC ? g.c : g.s)[r]), top = all<A>((RowC ? g.gmax : g.gm)[r]);
     const V mean = all<A>(RowC ? g.gavg[r] * of_channel : g.ga[r] * of_position);
     const Int<A> from_top = iota<A>() - Index<A>(row_at[r]);
-    auto write = [&](i64 l, V of_lane, auto n) FLAT {
+    auto write = [&](i64 l, V lane_top, auto n) FLAT {
       const i64 i = first + l;
       V d = ld(g.dy + r * s.lanes + l, n), f = ld((RowC ? g.s : g.c) + i, n);
       V share = Part ? (RowC ? all<A>(g.share[r]) : ld(g.share + i, n)) : all<A>(A(1)), taken = d * share;
-      V of_row = mean + (from_top + Index<A>(l) == 0 ? top : V{});
-      of_lane += ld((RowC ? g.ga : g.gavg) + i, n) * (RowC ? of_position : of_channel);
-      V v = RowC ? (taken * f + of_lane) * factor + of_row : (taken * factor + of_row) * f + of_lane;
+      V lane_mean = ld((RowC ? g.ga : g.gavg) + i, n) * (RowC ? of_position : of_channel);
+      V row_top = from_top + Index<A>(l) == 0 ? top : V{};
+      V v = RowC ? (taken * f + lane_mean + lane_top) * factor + mean + row_top
+                 : (taken * factor + mean + row_top) * f + lane_mean + lane_top;
       st(dx + r * s.lanes + l, Part ? v + (d - taken) : v, n);
     };
     lanes<A>(0, s.lanes, [&](i64 l, auto n) FLAT { write(l, V{}, n); });
