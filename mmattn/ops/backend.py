@@ -31,6 +31,8 @@ w: (N, W). `at`: int32, where a maximum is.
     operator(name) -> function | None   # may be left out: an operator of the library as a whole,
                                         # called with its arguments; NotImplemented: not for these
     declines(op, x, **options) -> bool  # whether PyTorch's own calls are quicker for this op and x
+    left_to_compilers(op, dtype, **options) -> int  # may be left out: of less bytes of a map,
+                                                    # compiled code has equations for this op
     SAVED: of an operator, a function of x and its options: [(shape, whether of integers), ...]
 
     channel_pool(x, maximum) -> avg, max | None, at | None

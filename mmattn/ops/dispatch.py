@@ -168,10 +168,31 @@ def _constant_takes(device_type, dtype):
     return kernels is not None and kernels.takes(torch.device(device_type), dtype)
 
 
+# PyTorch before 2.7 does not tell whether code is compiled or exported, and Dynamo of 2.8 takes all
+# to be exported: that has the kernels.
+_is_exporting = getattr(torch.compiler, 'is_exporting', lambda: True)
+
+
+@_constant
+def _constant_limit(op, device_type, dtype, **options):
+    asked = getattr(backend(device_type), 'left_to_compilers', None)
+    return asked(op, dtype, **options) if asked else 0
+
+
+def _is_below(x, limit):
+    """Whether a compiler knows that x takes less than so many bytes. Of sizes that are open it does
+    not, and makes less of equations."""
+    from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+    return statically_known_true(x.numel() * x.element_size() < limit)
+
+
 def declines(op: str, x: Tensor, **options: bool) -> bool:
-    """Whether PyTorch's own operators are quicker than a kernel here; not in compiled code."""
+    """Whether PyTorch's own operators are quicker than a kernel here, or what a compiler makes of
+    them. Exported code keeps the operator, which can be decomposed."""
     if torch.compiler.is_compiling():
-        return False
+        limit = _constant_limit(op, x.device.type, x.dtype, **options)
+        return limit > 0 and not _is_exporting() and _is_below(x, limit)
     return backend(x.device.type).declines(op, x, **options)
 
 

@@ -15,6 +15,8 @@ decomposed (`decompositions`).
   `torch.export` see two operators and run what eager mode runs, in any shape. (PyTorch's
   `register_autograd` does nearly this; it refuses a gradient that must not be differentiated
   again, and takes 12 us more a call.)
+  In eager mode both kernels are called as they are, without a second way through the dispatcher:
+  where its keys say that the tensors are nothing but memory and no mode is on, nobody stands there.
 - FuncTorchDynamicLayerFrontMode, the key that is set while `torch.func` transforms anything: the
   equations, which it can see into. So grad, vjp, jvp, vmap and what is made of them are exact,
   compiled as well. A tangent of `torch.autograd.forward_ad` gets the equations at the Autograd key.

@@ -44,12 +44,15 @@ def takes(device: torch.device, dtype: torch.dtype) -> bool:
 
 def declines(op: str, x: Tensor, maximum: bool = False, **_: Any) -> bool:
     """On small maps PyTorch's own mean and product take less time than calling ours."""
-    return (
-        op in ('channel_pool', 'channel_scale', 'se')
-        and not maximum
-        and x.numel() < SMALL
-        and x.dtype in (torch.float32, torch.float64)
-    )
+    return left_to_compilers(op, x.dtype, maximum) > 0 and x.numel() < SMALL
+
+
+def left_to_compilers(op: str, dtype: torch.dtype, maximum: bool = False, **_: Any) -> int:
+    """A compiler fuses a mean and a product with what stands before and behind them. Of maps so
+    large that ours stores the result past the caches, that gains no more. In 16 bits, layers would
+    lose their float32: AOTAutograd traces their backward under the autocast that is on outside."""
+    simple = op in ('channel_pool', 'channel_scale', 'se') and not maximum
+    return 2**24 if simple and dtype in (torch.float32, torch.float64) else 0
 
 
 def _scale(kind, x, *factors):
