@@ -70,7 +70,7 @@ that `mmattn.ops.layers.or_own` marks, as `channel_factors`, with what they are 
 How a gate's backward ends
 --------------------------
     channel_dx(dy, c, gavg, gmax, at) -> dx                             # SE, ECA
-    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at | a) -> dx     # CBAM
+    cbam_dx(dy, c, s, ga, gm, at, gavg, gmax, channel_at | a) -> dx     # CBAM; no g* is None
     coord_dx(dy, h, w, gch, gcw | u) -> dx                              # coordinate attention
     entropy_dx(x, taps, dy, c, s, grads, saved | v) -> dx               # CAT, dy * (c + v s)
 

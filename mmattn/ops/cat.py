@@ -139,7 +139,8 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
     return y, c, s, [c_a, s_a, *inner, hidden, *ents, *pooled]
 
 
-def _fake(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
+def results(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
+    """Tensors for what the operator returns, whose values a kernel writes."""
     n, c, h, w = x.shape
     p = sum(pools)
     saved = [
@@ -279,12 +280,23 @@ def _backward(
     return [dx, *(t for t in dweights if t is not None), *da]
 
 
+def backward_results(
+    dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low, high,
+    equation, last, need_x,
+):  # fmt: skip
+    """The same of its backward."""
+    return [
+        torch.empty_like(dense(x, last)) if need_x else some(None, x),
+        *(acc(x, *t.shape) for t in (w1, w2, kernel, alpha, beta, outer, a) if t is not None),
+    ]
+
+
 define(
     'cat(Tensor x, Tensor taps, Tensor w1, Tensor w2, Tensor kernel, Tensor? alpha, Tensor? beta, '
     'Tensor? outer, bool[] pools, float low, float high, bool equation, Tensor? identity_scale)'
     ' -> (Tensor y, Tensor c, Tensor s, Tensor[] saved)',
     kernel=_cat,
-    fake=_fake,
+    fake=results,
     equations=_equations,
     gradient=Gradient(_keep, _grads, outputs=3),
     part=lambda *args: args[-1] is not None,
@@ -296,9 +308,5 @@ define(
     'float low, float high, bool equation, bool last, bool need_x)'
     ' -> Tensor[]',
     kernel=_backward,
-    fake=lambda dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low,
-    high, equation, last, need_x: [
-        torch.empty_like(dense(x, last)) if need_x else some(None, x),
-        *(acc(x, *t.shape) for t in (w1, w2, kernel, alpha, beta, outer, a) if t is not None),
-    ],
-)  # fmt: skip
+    fake=backward_results,
+)

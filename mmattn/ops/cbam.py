@@ -67,7 +67,8 @@ def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     return y, c, s, moments, saved
 
 
-def _fake(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
+def results(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
+    """Tensors for what the operator returns, whose values a kernel writes."""
     n, c, h, w = x.shape
     one = acc(x, 1) if norm else acc(x, 0)
     saved = [
@@ -142,12 +143,24 @@ def _backward(
     return [dx, *(t for t in grads if t is not None), dkernel, *norm, *da]
 
 
+def backward_results(
+    dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
+):
+    """The same of its backward."""
+    return [
+        torch.empty_like(dense(x, last)) if need_x else some(None, x),
+        *(acc(x, *t.shape) for t in (w1, b1, w2, b2, kernel) if t is not None),
+        *(acc(x, 1) for _ in 2 * weight),
+        *([] if a is None else [acc(x, *a.shape)]),
+    ]
+
+
 define(
     'cbam(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, Tensor[] norm, '
     'bool by_batch, float eps, Tensor? identity_scale)'
     ' -> (Tensor y, Tensor c, Tensor s, Tensor moments, Tensor[] saved)',
     kernel=_cbam,
-    fake=_fake,
+    fake=results,
     equations=_equations,
     gradient=Gradient(_keep, _grads, outputs=3),
     part=lambda *args: args[-1] is not None,
@@ -157,11 +170,5 @@ define(
     'Tensor w2, Tensor? b2, Tensor kernel, Tensor? identity_scale, Tensor[] weight, '
     'Tensor[] saved, bool by_batch, float eps, bool last, bool need_x) -> Tensor[]',
     kernel=_backward,
-    fake=lambda dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last,
-    need_x: [
-        torch.empty_like(dense(x, last)) if need_x else some(None, x),
-        *(acc(x, *t.shape) for t in (w1, b1, w2, b2, kernel) if t is not None),
-        *(acc(x, 1) for _ in 2 * weight),
-        *([] if a is None else [acc(x, *a.shape)]),
-    ],
-)  # fmt: skip
+    fake=backward_results,
+)

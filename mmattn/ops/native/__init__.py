@@ -22,6 +22,7 @@ from .rank1 import rank1_attention_parts as rank1_attention_parts
 from .rank1 import rank1_pool as rank1_pool
 from .rank1 import rank1_pool_grad as rank1_pool_grad
 from .sizes import acc, ints, meta
+from .whole import operator as operator
 
 SMALL = 2**17  # elements
 # What can leave a share of the identity, by the operators that a gate may take whole.
@@ -223,14 +224,14 @@ def cbam_dx(
     s: Tensor,
     ga: Tensor,
     gm: Tensor,
-    at: Tensor | None,
-    gavg: Tensor | None,
-    gmax: Tensor | None,
+    at: Tensor,
+    gavg: Tensor,
+    gmax: Tensor,
     channel_at: Tensor,
     a: Tensor | None = None,
 ) -> Tensor:
     dx = torch.empty_like(dy)
-    run('cbam_grad', dx, dy, dx, *meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
+    run('cbam_dx', dx, dy, dx, *meta(dx), c, s, ga, gm, at, gavg, gmax, channel_at, a)
     return dx
 
 

@@ -18,6 +18,10 @@ struct Table {
 extern const Table* first_table;
 inline Table::Table(const Entry* entries) : entries(entries), next(first_table) { first_table = this; }
 
+// What the arguments of a function point to.
+struct Element;  // the map's dtype
+struct Sum;      // its accumulator type: double for double, else float
+
 namespace {
 
 template <class F> void typed(int dtype, F&& f) {
@@ -30,9 +34,7 @@ template <class F> void typed(int dtype, F&& f) {
 }
 
 // Every function: dtype 0 float, 1 double, 2 bfloat16, 3 half; sizes (N, C, H, W) and whether the map
-// is channels_last. Pointers may be null where the functions above say so. What they point to:
-struct Element;  // the map's dtype
-struct Sum;      // its accumulator type: double for double, else float
+// is channels_last. Pointers may be null where the functions above say so.
 #define A_ Acc<decltype(tag)>
 #define SHAPE Shape s = last ? Shape{n, h * w, c} : Shape{n, c, h * w}
 

@@ -1,7 +1,8 @@
-// CAT's factors of channels and of positions, made of its pools (eq. 1 to 7).
+// CAT: its factors of channels and of positions, made of its pools (eq. 1 to 7); and all of it, each way
+// a call.
 
-#include "abi.h"
 #include "convolution.h"
+#include "functions.h"
 #include "min_max.h"
 #include "mlp.h"
 #include "sigmoid.h"
@@ -196,8 +197,63 @@ void mmattn_cat_factors_grad(int dtype, Sum** grads, Sum** factors, Sum** kept, 
   });
 }
 
+// All of it. avg, max, ent: which pools are wanted. factors: c and s; kept: inner, z, the stacks, hidden,
+// as above; the entropies of channels and of positions, the samples' references, and of each side
+// once more the entropies, log s and reference of wide samples; at: where the maxima are. What is of a pool
+// that is not wanted is null.
+void mmattn_cat(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w, int last,
+                const Sum* taps, i64 k, i64 hidden, i64 maps, i64 kh, i64 kw, Sum** weights, int avg,
+                int max, int ent, double low, double high, int equation, Sum** factors, Sum** kept,
+                int32_t** at, int threads) {
+  SumScratch channel_avg(dtype, n * c), channel_max(dtype, n * c);
+  SumScratch spatial_avg(dtype, n * h * w), spatial_max(dtype, n * h * w);
+  Sum* channel[] = {avg ? channel_avg : (Sum*)nullptr, max ? channel_max : (Sum*)nullptr, kept[5], kept[9],
+                    kept[10]};
+  Sum* spatial[] = {avg ? spatial_avg : (Sum*)nullptr, max ? spatial_max : (Sum*)nullptr, kept[6], kept[12],
+                    kept[13]};
+  Sum* inner[] = {kept[2], kept[3], kept[4], kept[0], kept[1]};
+  const size_t of_channels = sum_bytes(dtype, n * c), of_positions = sum_bytes(dtype, n * h * w);
+  if (ent) std::memset(kept[10], 0, of_channels), std::memset(kept[13], 0, of_positions);
+  mmattn_entropy(dtype, x, n, c, h, w, last, taps, k, channel, at[0], spatial, at[1], kept[7], threads);
+  if (ent) std::memcpy(kept[8], kept[5], of_channels), std::memcpy(kept[11], kept[6], of_positions);
+  mmattn_cat_factors(dtype, channel, spatial, n, c, h, w, avg + max + ent, hidden, maps, kh, kw, weights, low,
+                     high, equation, inner, factors[0], factors[1], threads);
+  mmattn_scale(dtype, kSum, x, y, n, c, h, w, last, factors[0], factors[1], nullptr, nullptr, nullptr,
+               threads);
+}
+
+// grads: of the factors, or nulls; kept, at: as above. dx null: not wanted.
+void mmattn_cat_backward(int dtype, const Element* x, const Element* dy, Element* dx, i64 n, i64 c, i64 h,
+                         i64 w, int last, const Sum* taps, i64 k, i64 hidden, i64 maps, i64 kh, i64 kw,
+                         Sum** weights, int avg, int max, int ent, double low, double high, int equation,
+                         Sum** factors, Sum** grads, Sum** kept, int32_t** at, Sum** dweights, int threads) {
+  SumScratch dc(dtype, n * c), ds(dtype, n * h * w), channel(dtype, 3 * n * c), spatial(dtype, 3 * n * h * w);
+  auto part = [&](Sum* of, bool wanted, int i, i64 length) {
+    return wanted ? (Sum*)((char*)of + sum_bytes(dtype, i * length)) : nullptr;
+  };
+  const bool wanted[] = {bool(avg), bool(max), bool(ent)};
+  Sum *dchannel[3], *dspatial[3];
+  for (int i = 0; i < 3; ++i) {
+    dchannel[i] = part(channel, wanted[i], i, n * c);
+    dspatial[i] = part(spatial, wanted[i], i, n * h * w);
+  }
+  Sum *given[] = {dc, grads[0], ds, grads[1]}, *entropies[] = {kept[5], kept[6]};
+  Sum* inner[] = {kept[2], kept[3], kept[4], kept[0], kept[1]};
+  Sum* of_channels[] = {dchannel[0], dchannel[2], dchannel[1], kept[8], kept[9], kept[10]};
+  Sum* of_positions[] = {dspatial[0], dspatial[2], dspatial[1], kept[11], kept[12], kept[13]};
+  mmattn_scale_grad(dtype, kSum, x, dy, nullptr, n, c, h, w, last, factors[0], factors[1], nullptr, nullptr,
+                    nullptr, dc, ds, nullptr, nullptr, nullptr, threads);
+  mmattn_cat_factors_grad(dtype, given, factors, inner, entropies, n, c, h, w, avg + max + ent, hidden, maps,
+                          kh, kw, weights, low, high, equation, dchannel, dspatial, dweights, threads);
+  if (dx)
+    mmattn_entropy_grad(dtype, x, dy, dx, n, c, h, w, last, taps, k, of_channels, at[0], of_positions, at[1],
+                        kept[7], factors[0], factors[1], nullptr, threads);
+}
+
 }  // namespace
 
 SHOW(
     ENTRY(cat_factors),
-    ENTRY(cat_factors_grad))
+    ENTRY(cat_factors_grad),
+    ENTRY(cat),
+    ENTRY(cat_backward))

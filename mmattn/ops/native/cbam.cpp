@@ -1,7 +1,8 @@
-// A factor of each position, made of two maps: CBAM's spatial attention.
+// CBAM: its factor of each position, made of two maps; and all of it, each way a call.
 
-#include "abi.h"
+#include "cbam_dx.h"
 #include "convolution.h"
+#include "functions.h"
 #include "sigmoid.h"
 
 namespace {
@@ -37,6 +38,7 @@ template <class A, class F> double sum_of(i64 n_, i64 each, F&& f) {
 // moments: what running mean and variance move to, if by the batch.
 template <class A>
 void spatial_factors(const Spatial<A>& m, const A* maps, A* v, A* s, A* moments, int threads) {
+  moments[0] = moments[1] = 0;
   spatial_conv(maps, m.kernel, v, m.n, m.maps, m.h, m.w, m.kh, m.kw, threads);
   if (!m.weight) return sigmoid<A>(v, s, m.count());
   if (m.by_batch) {
@@ -86,15 +88,16 @@ Spatial<A> spatial_of(i64 n, i64 maps, i64 h, i64 w, i64 kh, i64 kw, const A* ke
 // As they are called from outside.
 
 // From M descriptors (N, H, W): them side by side maps (N, M, H, W), their convolution v and the factors s
-// (N, H, W). norm: weight, bias, or nulls for none; mean, var: what it normalises by, written if by the
-// batch.
+// (N, H, W). norm: weight, bias, running mean and variance, or nulls for none; mean, var: what it
+// normalises by, the batch's or these.
 void mmattn_spatial_factors(int dtype, Sum** descriptors, i64 n, i64 m, i64 h, i64 w, i64 kh, i64 kw,
-                            const Sum* kernel, Sum** norm, Sum* mean, Sum* var, int by_batch, double eps,
-                            Sum* maps, Sum* v, Sum* s, Sum* moments, int threads) {
+                            const Sum* kernel, Sum** norm, int by_batch, double eps, Sum* maps, Sum* v,
+                            Sum* s, Sum* mean, Sum* var, Sum* moments, int threads) {
   typed(dtype, [&](auto tag) {
     auto from = (const A_* const*)descriptors;
     i64 area = h * w;
     for (i64 i = 0; i < n * m; ++i) std::copy_n(from[i % m] + i / m * area, area, (A_*)maps + i * area);
+    if (norm[0] && !by_batch) *(A_*)mean = *(A_*)norm[2], *(A_*)var = *(A_*)norm[3];
     auto layers = spatial_of(n, m, h, w, kh, kw, (const A_*)kernel, (A_**)norm, (A_*)mean, (A_*)var,
                              by_batch, eps);
     spatial_factors(layers, (const A_*)maps, (A_*)v, (A_*)s, (A_*)moments, threads);
@@ -119,8 +122,66 @@ void mmattn_spatial_factors_grad(int dtype, Sum** grads, const Sum* s, const Sum
   });
 }
 
+// Of a map that was scaled by c and s, of a share of the identity (N, C) or null.
+void mmattn_cbam_dx(int dtype, const Element* dy, Element* dx, i64 n, i64 c, i64 h, i64 w, int last,
+                    const Sum* channel, const Sum* spatial, const Sum* ga, const Sum* gm,
+                    const int32_t* at, const Sum* gavg, const Sum* gmax, const int32_t* channel_at,
+                    const Sum* share, int threads) {
+  SHAPE;
+  typed(dtype, [&](auto tag) {
+    using T = decltype(tag);
+    Cbam<T> g{(const T*)dy,    (const A_*)channel, (const A_*)spatial, (const A_*)share,
+              (const A_*)ga,   (const A_*)gm,      (const A_*)gavg,    (const A_*)gmax,
+              at,              channel_at};
+    auto f = share ? (last ? cbam_dx<true, false, T> : cbam_dx<true, true, T>)
+                   : (last ? cbam_dx<false, false, T> : cbam_dx<false, true, T>);
+    f(g, (T*)dx, s, threads);
+  });
+}
+
+// All of it. norm: as above. factors: c, s and the moments; kept: pooled (N, 2, C), hidden (N, 2, K), maps
+// (N, 2, H, W), v (N, H, W), mean and var; at: of the maxima of each channel and of each position.
+void mmattn_cbam(int dtype, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w, int last, i64 hidden,
+                 i64 kh, i64 kw, Sum** mlp, const Sum* kernel, Sum** norm, int by_batch, double eps,
+                 Sum** factors, Sum** kept, int32_t** at, int threads) {
+  SumScratch channel_avg(dtype, n * c), channel_max(dtype, n * c), avg(dtype, n * h * w), max(dtype, n * h * w);
+  Sum *channel[] = {channel_avg, channel_max}, *maps[] = {max, avg};
+  mmattn_pool(dtype, true, x, n, c, h, w, last, nullptr, channel_avg, channel_max, at[0], threads);
+  mmattn_channel_factors(dtype, channel, n, 2, c, hidden, mlp, kept[0], kept[1], factors[0], threads);
+  mmattn_pool(dtype, false, x, n, c, h, w, last, factors[0], avg, max, at[1], threads);
+  mmattn_spatial_factors(dtype, maps, n, 2, h, w, kh, kw, kernel, norm, by_batch, eps, kept[2], kept[3],
+                         factors[1], kept[4], kept[5], factors[2], threads);
+  mmattn_scale(dtype, kProduct, x, y, n, c, h, w, last, factors[0], factors[1], nullptr, nullptr, nullptr,
+               threads);
+}
+
+// factors: c and s; grads: of these, or nulls; kept, at: as above. dx null: not wanted; dmlp: of w1, b1, w2,
+// b2; dspatial: of the kernel, and of the norm's weight and bias.
+void mmattn_cbam_backward(int dtype, const Element* x, const Element* dy, Element* dx, i64 n, i64 c, i64 h,
+                          i64 w, int last, i64 hidden, i64 kh, i64 kw, Sum** mlp, const Sum* kernel,
+                          const Sum* weight, int by_batch, double eps, Sum** factors, Sum** grads,
+                          Sum** kept, int32_t** at, Sum** dmlp, Sum** dspatial, int threads) {
+  SumScratch dc(dtype, n * c), dc2(dtype, n * c), channel_avg(dtype, n * c), channel_max(dtype, n * c);
+  SumScratch ds(dtype, n * h * w), avg(dtype, n * h * w), max(dtype, n * h * w);
+  Sum *of_s[] = {ds, grads[1]}, *maps[] = {max, avg}, *norm[] = {(Sum*)weight, nullptr};
+  Sum *of_c[] = {dc, dc2, grads[0]}, *channel[] = {channel_avg, channel_max};
+  mmattn_scale_grad(dtype, kProduct, x, dy, nullptr, n, c, h, w, last, factors[0], factors[1], nullptr,
+                    nullptr, nullptr, dc, ds, nullptr, nullptr, nullptr, threads);
+  mmattn_spatial_factors_grad(dtype, of_s, factors[1], kept[2], kept[3], n, 2, h, w, kh, kw, kernel, norm,
+                              kept[4], kept[5], by_batch, eps, maps, dspatial, threads);
+  mmattn_spatial_pool_grad(dtype, x, nullptr, n, c, h, w, last, factors[0], avg, max, at[1], dc2, threads);
+  mmattn_channel_factors_grad(dtype, of_c, factors[0], kept[0], kept[1], n, 2, c, hidden, mlp, channel, dmlp,
+                              threads);
+  if (dx)
+    mmattn_cbam_dx(dtype, dy, dx, n, c, h, w, last, factors[0], factors[1], avg, max, at[1], channel_avg,
+                   channel_max, at[0], nullptr, threads);
+}
+
 }  // namespace
 
 SHOW(
     ENTRY(spatial_factors),
-    ENTRY(spatial_factors_grad))
+    ENTRY(spatial_factors_grad),
+    ENTRY(cbam_dx),
+    ENTRY(cbam),
+    ENTRY(cbam_backward))

@@ -1,12 +1,7 @@
 // CAT's three pools of both axes.
 
-#include "abi.h"
 #include "entropy_pool.h"
-
-namespace {
-
-// --------------------------------------------------------------------------------------------------
-// As it is called from outside.
+#include "functions.h"
 
 // channel, spatial: pointers to avg, max, ent, log s, ref. Returns the number of wide samples.
 i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int last, const Sum* taps,
@@ -28,7 +23,5 @@ i64 mmattn_entropy(int dtype, const Element* x, i64 n, i64 c, i64 h, i64 w, int 
   });
   return wide;
 }
-
-}  // namespace
 
 SHOW(ENTRY(entropy))

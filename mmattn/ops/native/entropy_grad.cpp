@@ -1,12 +1,7 @@
 // The gradient of CAT's three pools of both axes, alone or with that of the factors.
 
-#include "abi.h"
 #include "entropy_grad.h"
-
-namespace {
-
-// --------------------------------------------------------------------------------------------------
-// As it is called from outside.
+#include "functions.h"
 
 // channel, spatial: pointers to g_avg, g_ent, g_max, entropy, log s, ref. With factors c, p of a sum
 // gate dx = dy * (c + p) + ..., with a share v of the identity dy * (c + v p); dy null: no such term.
@@ -35,7 +30,5 @@ void mmattn_entropy_grad(int dtype, const Element* x, const Element* dy, Element
     else run(Scaled<Either<Affine, false>, T>{(const T*)dy, s, a, b});
   });
 }
-
-}  // namespace
 
 SHOW(ENTRY(entropy_grad))

@@ -39,14 +39,12 @@ def spatial_factors(
 ) -> tuple[Any, ...]:
     first = descriptors[0]
     (n, h, w), m = first.shape, len(descriptors)
-    maps, v, s, moments = acc(first, n, m, h, w), *like((first, first)), acc(first, 2).zero_()
-    weight, bias, *state = norm or (None, None, None, None)
-    if norm:  # what it normalises by
-        state = like(state) if by_batch else [t.clone() for t in state]
+    maps, v, s, moments = acc(first, n, m, h, w), *like((first, first)), acc(first, 2)
+    state = like(norm[2:]) or [None, None]
     sizes = *maps.shape, *kernel.shape[2:]
     run(
-        'spatial_factors', first, descriptors, *sizes, kernel, (weight, bias), *state, by_batch,
-        eps, maps, v, s, moments,
+        'spatial_factors', first, descriptors, *sizes, kernel, norm or (None,) * 4, by_batch, eps,
+        maps, v, s, *state, moments,
     )  # fmt: skip
     return s, maps, v, *(state if norm else (v.new_empty(0), v.new_empty(0))), moments
 

@@ -1,6 +1,6 @@
 // A factor of each channel, made of its descriptors: SE's and CBAM's layers.
 
-#include "abi.h"
+#include "functions.h"
 #include "mlp.h"
 #include "sigmoid.h"
 
@@ -10,6 +10,8 @@ namespace {
 template <class A> Mlp<A> mlp_of(i64 n, i64 parts, i64 channels, i64 hidden, A* const* w) {
   return {n, parts, channels, hidden, w[0], w[1], w[2], w[3], nullptr};
 }
+
+}  // namespace
 
 // From P descriptors (N, C): them side by side v (N, P, C), the hidden values (N, P, K), and the factors
 // c = sigmoid(sum over p of MLP(v[p])).
@@ -38,8 +40,6 @@ void mmattn_channel_factors_grad(int dtype, Sum** grads, const Sum* c, const Sum
       std::copy_n(side_by_side + i * channels, channels, (A_*)dv[i % parts] + i / parts * channels);
   });
 }
-
-}  // namespace
 
 SHOW(
     ENTRY(channel_factors),

@@ -1,27 +1,29 @@
 // Scales: SE, ECA, CBAM and CAT.
 
-#include "abi.h"
+#include "functions.h"
 #include "scale.h"
 
 namespace {
 
 template <class F> void kinds(int kind, bool last, F&& f) {
   switch (kind) {
-    case 0: return last ? f(LaneScale{}) : f(RowScale{});
-    case 1: return last ? f(RowScale{}) : f(LaneScale{});
-    case 2: return f(ProductScale{});
-    case 3: return f(SumScale{});
-    case 4: return f(DualScale{});
-    case 5: return last ? f(Either<Affine, true>{}) : f(Either<Affine, false>{});
+    case kChannel: return last ? f(LaneScale{}) : f(RowScale{});
+    case kPosition: return last ? f(RowScale{}) : f(LaneScale{});
+    case kProduct: return f(ProductScale{});
+    case kSum: return f(SumScale{});
+    case kDual: return f(DualScale{});
+    case kAffine: return last ? f(Either<Affine, true>{}) : f(Either<Affine, false>{});
     default: return last ? f(Either<PartDual, true>{}) : f(Either<PartDual, false>{});
   }
 }
 
+}  // namespace
+
 // --------------------------------------------------------------------------------------------------
 // As they are called from outside.
 
-// Factors and their gradients come as (channel 0, position 0, channel 1, position 1, channel 2); the
-// kinds: 0 channel, 1 position, 2 product, 3 sum, 4 dual, 5 affine, 6 part of dual.
+// Factors and their gradients come as (channel 0, position 0, channel 1, position 1, channel 2); kind:
+// one of `Scales`.
 void mmattn_scale(int dtype, int kind, const Element* x, Element* y, i64 n, i64 c, i64 h, i64 w,
                  int last, const Sum* c0, const Sum* p0, const Sum* c1, const Sum* p1,
                  const Sum* c2, int threads) {
@@ -52,8 +54,6 @@ void mmattn_scale_grad(int dtype, int kind, const Element* x, const Element* dy,
     });
   });
 }
-
-}  // namespace
 
 SHOW(
     ENTRY(scale),
