@@ -404,6 +404,8 @@ def network(
     init_default_scope(scope)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     images = torch.randn(batch, 3, *size, device=device).contiguous(memory_format=layout)
+    # Not spelt out below: to the types of PyTorch 2.8, modules have no memory format.
+    place: dict[str, Any] = dict(device=device, memory_format=layout)
     samples = _samples(scope, batch, size, 2, device)
     models = {}
     for name, whole in (('bare', bare(config)), ('plugins', config)):
@@ -413,7 +415,7 @@ def network(
             part.pop('init_cfg', None)  # weights do not change the time
         torch.manual_seed(0)
         model = build_model(dict(model=cfg, plug=whole.get('plug')))
-        models[name] = model.to(device).to(memory_format=layout)
+        models[name] = model.to(**place)
 
     def autocast() -> torch.autocast:
         return torch.autocast(device.type, DTYPES[amp or 'bf16'], enabled=amp is not None)
