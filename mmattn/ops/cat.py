@@ -139,7 +139,21 @@ def _cat(kernels, x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high,
     return y, c, s, [c_a, s_a, *inner, hidden, *ents, *pooled]
 
 
-def results(x, taps, w1, w2, kernel, alpha, beta, outer, pools, low, high, equation, a):
+def results(
+    x: Tensor,
+    taps: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    outer: Tensor | None,
+    pools: Sequence[bool],
+    low: float,
+    high: float,
+    equation: bool,
+    a: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     """Tensors for what the operator returns, whose values a kernel writes."""
     n, c, h, w = x.shape
     p = sum(pools)
@@ -281,9 +295,28 @@ def _backward(
 
 
 def backward_results(
-    dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, pools, low, high,
-    equation, last, need_x,
-):  # fmt: skip
+    dy: Tensor | None,
+    gc: Tensor | None,
+    gs: Tensor | None,
+    x: Tensor,
+    taps: Tensor,
+    w1: Tensor,
+    w2: Tensor,
+    kernel: Tensor,
+    alpha: Tensor | None,
+    beta: Tensor | None,
+    outer: Tensor | None,
+    a: Tensor | None,
+    c: Tensor,
+    s: Tensor,
+    saved: Sequence[Tensor],
+    pools: Sequence[bool],
+    low: float,
+    high: float,
+    equation: bool,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     """The same of its backward."""
     return [
         torch.empty_like(dense(x, last)) if need_x else some(None, x),

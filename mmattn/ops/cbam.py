@@ -67,7 +67,18 @@ def _cbam(kernels, x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
     return y, c, s, moments, saved
 
 
-def results(x, w1, b1, w2, b2, kernel, norm, by_batch, eps, a):
+def results(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    kernel: Tensor,
+    norm: Sequence[Tensor],
+    by_batch: bool,
+    eps: float,
+    a: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, list[Tensor]]:
     """Tensors for what the operator returns, whose values a kernel writes."""
     n, c, h, w = x.shape
     one = acc(x, 1) if norm else acc(x, 0)
@@ -144,13 +155,28 @@ def _backward(
 
 
 def backward_results(
-    dy, gc, gs, x, w1, b1, w2, b2, kernel, a, weight, saved, by_batch, eps, last, need_x
-):
+    dy: Tensor | None,
+    gc: Tensor | None,
+    gs: Tensor | None,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    kernel: Tensor,
+    a: Tensor | None,
+    weight: Sequence[Tensor],
+    saved: Sequence[Tensor],
+    by_batch: bool,
+    eps: float,
+    last: bool,
+    need_x: bool,
+) -> list[Tensor]:
     """The same of its backward."""
     return [
         torch.empty_like(dense(x, last)) if need_x else some(None, x),
         *(acc(x, *t.shape) for t in (w1, b1, w2, b2, kernel) if t is not None),
-        *(acc(x, 1) for _ in 2 * weight),
+        *(acc(x, 1) for _ in [*weight, *weight]),
         *([] if a is None else [acc(x, *a.shape)]),
     ]
 

@@ -36,15 +36,18 @@ def left_to_the_compiler(name):
 
 
 def seen_by_the_compiler(found):
-    """A backend that notes the targets of the graphs, forward and backward."""
-    from functorch.compile import make_boxed_func
+    """A backend that notes the targets of the graphs, forward and backward, cut as Inductor cuts
+    them: PyTorch 2.8's other way, aot_eager's, cannot keep an operator's list of tensors."""
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
 
     def note(graph, _):
         found.update(str(node.target) for node in graph.graph.nodes if node.op == 'call_function')
         return make_boxed_func(graph.forward)
 
-    return aot_autograd(fw_compiler=note, bw_compiler=note)
+    return aot_autograd(
+        fw_compiler=note, bw_compiler=note, partition_fn=min_cut_rematerialization_partition
+    )
 
 
 def outcome(gate, x):

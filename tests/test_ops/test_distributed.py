@@ -86,8 +86,10 @@ def test_two_processes(way, found):
     if way not in found[0]:
         pytest.skip(f'torch {torch.__version__} has no fully_shard')
     expected, _ = gradients('alone', batch())
+    # On CPUs PyTorch 2.8's fully_shard adds up the gradients of the processes, of any layer.
+    times = 2 if way == 'fully_shard' and torch.__version__.startswith('2.8.') else 1
     for grads, ran in (of_rank[way] for of_rank in found):
         assert ran == [f'{op}Backward' for op in ('cat', 'cbam', 'coord', 'drtam', 'eca', 'se')]
         assert grads.keys() == expected.keys()
         for name, grad in grads.items():
-            torch.testing.assert_close(grad, expected[name], rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(grad / times, expected[name], rtol=1e-3, atol=1e-7)
