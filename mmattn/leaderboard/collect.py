@@ -75,17 +75,15 @@ class Known:
     @staticmethod
     def of_papers() -> 'Known':
         """The rows of the papers' tables."""
-        root, listed = config_root(), entries()
-        names = [entry.config for entry in listed]
-        names += [entry.pretrained for entry in listed if entry.pretrained]
-        return Known(dict.fromkeys(names, root))
+        names = [name for entry in entries() for name in entry.configs]
+        return Known(dict.fromkeys(names, config_root()))
 
     @staticmethod
     def with_files(files: Iterable[str | Path]) -> 'Known':
         """With the rows of users' files (own.py), too; raises ValueError as `own.read` does."""
         roots, starting = {}, set()
         for entry in (entry for path in files for entry in own.read(path).entries):
-            for config in filter(None, (entry.config, entry.pretrained)):
+            for config in entry.configs:
                 roots[config] = entry.root_of(config)
             if entry.pretrained is not None:
                 starting.add(entry.config)

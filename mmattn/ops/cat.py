@@ -23,7 +23,7 @@ from . import identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
 from .pool import check_taps, saved_like
-from .tensors import acc, dense, dense_pair, flat, is_last, some, unless_empty
+from .tensors import acc, dense, dense_pair, flat, is_last, of_given, some, unless_empty
 
 
 def cat(
@@ -197,8 +197,7 @@ def _grads(ctx, saved, dy, gc, gs):
         dy, gc, gs, x, taps, w1, w2, kernel, alpha, beta, outer, a, c, s, saved, ctx.pools,
         ctx.low, ctx.high, ctx.equation, ctx.last, ctx.needs[0],
     )  # fmt: skip
-    more = iter(more)
-    vectors = (None if t is None else next(more) for t in (alpha, beta, outer, a))
+    vectors = of_given((alpha, beta, outer, a), iter(more))
     return dx if ctx.needs[0] else None, None, dw1, dw2, dkernel, *vectors
 
 

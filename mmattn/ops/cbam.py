@@ -18,7 +18,7 @@ from torch import Tensor
 from . import identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
-from .tensors import acc, dense, dense_pair, flat, ints, is_last, some
+from .tensors import acc, dense, dense_pair, flat, ints, is_last, of_given, some
 
 
 def cbam(
@@ -122,7 +122,7 @@ def _grads(ctx, saved, dy, gc, gs):
         ctx.needs[0],
     )  # fmt: skip
     grads = iter(grads)
-    found = [None if t is None else next(grads) for t in (w1, b1, w2, b2, kernel)]
+    found = of_given((w1, b1, w2, b2, kernel), grads)
     norm = [next(grads), next(grads), None, None] if ctx.norm else []
     return dx if ctx.needs[0] else None, *found, *norm, None if a is None else next(grads)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from . import identity, layers, record, reference
 from .dispatch import by_kernels
 from .library import Gradient, define
-from .tensors import acc, dense, flat, is_last, some
+from .tensors import acc, dense, dense_pair, flat, is_last, of_given, some
 
 
 def se(
@@ -71,8 +71,7 @@ def _keep(ctx, args, outputs):
 
 def _se_grads(ctx, saved, dy, gc):
     dx, *grads = ctx.backward_op(dy, gc, *saved, ctx.last, ctx.needs[0])
-    grads = iter(grads)
-    return dx if ctx.needs[0] else None, *(None if t is None else next(grads) for t in saved[1:6])
+    return dx if ctx.needs[0] else None, *of_given(saved[1:6], iter(grads))
 
 
 def _finish(kernels, dy, x, by, gavg, need_x):
@@ -82,10 +81,7 @@ def _finish(kernels, dy, x, by, gavg, need_x):
 
 def _factors_grad(kernels, dy, gc, x, c, a, last):
     """dy as kernels read it, what x was multiplied by, gradients of c, that of a as a list."""
-    x = dense(x, last)
-    if dy is None:
-        dy = torch.zeros_like(x)
-    dy = dense(dy, last)
+    x, dy = dense_pair(x, dy, last)
     by, da = identity.part(c, a), []
     _, dc = kernels.channel_scale_grad(x, by, dy=dy, need_x=False)
     if a is not None:

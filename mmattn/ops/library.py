@@ -28,6 +28,7 @@ leave the operator in an exported graph without a gradient, and has to be traced
 support of Functions differs from version to version. Nothing here needs PyTorch newer than 2.5.
 """
 
+import contextlib
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -129,10 +130,11 @@ def define(
     LIBRARY.define(schema, tags=_TAGS)
     op = getattr(torch.ops.mmattn, name).default
 
+    lists = _lists(op)
     kernels[name] = kernel
     _contiguous[name] = [
         (i, is_list)
-        for i, (argument, is_list) in enumerate(zip(op._schema.arguments, _lists(op), strict=True))
+        for i, (argument, is_list) in enumerate(zip(op._schema.arguments, lists, strict=True))
         if is_list is not None and argument.name not in ('x', 'dy')
     ]
     several = len(op._schema.returns) > 1
@@ -168,7 +170,7 @@ def define(
             LIBRARY.impl(name, _refuse_batch, key)
     else:
         decompositions[op] = written
-        call = _differentiable(name, op, run, written, gradient, why_not)
+        call = _differentiable(name, op, lists, run, written, gradient, why_not)
         LIBRARY.impl(name, call, 'Autograd', with_keyset=True)
         for key in (_TRANSFORMED, _BATCHED_GRADIENTS):
             LIBRARY.impl(name, written, key)
@@ -272,8 +274,7 @@ def _below(op, args):
         return op(*args)
 
 
-def _differentiable(name, op, run, equations, gradient, why_not):
-    lists = _lists(op)
+def _differentiable(name, op, lists, run, equations, gradient, why_not):
     # A node of its own name in the graph.
     function = type(_Function)(name, (_Function,), {})
 
@@ -349,16 +350,14 @@ class _Function(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         # Unpacked once: checkpointing unpacks nothing twice.
         saved = ctx.saved_tensors
-        if torch.is_grad_enabled() or dispatch.forward_level() >= 0:
-            ctx.backward_op = getattr(torch.ops.mmattn, ctx.of, None)
-            found = ctx.gradient.backward(ctx, saved, *grads)
+        differentiated = torch.is_grad_enabled() or dispatch.forward_level() >= 0
+        if not differentiated and ctx.plain and _stand_alone(saved, grads):
+            ctx.backward_op = _runs.get(ctx.of)
         else:
-            plain = ctx.plain and _stand_alone(saved, grads)
-            ctx.backward_op = (
-                _runs.get(ctx.of) if plain else getattr(torch.ops.mmattn, ctx.of, None)
-            )
-            with torch._C._AutoDispatchBelowAutograd():  # nobody differentiates the backward
-                found = ctx.gradient.backward(ctx, saved, *grads)
+            ctx.backward_op = getattr(torch.ops.mmattn, ctx.of, None)
+        below = contextlib.nullcontext if differentiated else torch._C._AutoDispatchBelowAutograd
+        with below():
+            found = ctx.gradient.backward(ctx, saved, *grads)
         return *(None,) * 6, *(g for g, need in zip(found, ctx.needs, strict=True) if need)
 
 

@@ -1,6 +1,6 @@
 """What operators ask of tensors: a memory format, an accumulator type, nothing at all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -47,6 +47,11 @@ def ints(x: Tensor, *shape: int) -> Tensor:
 def some(t: Tensor | None, x: Tensor) -> Tensor:
     """t, or a tensor without elements for None, which no operator returns."""
     return x.new_empty(0) if t is None else t
+
+
+def of_given(given: Iterable[Tensor | None], values: Iterator[Tensor]) -> list[Tensor | None]:
+    """The next of the values for each that is given, None for None."""
+    return [None if t is None else next(values) for t in given]
 
 
 def unless_empty(tensors: Sequence[Tensor]) -> list[Tensor | None]:

@@ -166,8 +166,7 @@ def row_of(path: str | Path) -> str:
     root = config_root().resolve()
     full = Path(path).resolve()
     config = full.relative_to(root).as_posix() if full.is_relative_to(root) else None
-    known = {name for entry in entries() for name in (entry.config, entry.pretrained)}
-    if config is None or config not in known:
+    if config is None or config not in {name for entry in entries() for name in entry.configs}:
         raise AlternativeError(
             f'{path} is in no table, and alternatives are for the rows of tables: the configs that '
             f'{" and ".join(f"{root / paper}/paper_tables.yml" for paper in PAPERS)} name'

@@ -181,7 +181,7 @@ def _add(table: Table, entry: Entry, file: File) -> None:
 
 def _check_configs(entry: Entry, path: Path) -> None:
     """Its configs are there, where records can name them, and nobody else's are called so."""
-    for config in filter(None, (entry.config, entry.pretrained)):
+    for config in entry.configs:
         if config.count('/') != 1 or not config.endswith('.py'):
             raise ValueError(
                 f'{path}: a config must be <folder>/<name>.py, as '

@@ -80,6 +80,11 @@ class Entry:
         """The method, with its placement if it has one."""
         return f'{self.method} ({self.placement})' if self.placement else self.method
 
+    @property
+    def configs(self) -> tuple[str, ...]:
+        """Its config, and that of the network it can start from."""
+        return (self.config,) if self.pretrained is None else (self.config, self.pretrained)
+
     def root_of(self, config: str) -> Path:
         """The folder that a config of this row lies below.
 

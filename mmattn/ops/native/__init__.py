@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensors import acc, ints
 from .build import added as added
 from .build import library
 from .call import DTYPES, run
@@ -21,7 +22,7 @@ from .rank1 import rank1_attention_grad as rank1_attention_grad
 from .rank1 import rank1_attention_parts as rank1_attention_parts
 from .rank1 import rank1_pool as rank1_pool
 from .rank1 import rank1_pool_grad as rank1_pool_grad
-from .sizes import acc, ints, meta
+from .sizes import meta
 from .whole import operator as operator
 
 SMALL = 2**17  # elements

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..tensors import acc
 from .call import run
-from .sizes import acc, like
+from .sizes import like
 
 
 def channel_factors(

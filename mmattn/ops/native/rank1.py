@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ..chunks import windows
+from ..tensors import acc, ints
 from .call import run
-from .sizes import acc, ints, meta
+from .sizes import meta
 
 
 @functools.lru_cache

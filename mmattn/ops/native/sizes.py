@@ -1,4 +1,4 @@
-"""What kernels are told of a map, and the tensors that they write to."""
+"""What kernels are told of a map, and tensors like others to write to."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,22 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..dispatch import stats_dtype
-
 
 def meta(x: Tensor) -> tuple[int, int, int, int, bool]:
     """The sizes of x and its layout, as the kernels take them."""
     n, c, h, w = x.shape
     # A map of one position is both; as rows of channels it has rows worth the name.
     return n, c, h, w, h * w == 1 or not x.is_contiguous()
-
-
-def acc(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=stats_dtype(x))  # where x is, whatever the default device
-
-
-def ints(x: Tensor, *shape: int) -> Tensor:
-    return x.new_empty(shape, dtype=torch.int32)
 
 
 def like(tensors: Iterable[Tensor | None]) -> list[Any]:

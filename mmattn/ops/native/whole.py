@@ -11,7 +11,7 @@ from ..cat import backward_results as cat_backward_results
 from ..cat import results as cat_results
 from ..cbam import backward_results as cbam_backward_results
 from ..cbam import results as cbam_results
-from ..tensors import dense, dense_pair, unless_empty
+from ..tensors import dense, dense_pair, of_given, unless_empty
 from .call import run
 from .sizes import meta
 
@@ -47,7 +47,7 @@ def _cbam_backward(
     dx, *grads = found
     mlp = w1, b1, w2, b2
     left = iter(grads)
-    dmlp = [None if t is None else next(left) for t in mlp]
+    dmlp = of_given(mlp, left)
     c, s, pooled, channel_at, hidden, maps, at, *kept = saved
     run(
         'cbam_backward', x, x, dy, dx if need_x else None, *meta(x), w1.shape[0], *kernel.shape[2:],
@@ -90,8 +90,8 @@ def _cat_backward(
         equation, last, need_x,
     )  # fmt: skip
     dx, *grads = found
-    weights, left = (w1, w2, kernel, alpha, beta, outer), iter(grads)
-    dweights = [None if t is None else next(left) for t in weights]
+    weights = w1, w2, kernel, alpha, beta, outer
+    dweights = of_given(weights, iter(grads))
     run(
         'cat_backward', x, x, dy, dx if need_x else None, *meta(x), taps, taps.numel(), w1.shape[0],
         *kernel.shape[1:], weights, *pools, low, high, equation, (c, s), (gc, gs),

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import identity
-from ..tensors import dense_pair, some
+from ..tensors import dense_pair, some, unless_empty
 from . import mlp
 from .cat import SIZES, is_whole, middle_block, options_of, weight_of, weighted_maps
 from .common import filled, floats, launch, total
@@ -255,8 +255,7 @@ def cat_backward(
         for stack in (dchannel, dspatial):
             each = iter(stack)
             grads += [next(each) if wanted else None for wanted in pools]
-        kept_of_pool = tuple(t if t.numel() else None for t in pooled)
-        dx = entropy_dx(x, taps, dy, by, s, tuple(grads), kept_of_pool, v=slope)
+        dx = entropy_dx(x, taps, dy, by, s, tuple(grads), tuple(unless_empty(pooled)), v=slope)
     douter, dalpha, dbeta = vectors.split((2, count, count))
     more = [d for d, t in ((dalpha, alpha), (dbeta, beta), (douter, outer)) if t is not None]
     return [dx, dw1, dw2, dkernel, *more, *da]
